@@ -1,0 +1,29 @@
+"""The only reader of environment variables. ENVIRONMENT.md is generated from `VARIABLES`."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLES = {
+    "RAO_KERNELS_BACKEND": "Backend to use where no `backend=` is given: `cpu` or `eager`.",
+    "RAO_KERNELS_CPU_ISA": (
+        "Instruction set of the CPU kernels: `avx512_bf16`, `avx512`, `avx2` or `portable`. "
+        "Unset: the best the processor has. Read once, when the library is loaded."
+    ),
+    "RAO_BUILD_CPU": "At build time: `1` the CPU library must build, `0` skip it, unset best effort.",
+}
+
+
+def _read(name: str) -> str | None:
+    assert name in VARIABLES
+    return os.environ.get(name) or None
+
+
+def backend() -> str | None:
+    """``RAO_KERNELS_BACKEND``, or None."""
+    return _read("RAO_KERNELS_BACKEND")
+
+
+def cpu_isa() -> str | None:
+    """``RAO_KERNELS_CPU_ISA``, or None."""
+    return _read("RAO_KERNELS_CPU_ISA")

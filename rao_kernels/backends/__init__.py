@@ -1,0 +1,107 @@
+"""Backends: two tile operations each, their order per device, and the choice among them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import _env
+from ..errors import BackendError
+from . import cpu, eager
+from .tiles import GROUP, Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+
+__all__ = [
+    "GROUP",
+    "Backend",
+    "Gradients",
+    "Head",
+    "RetainedTile",
+    "RowGradients",
+    "RowState",
+    "Tile",
+    "get",
+    "reasons",
+    "select",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """What a backend module offers. It walks no tiles and validates nothing."""
+
+    NAME: str
+
+    def supports(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if the backend runs operands of `dtype` on `device`, else the reason it does not."""
+
+    def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
+        """Buffers reused by every tile (of at most `width` words) of one pass."""
+
+    def score_tile(
+        self,
+        head: Head,
+        tile: Tile,
+        state: RowState,
+        retained: RetainedTile | None,
+        scratch: Sequence[Tensor],
+    ) -> None:
+        """Fold a tile's logits into `state`; fill `retained` where given."""
+
+    def grad_tile(
+        self,
+        head: Head,
+        tile: Tile,
+        rows: RowGradients,
+        retained: RetainedTile | None,
+        out: Gradients,
+        scratch: Sequence[Tensor],
+    ) -> None:
+        """Form a tile's logit gradient, from `retained` or recomputed, and its products in `out`."""
+
+
+BACKENDS: dict[str, Backend] = {module.NAME: module for module in (cpu, eager)}
+ORDER = {"cpu": ("cpu", "eager")}
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`, which `select` has returned."""
+    return BACKENDS[name]
+
+
+def reasons(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """For each backend, None where it would run, else why it would not."""
+    return {name: backend.supports(device, dtype) for name, backend in BACKENDS.items()}
+
+
+@cache
+def _report_fallback(name: str, reason: str) -> None:
+    logger.warning("backend %r is not used: %s", name, reason)
+
+
+def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend to run: `name`, else ``RAO_KERNELS_BACKEND``, else the device's first that can.
+
+    Raises:
+        BackendError: the one asked for cannot run the problem, or does not exist.
+    """
+    asked = name or _env.backend()
+    why = reasons(device, dtype)
+    if asked is not None:
+        if asked not in why:
+            raise BackendError(f"backend {asked!r} does not exist; there are: {', '.join(why)}")
+        if (reason := why[asked]) is not None:
+            others = "; ".join(f"{n}: {r or 'would run'}" for n, r in why.items() if n != asked)
+            raise BackendError(f"backend {asked!r} cannot run this: {reason}. Others: {others}")
+        return asked
+    for candidate in ORDER.get(device.type, ("eager",)):
+        if (reason := why[candidate]) is None:
+            return candidate
+        if dtype != torch.float64:
+            _report_fallback(candidate, reason)
+    raise BackendError("; ".join(f"{n}: {r}" for n, r in why.items()))

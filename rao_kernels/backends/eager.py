@@ -1,0 +1,147 @@
+"""The two tile operations in plain torch: any device, any float dtype; the readable definition.
+
+Products of half-precision operands are accumulated and kept in fp32.
+Legend: N rows, V vocabulary, D hidden size, W words of a tile, G words of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .tiles import GROUP, Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+
+NAME = "eager"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None if dtype in DTYPES else f"it computes in {DTYPES}, not {dtype}"
+
+
+def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
+    return ()
+
+
+def score_tile(
+    head: Head,
+    tile: Tile,
+    state: RowState,
+    retained: RetainedTile | None,
+    scratch: Sequence[Tensor],
+) -> None:
+    raw = _raw_logits(head, tile)
+    if retained is not None:
+        _retain(raw, retained)
+    z, _ = _transform(head, tile, raw)
+    _fold(z, state)
+    local = head.targets - tile.start
+    inside = (local >= 0) & (local < tile.width)
+    target_logit = z.gather(1, local.clamp(0, tile.width - 1)[:, None]).squeeze(1)
+    state.target_logit.copy_(torch.where(inside, target_logit, state.target_logit))
+
+
+def grad_tile(
+    head: Head,
+    tile: Tile,
+    rows: RowGradients,
+    retained: RetainedTile | None,
+    out: Gradients,
+    scratch: Sequence[Tensor],
+) -> None:
+    raw = _raw_logits(head, tile) if retained is None else _restore(retained, rows)
+    z, slope = _transform(head, tile, raw)
+    dz = _logit_gradient(head, tile, rows, z)
+    draw = (dz * slope * head.scale).to(head.hidden.dtype)
+    if out.dhidden is not None:
+        out.dhidden.add_(_product(draw, head.weight_tile(tile), head.accumulator))
+    if out.dweight is not None:
+        dweight = _product(draw.T, head.hidden, head.accumulator)
+        out.dweight[tile.start : tile.stop] = _unscaled(dweight, out)
+    if out.dbias is not None:
+        dbias = draw.sum(0, dtype=head.accumulator)
+        out.dbias[tile.start : tile.stop] = _unscaled(dbias, out)
+
+
+def _product(a: Tensor, b: Tensor, accumulator: torch.dtype) -> Tensor:
+    """``a @ b`` with the accumulator's precision in the result."""
+    if a.is_cuda and a.dtype != accumulator:
+        return torch.mm(a, b, out_dtype=accumulator)
+    return torch.mm(a.to(accumulator), b.to(accumulator))
+
+
+def _unscaled(gradient: Tensor, out: Gradients) -> Tensor:
+    return gradient if out.unscale is None else gradient * out.unscale
+
+
+def _raw_logits(head: Head, tile: Tile) -> Tensor:
+    return _product(head.hidden, head.weight_tile(tile).T, head.accumulator)
+
+
+def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Logits ``[N, W]`` and the softcap's derivative (without the scale)."""
+    bias = head.bias_tile(tile)
+    z = raw if bias is None else raw + bias
+    if head.softcap is None:
+        return z * head.scale, 1.0
+    bend = torch.tanh(z / head.softcap)
+    return bend * (head.softcap * head.scale), 1.0 - bend * bend
+
+
+def _fold(z: Tensor, state: RowState) -> None:
+    """Fold the logits of a tile into the running statistics."""
+    row_max = torch.maximum(state.row_max, z.amax(1))
+    # A row that is all -inf so far has no probabilities yet: shift it by 0, not by -inf.
+    shift = torch.where(row_max == -torch.inf, 0.0, row_max)
+    centred = z - shift[:, None]
+    e = centred.exp()
+    moved = (state.row_max - shift).masked_fill(state.row_max == -torch.inf, 0.0)
+    decay = moved.exp()
+    if state.entropy_sum is not None:
+        state.entropy_sum.copy_((state.entropy_sum + state.row_sum * moved) * decay)
+        state.entropy_sum.add_((e * centred).masked_fill(e == 0, 0.0).sum(1))
+    if state.square_sum is not None:
+        state.square_sum.copy_(state.square_sum * decay * decay + (e * e).sum(1))
+    if state.logit_sum is not None:
+        state.logit_sum.add_(z.sum(1))
+    state.row_sum.copy_(state.row_sum * decay + e.sum(1))
+    state.row_max.copy_(row_max)
+
+
+def _grouped(raw: Tensor) -> Tensor:
+    """``[N, W]`` as ``[N, groups, G]``, padded with -inf."""
+    padded = functional.pad(raw, (0, -raw.shape[1] % GROUP), value=-torch.inf)
+    return padded.view(raw.shape[0], -1, GROUP)
+
+
+def _retain(raw: Tensor, retained: RetainedTile) -> None:
+    grouped = _grouped(raw)
+    maxima = grouped.amax(2)
+    retained.maxima.copy_(maxima)
+    retained.values.copy_((grouped - maxima[:, :, None]).flatten(1)[:, : raw.shape[1]])
+
+
+def _restore(retained: RetainedTile, rows: RowGradients) -> Tensor:
+    values, maxima = retained.values, retained.maxima
+    if rows.retained_row is not None:
+        values, maxima = values[rows.retained_row], maxima[rows.retained_row]
+    wide = maxima.repeat_interleave(GROUP, dim=1)[:, : values.shape[1]]
+    return values.to(maxima.dtype) + wide
+
+
+def _logit_gradient(head: Head, tile: Tile, rows: RowGradients, z: Tensor) -> Tensor:
+    """``[N, W]``: see `RowGradients`."""
+    words = torch.arange(tile.start, tile.stop, device=z.device)
+    is_target = head.targets[:, None] == words
+    log_p = (z - rows.row_max[:, None]) - rows.log_sum[:, None]
+    log_p = torch.where(is_target, rows.logp[:, None], log_p)
+    p = log_p.exp()
+    coefficient = torch.where(is_target, -torch.expm1(log_p), -p)
+    dz = rows.logp_grad[:, None] * coefficient
+    if rows.mass_grad is None or rows.log_mass_grad is None:
+        return dz
+    p_log_p = (p * log_p).masked_fill(p == 0, 0.0)
+    return dz + rows.mass_grad[:, None] * p + rows.log_mass_grad[:, None] * p_log_p

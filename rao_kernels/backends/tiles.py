@@ -1,0 +1,132 @@
+"""The records a backend's two tile operations work on.
+
+Legend: N rows of the pass, V vocabulary, D hidden size, W words of a tile, G = `GROUP`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GROUP = 256  # words of a retained tile that share one maximum
+
+
+class Tile(NamedTuple):
+    """Words ``start:stop`` of the vocabulary."""
+
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def groups(self) -> int:
+        return -(-self.width // GROUP)
+
+
+@dataclass(frozen=True)
+class Head:
+    """One pass over the head: the selected rows and what turns them into logits.
+
+    ``logits = softcap * tanh((hidden @ weight.T + bias) / softcap) * scale``
+
+    hidden: ``[N, D]`` contiguous, in the dtype the products are computed in.
+    weight: ``[V, D]``, any float dtype and strides. bias: ``[V]`` or None. targets: ``[N]`` int64.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    scale: float
+    softcap: float | None
+
+    @property
+    def rows(self) -> int:
+        return self.hidden.shape[0]
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """Dtype of statistics and accumulated gradients."""
+        return torch.float64 if self.hidden.dtype == torch.float64 else torch.float32
+
+    def weight_tile(self, tile: Tile) -> Tensor:
+        """``[W, D]`` contiguous, in the dtype of `hidden`; a copy only where it must be."""
+        return self.weight[tile.start : tile.stop].to(self.hidden.dtype).contiguous()
+
+    def bias_tile(self, tile: Tile) -> Tensor | None:
+        """``[W]`` in the accumulator dtype."""
+        if self.bias is None:
+            return None
+        return self.bias[tile.start : tile.stop].to(self.accumulator).contiguous()
+
+
+@dataclass(frozen=True)
+class RowState:
+    """Running statistics of N rows over the tiles scored so far, in the accumulator dtype.
+
+    row_max: starts at -inf. row_sum: sum of ``e = exp(z - row_max)``. target_logit: NaN until the
+    target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``; square_sum, sum of
+    ``e^2``; logit_sum, sum of ``z``.
+    """
+
+    row_max: Tensor
+    row_sum: Tensor
+    target_logit: Tensor
+    entropy_sum: Tensor | None
+    square_sum: Tensor | None
+    logit_sum: Tensor | None
+
+
+@dataclass(frozen=True)
+class RetainedTile:
+    """A tile's raw products (before bias, softcap and scale), kept for backward.
+
+    values: ``[N, W]`` in the dtype of `hidden`: product minus the maximum of its group.
+    maxima: ``[N, ceil(W / G)]`` in the accumulator dtype.
+    """
+
+    values: Tensor
+    maxima: Tensor
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """What turns a row's probabilities into the gradient of its logits.
+
+    ``dz_v = logp_grad (onehot_v - p_v) + p_v (mass_grad + log_mass_grad log p_v)`` with
+    ``p = exp((z - row_max) - log_sum)``; at the target, ``p`` and ``1 - p`` come from `logp`.
+
+    All ``[N]`` in the accumulator dtype; `mass_grad` and `log_mass_grad` are both None where
+    neither the entropy nor the lse has a gradient. retained_row: ``[N]`` int64, the row of a
+    retained tile that belongs to each row of the pass; None = the same row.
+    """
+
+    row_max: Tensor
+    log_sum: Tensor
+    logp: Tensor
+    logp_grad: Tensor
+    mass_grad: Tensor | None
+    log_mass_grad: Tensor | None
+    retained_row: Tensor | None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Where a pass puts its gradients; None = not wanted.
+
+    dhidden: ``[N, D]`` in the accumulator dtype, added to. dweight: ``[V, D]`` in the dtype of the
+    weight; each tile writes its rows once. dbias: ``[V]`` in the accumulator dtype, likewise.
+    unscale: 0-dim factor that `dweight` and `dbias` are multiplied with before they are rounded
+    (the inverse of the factor the row gradients were scaled by), or None for 1.
+    """
+
+    dhidden: Tensor | None
+    dweight: Tensor | None
+    dbias: Tensor | None
+    unscale: Tensor | None

@@ -1,0 +1,96 @@
+"""How a pass is cut up: tile width, workspace, and the slots of the retained buffer.
+
+Everything here is a function of shapes, dtype and device type, so that a compiler's fake tensors
+agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backends import RetainedTile, Tile
+
+DEFAULT_WORKSPACE_CAP = 1 << 30
+ALIGNMENT = 64
+_TILE_WIDTH = {"cpu": 2048, "cuda": 8192}
+
+
+def tile_width(vocabulary: int, device_type: str) -> int:
+    """Words of a tile."""
+    return min(vocabulary, _TILE_WIDTH.get(device_type, 4096))
+
+
+def tiles(vocabulary: int, device_type: str) -> list[Tile]:
+    """The vocabulary, cut into tiles; the last may be narrower."""
+    width = tile_width(vocabulary, device_type)
+    return [Tile(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _accumulator_size(dtype: torch.dtype) -> int:
+    return 8 if dtype == torch.float64 else 4
+
+
+def slot_bytes(rows: int, tile: Tile, dtype: torch.dtype) -> int:
+    """Bytes that one retained tile takes: its values, then its group maxima."""
+    values = _aligned(rows * tile.width * dtype.itemsize)
+    return values + _aligned(rows * tile.groups * _accumulator_size(dtype))
+
+
+def workspace_bytes(
+    requested: int | None, rows: int, vocabulary: int, dtype: torch.dtype, device_type: str
+) -> int:
+    """Size of the retained buffer: what was asked for, at most what all tiles take.
+
+    None asks for everything, up to 1 GiB. Less than one tile counts as 0.
+    """
+    cut = tiles(vocabulary, device_type)
+    everything = sum(slot_bytes(rows, tile, dtype) for tile in cut)
+    budget = min(DEFAULT_WORKSPACE_CAP if requested is None else requested, everything)
+    return budget if budget >= slot_bytes(rows, cut[0], dtype) else 0
+
+
+@dataclass(frozen=True)
+class RetainedBuffer:
+    """The flat byte buffer that carries retained tiles from forward to backward.
+
+    The first tiles that fit are retained. `rows` is the number of rows that were projected, which
+    may be less than the buffer was sized for; more tiles fit then.
+    """
+
+    memory: Tensor
+    rows: int
+    dtype: torch.dtype
+
+    def slots(self, cut: list[Tile]) -> list[RetainedTile | None]:
+        """For each tile the memory it is retained in, or None."""
+        offset, found = 0, list[RetainedTile | None]()
+        for tile in cut:
+            end = offset + slot_bytes(self.rows, tile, self.dtype)
+            fits = self.rows > 0 and end <= self.memory.numel()
+            found.append(self._slot(offset, tile) if fits else None)
+            offset = end
+        return found
+
+    def zero_tail(self, cut: list[Tile]) -> None:
+        """Zero what no retained tile uses."""
+        used = 0
+        for tile, slot in zip(cut, self.slots(cut), strict=True):
+            if slot is not None:
+                used += slot_bytes(self.rows, tile, self.dtype)
+        self.memory[used:].zero_()
+
+    def _slot(self, offset: int, tile: Tile) -> RetainedTile:
+        accumulator = torch.float64 if self.dtype == torch.float64 else torch.float32
+        count = self.rows * tile.width
+        values = self.memory[offset : offset + count * self.dtype.itemsize].view(self.dtype)
+        offset += _aligned(count * self.dtype.itemsize)
+        count = self.rows * tile.groups
+        maxima = self.memory[offset : offset + count * accumulator.itemsize].view(accumulator)
+        return RetainedTile(values.view(self.rows, -1), maxima.view(self.rows, -1))

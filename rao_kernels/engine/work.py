@@ -1,0 +1,41 @@
+"""Counts of the work the engine does, so that tests can hold it to its promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Work:
+    """Work done while recorded.
+
+    rows_scored: rows projected in forward passes. rows_differentiated: rows of backward passes.
+    gemm_flops: floating-point operations of the matrix products, 2 per multiply-add.
+    """
+
+    rows_scored: int = 0
+    rows_differentiated: int = 0
+    gemm_flops: int = 0
+
+
+_recorders: list[Work] = []
+
+
+@contextmanager
+def record_work() -> Iterator[Work]:
+    """Record what the engine does inside the block, in every thread of the process."""
+    work = Work()
+    _recorders.append(work)
+    try:
+        yield work
+    finally:
+        _recorders.remove(work)
+
+
+def count(*, rows_scored: int = 0, rows_differentiated: int = 0, gemm_flops: int = 0) -> None:
+    for work in _recorders:
+        work.rows_scored += rows_scored
+        work.rows_differentiated += rows_differentiated
+        work.gemm_flops += gemm_flops

@@ -1,0 +1,37 @@
+"""Exceptions. A message names the argument, what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """An argument of a public function is wrong."""
+
+    def __init__(self, argument: str, expected: str, got: object, fix: str = "") -> None:
+        self.argument = argument
+        super().__init__(f"`{argument}`: expected {expected}, got {got}.{' ' + fix if fix else ''}")
+
+
+class DataError(ValueError):
+    """A row of user data is wrong; `where` names it, for example ``train.jsonl:12``."""
+
+    def __init__(self, where: str, problem: str, fix: str = "") -> None:
+        self.where = where
+        super().__init__(f"{where}: {problem}.{' ' + fix if fix else ''}")
+
+
+class BackendError(RuntimeError):
+    """No backend, or not the one asked for, can run the problem."""
+
+
+class NotYetError(NotImplementedError):
+    """A documented option that this version does not offer."""
+
+
+class MissingDependencyError(ImportError):
+    """An optional package is needed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed here and not installed. "
+            f"Install it with: pip install 'rao-kernels[{extra}]'"
+        )

@@ -1,0 +1,511 @@
+"""The one differentiable op: token log-probs from hidden states and an output head.
+
+Legend: N rows, V vocabulary, D hidden size. Schema, fake, autograd and public functions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional, Unpack
+
+import torch
+from torch import Tensor
+
+from .. import backends, engine
+from ..backends import Head, RowGradients
+from ..errors import InputError, NotYetError
+from ..types import EngineOptions, TokenStats
+from . import rows as row_selection
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+STATS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "lse")
+
+
+def linear_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    ignore_index: int | None = -100,
+    **options: Unpack[EngineOptions],
+) -> Tensor:
+    """Log-probability of each target under ``softmax(logits)``, without holding the logits.
+
+    ``logits = softcap * tanh((hidden @ weight.T + bias) / softcap) * logit_scale``
+
+    Args:
+        hidden: ``[..., D]`` float64, float32, bfloat16 or float16.
+        weight: ``[V, D]`` in the dtype of `hidden` (any float dtype under autocast).
+        targets: ``[...]`` int64 in ``[0, V)`` or `ignore_index`.
+        bias: ``[V]``, added before softcap and scale.
+        logit_scale: multiplies the logits; a temperature T is ``1 / T``.
+        logit_softcap: bound of the tanh softcap, or None.
+        ignore_index: target of rows that are left out of every product; their result is 0.0.
+            None: rows are already selected and targets trusted; nothing is read on the host, and
+            a target outside ``[0, V)`` gives NaN.
+        options: see `EngineOptions`.
+
+    Returns:
+        Log-probs shaped like `targets`, never above 0; float32 (float64 for float64 operands).
+        Differentiable in `hidden`, `weight` and `bias`, once.
+
+    Raises:
+        InputError: an argument has the wrong shape, dtype, device or value.
+        BackendError: the backend asked for cannot run.
+    """
+    scores = _scores(
+        hidden, weight, targets, bias, logit_scale, logit_softcap, ignore_index, (), options
+    )
+    return scores.logps
+
+
+def linear_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    ignore_index: int | None = -100,
+    **options: Unpack[EngineOptions],
+) -> tuple[Tensor, Tensor]:
+    """`linear_logprobs` and the entropy (nats) of each row's distribution; both differentiable."""
+    scores = _scores(
+        hidden,
+        weight,
+        targets,
+        bias,
+        logit_scale,
+        logit_softcap,
+        ignore_index,
+        ("entropy",),
+        options,
+    )
+    assert scores.entropy is not None
+    return scores.logps, scores.entropy
+
+
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    ignore_index: int | None = -100,
+    stats: tuple[str, ...] = STATS,
+    **options: Unpack[EngineOptions],
+) -> TokenStats:
+    """`linear_logprobs` and the `stats` asked for, from the same pass; see `TokenStats`.
+
+    `logps`, `entropy` and `lse` are differentiable, the others are not.
+    """
+    if unknown := set(stats) - set(STATS):
+        raise InputError("stats", f"names out of {STATS}", sorted(unknown))
+    return _scores(
+        hidden, weight, targets, bias, logit_scale, logit_softcap, ignore_index, stats, options
+    )
+
+
+def _scores(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    logit_scale: float,
+    logit_softcap: float | None,
+    ignore_index: int | None,
+    stats: tuple[str, ...],
+    options: EngineOptions,
+) -> TokenStats:
+    compute_dtype = _compute_dtype(hidden)
+    _check_tensors(hidden, weight, targets, bias, compute_dtype)
+    _check_scalars(logit_scale, logit_softcap)
+    _check_options(options, weight)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    workspace = engine.workspace_bytes(
+        options.get("workspace_bytes") if differentiable else 0,
+        flat.shape[0],
+        weight.shape[0],
+        compute_dtype,
+        hidden.device.type,
+    )
+    logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, _ = linear_logprobs_op(
+        flat,
+        weight,
+        bias,
+        targets.reshape(-1),
+        float(logit_scale),
+        None if logit_softcap is None else float(logit_softcap),
+        ignore_index,
+        workspace,
+        compute_dtype,
+        "entropy" in stats,
+        "log_sum_sq_probs" in stats,
+        "mean_logits" in stats,
+        options.get("backend") or "",
+    )
+    shape = targets.shape
+    return TokenStats(
+        logps=logp.view(shape),
+        entropy=entropy.view(shape) if "entropy" in stats else None,
+        log_sum_sq_probs=log_sum_sq.view(shape) if "log_sum_sq_probs" in stats else None,
+        mean_logits=mean.view(shape) if "mean_logits" in stats else None,
+        is_top1=is_top1.view(shape) if "is_top1" in stats else None,
+        lse=(row_max + log_sum).view(shape) if "lse" in stats else None,
+    )
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of the products: autocast's where it is on (float64 stays), else the operands'."""
+    if hidden.dtype != torch.float64 and torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype
+
+
+def _check_tensors(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, compute_dtype: torch.dtype
+) -> None:
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dtype not in FLOAT_DTYPES:
+            raise InputError(name, f"a tensor of a dtype in {FLOAT_DTYPES}", _described(tensor))
+        if hasattr(tensor, "placements"):
+            raise InputError(
+                name,
+                "a plain tensor",
+                "a DTensor",
+                "Run the op where the parameter is gathered, inside the head's own forward.",
+            )
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(
+            tensor
+        ):
+            raise InputError(
+                name, "a plain tensor", "one inside a torch.func transform", "Use autograd instead."
+            )
+        mixed = tensor.dtype != hidden.dtype and compute_dtype == hidden.dtype
+        if mixed and not torch.is_autocast_enabled(hidden.device.type):
+            raise InputError(
+                name,
+                f"the dtype of `hidden` ({hidden.dtype})",
+                str(tensor.dtype),
+                "Cast one of them, or run under torch.autocast.",
+            )
+        if tensor.device != hidden.device:
+            raise InputError(name, f"a tensor on {hidden.device}", f"one on {tensor.device}")
+    if hidden.dim() < 1 or hidden.shape[-1] < 1:
+        raise InputError("hidden", "shape [..., D] with D >= 1", _described(hidden))
+    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
+        expected = f"shape [V, {hidden.shape[-1]}], V >= 1, to match `hidden`"
+        raise InputError("weight", expected, _described(weight))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError("bias", f"shape [{weight.shape[0]}]", _described(bias))
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        raise InputError("targets", "an int64 tensor", _described(targets))
+    if targets.shape != hidden.shape[:-1]:
+        expected = f"shape {list(hidden.shape[:-1])}, that of `hidden` without its last dimension"
+        raise InputError("targets", expected, _described(targets))
+    if targets.device != hidden.device:
+        raise InputError("targets", f"a tensor on {hidden.device}", f"one on {targets.device}")
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def _check_scalars(logit_scale: float, logit_softcap: float | None) -> None:
+    for name, value in (("logit_scale", logit_scale), ("logit_softcap", logit_softcap)):
+        if value is None and name == "logit_softcap":
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            fix = "A temperature T is logit_scale = 1 / T." if name == "logit_scale" else ""
+            raise InputError(name, "a positive finite float", _described(value), fix)
+
+
+def _check_options(options: EngineOptions, weight: Tensor) -> None:
+    if unknown := set(options) - EngineOptions.__optional_keys__:
+        known = sorted(EngineOptions.__optional_keys__)
+        raise InputError("options", f"names out of {known}", sorted(unknown))
+    tolerance = options.get("grad_tolerance", 0.0)
+    if not 0.0 <= tolerance < 1.0:
+        raise InputError("grad_tolerance", "a probability in [0, 1)", tolerance)
+    if tolerance > 0.0:
+        raise NotYetError("`grad_tolerance` above 0 is not offered yet; use 0.0, which is exact")
+    workspace = options.get("workspace_bytes")
+    if workspace is not None and workspace < 0:
+        raise InputError("workspace_bytes", "None or a number >= 0", workspace)
+    order = options.get("word_order")
+    if order is not None and (order.dtype != torch.int64 or order.shape != weight.shape[:1]):
+        expected = f"an int64 permutation of shape [{weight.shape[0]}]"
+        raise InputError("word_order", expected, _described(order))
+
+
+@torch.library.custom_op("rao_kernels::linear_logprobs", mutates_args=())
+def linear_logprobs_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    targets: Tensor,
+    scale: float,
+    softcap: Optional[float],
+    ignore_index: Optional[int],
+    workspace_bytes: int,
+    compute_dtype: torch.dtype,
+    with_entropy: bool,
+    with_square_sum: bool,
+    with_mean: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logp, row_max, log_sum, is_top1, entropy, log_sum_sq_probs, mean_logits, retained).
+
+    All ``[N]``, zero elements where not asked; `retained` is `workspace_bytes` flat bytes.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        selection = row_selection.for_scoring(hidden, targets, ignore_index, weight.shape[0])
+        head = _head(hidden, weight, bias, targets, scale, softcap, compute_dtype, selection)
+        wanted = engine.Statistics(with_entropy, with_square_sum, with_mean)
+        retained = torch.empty(workspace_bytes, dtype=torch.uint8, device=hidden.device)
+        name = backends.select(backend or None, hidden.device, compute_dtype)
+        scores = engine.score(head, name, wanted, retained)
+        per_row = (
+            scores.logp,
+            scores.row_max,
+            scores.log_sum,
+            scores.is_top1,
+            scores.entropy,
+            scores.log_sum_sq_probs,
+            scores.mean_logits,
+        )
+        a, b, c, d, e, f, g = (
+            head.hidden.new_empty(0, dtype=head.accumulator)
+            if values is None
+            else row_selection.spread(values, selection, hidden.shape[0])
+            for values in per_row
+        )
+        return a, b, c, d, e, f, g, retained
+
+
+@linear_logprobs_op.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float,
+    softcap: float | None,
+    ignore_index: int | None,
+    workspace_bytes: int,
+    compute_dtype: torch.dtype,
+    with_entropy: bool,
+    with_square_sum: bool,
+    with_mean: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    def rows(asked: bool, dtype: torch.dtype) -> Tensor:
+        return hidden.new_empty(hidden.shape[0] if asked else 0, dtype=dtype)
+
+    statistics = torch.float64 if compute_dtype == torch.float64 else torch.float32
+    return (
+        rows(True, statistics),
+        rows(True, statistics),
+        rows(True, statistics),
+        rows(True, torch.bool),
+        rows(with_entropy, statistics),
+        rows(with_square_sum, statistics),
+        rows(with_mean, statistics),
+        hidden.new_empty(workspace_bytes, dtype=torch.uint8),
+    )
+
+
+@torch.library.custom_op("rao_kernels::linear_logprobs_backward", mutates_args=())
+def linear_logprobs_backward_op(
+    dlogp: Optional[Tensor],
+    dlog_sum: Optional[Tensor],
+    dentropy: Optional[Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    targets: Tensor,
+    logp: Tensor,
+    row_max: Tensor,
+    log_sum: Tensor,
+    entropy: Tensor,
+    retained: Tensor,
+    scale: float,
+    softcap: Optional[float],
+    ignore_index: Optional[int],
+    compute_dtype: torch.dtype,
+    need_dhidden: bool,
+    need_dweight: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dhidden, dweight, dbias), each in its tensor's dtype, zero elements where not needed.
+
+    dlog_sum is the gradient of the log-sum-exp.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        upstream = [gradient for gradient in (dlogp, dlog_sum, dentropy) if gradient is not None]
+        selection, scored = row_selection.for_gradients(upstream, targets, ignore_index)
+        head = _head(hidden, weight, bias, targets, scale, softcap, compute_dtype, selection)
+        rows = _row_gradients(
+            dlogp, dlog_sum, dentropy, logp, row_max, log_sum, entropy, selection, head
+        )
+        needs = engine.Needs(need_dhidden, need_dweight, need_dbias)
+        name = backends.select(backend or None, hidden.device, compute_dtype)
+        out = engine.differentiate(head, name, rows, retained, scored, needs)
+        empty = hidden.new_empty(0)
+        dhidden = dweight = dbias = None
+        if out.dhidden is not None:
+            dhidden = row_selection.spread(
+                out.dhidden.to(hidden.dtype), selection, hidden.shape[0]
+            )
+        if out.dweight is not None:
+            dweight = out.dweight
+        if out.dbias is not None and bias is not None:
+            dbias = out.dbias.to(bias.dtype)
+        return (
+            empty if dhidden is None else dhidden,
+            empty.clone() if dweight is None else dweight,
+            empty.clone() if dbias is None else dbias,
+        )
+
+
+@linear_logprobs_backward_op.register_fake
+def _(
+    dlogp: Tensor | None,
+    dlog_sum: Tensor | None,
+    dentropy: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    logp: Tensor,
+    row_max: Tensor,
+    log_sum: Tensor,
+    entropy: Tensor,
+    retained: Tensor,
+    scale: float,
+    softcap: float | None,
+    ignore_index: int | None,
+    compute_dtype: torch.dtype,
+    need_dhidden: bool,
+    need_dweight: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    def like(tensor: Tensor | None, needed: bool) -> Tensor:
+        if tensor is None or not needed:
+            return hidden.new_empty(0)
+        return tensor.new_empty(tensor.shape)
+
+    return like(hidden, need_dhidden), like(weight, need_dweight), like(bias, need_dbias)
+
+
+def _head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float,
+    softcap: float | None,
+    compute_dtype: torch.dtype,
+    selection: row_selection.Selection,
+) -> Head:
+    if selection.index is not None:
+        hidden, targets = hidden[selection.index], targets[selection.index]
+    hidden = hidden.to(compute_dtype).contiguous()
+    return Head(hidden, weight, bias, targets.contiguous(), scale, softcap)
+
+
+def _row_gradients(
+    dlogp: Tensor | None,
+    dlog_sum: Tensor | None,
+    dentropy: Tensor | None,
+    logp: Tensor,
+    row_max: Tensor,
+    log_sum: Tensor,
+    entropy: Tensor,
+    selection: row_selection.Selection,
+    head: Head,
+) -> RowGradients:
+    """``dH/dz_v = -p_v (log p_v + H)`` and ``dlse/dz_v = p_v``."""
+
+    def taken(values: Tensor) -> Tensor:
+        values = values if selection.index is None else values[selection.index]
+        return values.to(head.accumulator).contiguous()
+
+    logp = taken(logp)
+    mass_grad = log_mass_grad = None
+    if dlog_sum is not None or dentropy is not None:
+        mass_grad, log_mass_grad = torch.zeros_like(logp), torch.zeros_like(logp)
+        if dlog_sum is not None:
+            mass_grad += taken(dlog_sum)
+        if dentropy is not None:
+            log_mass_grad -= taken(dentropy)
+            mass_grad += log_mass_grad * taken(entropy)
+    return RowGradients(
+        row_max=taken(row_max),
+        log_sum=taken(log_sum),
+        logp=logp,
+        logp_grad=torch.zeros_like(logp) if dlogp is None else taken(dlogp),
+        mass_grad=mass_grad,
+        log_mass_grad=log_mass_grad,
+        retained_row=selection.scored_row,
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    hidden, weight, bias, targets, scale, softcap, ignore_index, _, compute_dtype, *_ = inputs
+    logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, retained = output
+    ctx.save_for_backward(
+        hidden, weight, bias, targets, logp, row_max, log_sum, entropy, retained
+    )
+    ctx.constants = (scale, softcap, ignore_index, compute_dtype)
+    ctx.backend = inputs[-1]
+    ctx.mark_non_differentiable(row_max, is_top1, log_sum_sq, mean, retained)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dlogp, _max, dlog_sum, _top1, dentropy, *_):  # type: ignore[no-untyped-def]
+    if torch.is_grad_enabled():
+        raise NotYetError("linear_logprobs has no second derivative; use create_graph=False")
+    unused = (None,) * 10
+    hidden, weight, bias, *saved = ctx.saved_tensors
+    if dlogp is None and dlog_sum is None and dentropy is None:
+        return None, None, None, *unused
+    need_dhidden, need_dweight, need_dbias = ctx.needs_input_grad[:3]
+    dhidden, dweight, dbias = linear_logprobs_backward_op(
+        dlogp,
+        dlog_sum,
+        dentropy,
+        hidden,
+        weight,
+        bias,
+        *saved,
+        *ctx.constants,
+        need_dhidden,
+        need_dweight,
+        need_dbias,
+        ctx.backend,
+    )
+    return (
+        dhidden if need_dhidden else None,
+        dweight if need_dweight else None,
+        dbias if need_dbias else None,
+        *unused,
+    )
+
+
+linear_logprobs_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,54 @@
+"""Plain records that cross layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class EngineOptions(TypedDict, total=False):
+    """Options of the one op, accepted by every entry that runs it.
+
+    grad_tolerance: probability each row may drop in backward; 0.0 (default) is exact.
+    workspace_bytes: bytes of logits kept between forward and backward. 0 keeps nothing and
+        recomputes, None (default) keeps everything up to 1 GiB; anything between is valid.
+    word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles.
+    backend: name of a backend, or None (default) for the best that supports the problem.
+    """
+
+    grad_tolerance: float
+    workspace_bytes: int | None
+    word_order: Tensor | None
+    backend: str | None
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Per-token results of `linear_token_stats`, each shaped like the targets; None = not asked.
+
+    logps: log-probability of the target. entropy: of the token distribution, nats.
+    log_sum_sq_probs: ``log(sum_v p_v^2)``. mean_logits: mean over the vocabulary.
+    is_top1: whether no word has a larger logit than the target. lse: log-sum-exp of the logits.
+    """
+
+    logps: Tensor
+    entropy: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
+    lse: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What every loss returns.
+
+    loss: scalar, differentiable. values: unreduced, one per unit of the loss.
+    metrics: detached scalars by name.
+    """
+
+    loss: Tensor
+    values: Tensor
+    metrics: dict[str, Tensor]
