@@ -1,0 +1,30 @@
+"""Preference data: rows in files, checked records, token ids, padded tensors."""
+
+from .collate import Collator, Example, PreferenceDataset, Reference
+from .records import BadRows, DataReport, Record, load_records, split_records
+from .tokenize import (
+    PromptFormat,
+    TokenizedRow,
+    TokenizeOptions,
+    as_pairs,
+    check_shared_start,
+    tokenize_records,
+)
+
+__all__ = [
+    "BadRows",
+    "Collator",
+    "DataReport",
+    "Example",
+    "PreferenceDataset",
+    "PromptFormat",
+    "Record",
+    "Reference",
+    "TokenizeOptions",
+    "TokenizedRow",
+    "as_pairs",
+    "check_shared_start",
+    "load_records",
+    "split_records",
+    "tokenize_records",
+]

@@ -1,0 +1,131 @@
+"""Rows to tensors: a dataset of tokenized rows and the collator that pads a micro-batch.
+
+P prompts, S sequences (all responses of the P prompts), T tokens of the longest sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .tokenize import TokenizedRow
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference log-probabilities of one row, fp32.
+
+    prompt: sum over the prompt after t0. responses: one sum per response.
+    tokens: optional ``[responses * (longest sequence of the row)]`` values shaped like its
+    right-padded ids, 0 where no token is scored.
+    """
+
+    prompt: float
+    responses: Tensor
+    tokens: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the collator takes: one prompt with all its responses, so a group is never split."""
+
+    row: TokenizedRow
+    reference: Reference | None
+
+
+class PreferenceDataset(Dataset[Example]):
+    """Tokenized rows in memory, with their reference log-probabilities once these are known."""
+
+    def __init__(self, rows: Sequence[TokenizedRow]) -> None:
+        self.rows = list(rows)
+        self.references: Sequence[Reference] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        reference = None if self.references is None else self.references[index]
+        return Example(self.rows[index], reference)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every token id and boundary, in order."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            for ids in (row.prompt, *row.responses):
+                digest.update(len(ids).to_bytes(4, "little"))
+                digest.update(ids.numpy().tobytes())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Right-padded tensors of a micro-batch, and nothing but tensors.
+
+    input_ids ``[S, T]`` int64, attention_mask ``[S, T]`` int64, completion_mask ``[S, T]`` bool,
+    groups ``[S]`` int64 (prompt of a sequence, dense from 0); where known: rewards ``[S]``,
+    preferred ``[S]`` bool, ref_logps ``[S]``, ref_prompt_logps ``[S]``, ref_token_logps ``[S, T]``,
+    all floats fp32.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        rows = [example.row for example in examples]
+        batch = self._pad(rows) | {"groups": _repeat(torch.arange(len(rows)), rows)}
+        if all(row.rewards is not None for row in rows):
+            rewards = [reward for row in rows for reward in row.rewards or ()]
+            batch["rewards"] = torch.tensor(rewards, dtype=torch.float32)
+        if all(row.preferred is not None for row in rows):
+            marks = [j == row.preferred for row in rows for j in range(len(row.responses))]
+            batch["preferred"] = torch.tensor(marks)
+        references = [example.reference for example in examples if example.reference is not None]
+        if len(references) == len(examples):
+            batch |= _reference_tensors(references, rows, batch["input_ids"].shape)
+        return batch
+
+    def _pad(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
+        pairs = [(row.prompt, response) for row in rows for response in row.responses]
+        shape = (len(pairs), max(len(prompt) + len(response) for prompt, response in pairs))
+        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
+        attention_mask = torch.zeros(shape, dtype=torch.int64)
+        completion_mask = torch.zeros(shape, dtype=torch.bool)
+        for s, (prompt, response) in enumerate(pairs):
+            end = len(prompt) + len(response)
+            input_ids[s, :end] = torch.cat([prompt, response])
+            attention_mask[s, :end] = 1
+            completion_mask[s, len(prompt) : end] = True
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "completion_mask": completion_mask,
+        }
+
+
+def _repeat(values: Tensor, rows: Sequence[TokenizedRow]) -> Tensor:
+    return values.repeat_interleave(torch.tensor([len(row.responses) for row in rows]))
+
+
+def _reference_tensors(
+    references: Sequence[Reference], rows: Sequence[TokenizedRow], shape: torch.Size
+) -> dict[str, Tensor]:
+    prompts = torch.tensor([reference.prompt for reference in references], dtype=torch.float32)
+    tensors = {
+        "ref_logps": torch.cat([reference.responses for reference in references]),
+        "ref_prompt_logps": _repeat(prompts, rows),
+    }
+    tokens = [reference.tokens for reference in references if reference.tokens is not None]
+    if len(tokens) == len(references):
+        padded = torch.zeros(shape, dtype=torch.float32)
+        first = 0
+        for row, values in zip(rows, tokens, strict=True):
+            block = values.view(len(row.responses), -1)
+            padded[first : first + len(block), : block.shape[1]] = block
+            first += len(block)
+        tensors["ref_token_logps"] = padded
+    return tensors

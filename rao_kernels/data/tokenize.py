@@ -1,0 +1,246 @@
+"""Text to token ids: chat template, prompt and response boundary, end of sequence, lengths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, InputError
+from .records import BadRows, DataReport, Message, Record, keep_good
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PromptFormat = Literal["auto", "chat", "plain"]
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """A prompt and its responses as int32 ids; ``prompt + responses[j]`` is sequence j."""
+
+    prompt: Tensor
+    responses: list[Tensor]
+    rewards: list[float] | None
+    preferred: int | None
+    where: str
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """How text becomes ids.
+
+    max_length: tokens of prompt and response together. A prompt is never cut.
+    truncate_responses: keep the head of a response that does not fit; otherwise drop the response,
+        since its reward was given for the whole of it.
+    prompt_format: "chat" wraps a text prompt as a user turn of the tokenizer's chat template,
+        "plain" puts BOS before it, "auto" is chat where there is a template.
+    """
+
+    max_length: int = 1024
+    truncate_responses: bool = False
+    prompt_format: PromptFormat = "auto"
+
+
+def tokenize_records(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    options: TokenizeOptions,
+    *,
+    bad_rows: BadRows = "raise",
+    report: DataReport | None = None,
+    progress: bool = False,
+) -> list[TokenizedRow]:
+    """Tokenize every record; rows that do not fit are bad rows, responses that do not are counted."""
+    report = DataReport() if report is None else report
+    _check_options(tokenizer, options)
+    items = _with_progress(records) if progress else records
+    rows = list(
+        keep_good(items, lambda one: _tokenize(one, tokenizer, options, report), report, bad_rows)
+    )
+    report.rows += len(rows)
+    report.responses += sum(len(row.responses) for row in rows)
+    return rows
+
+
+def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
+    """The rows a pair loss can use: preferred response first, then the lowest-rewarded other one.
+
+    The preferred one is the paired row's chosen response or the highest reward. Rows without an
+    order (all rewards equal, or one response) are counted in the report.
+    """
+    pairs = [_as_pair(row) for row in rows]
+    found = [pair for pair in pairs if pair is not None]
+    report.rows_without_pair += len(pairs) - len(found)
+    return found
+
+
+def check_shared_start(rows: Sequence[TokenizedRow], prefix_length: int) -> None:
+    """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO)."""
+    starts = [tuple(row.prompt[:prefix_length].tolist()) for row in rows]
+    for start, count in Counter(starts).most_common(1):
+        for row, own in zip(rows, starts, strict=True):
+            if own != start or len(own) < prefix_length:
+                raise DataError(
+                    row.where,
+                    f"its prompt begins with tokens {list(own)}, {count} of {len(rows)} prompts "
+                    f"with {list(start)}; RAO needs one t0 of {prefix_length} tokens for all",
+                    "Use a tokenizer with a BOS token, or prompt_format='chat'.",
+                )
+
+
+def _with_progress(records: Sequence[Record]) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(records, desc="tokenize", unit="prompt")
+
+
+def _check_options(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> None:
+    if options.max_length < 2:
+        raise InputError("max_length", "at least 2", options.max_length)
+    if options.prompt_format not in ("auto", "chat", "plain"):
+        raise InputError("prompt_format", "'auto', 'chat' or 'plain'", repr(options.prompt_format))
+    if options.prompt_format == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise InputError("prompt_format", "a tokenizer with a chat template for 'chat'", "none")
+
+
+def _tokenize(
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    options: TokenizeOptions,
+    report: DataReport,
+) -> TokenizedRow:
+    encode = _encode_chat if _is_chat(record, tokenizer, options) else _encode_plain
+    prompt, sequences = encode(record, tokenizer)
+    boundary = min(_common_prefix(prompt, sequence) for sequence in sequences)
+    if boundary == 0:
+        raise DataError(record.where, "its prompt has no token")
+    if boundary >= options.max_length:
+        raise DataError(
+            record.where,
+            f"its prompt has {boundary} tokens, no room for a response in "
+            f"max_length={options.max_length}",
+            "Raise max_length or remove the row; prompts are never cut.",
+        )
+    row = TokenizedRow(
+        _ids(sequences[0][:boundary]),
+        [_ids(sequence[boundary:]) for sequence in sequences],
+        record.rewards,
+        record.preferred,
+        record.where,
+    )
+    return _fit(row, options, report)
+
+
+def _is_chat(
+    record: Record, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions
+) -> bool:
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if not isinstance(record.prompt, str):
+        if not has_template:
+            raise DataError(record.where, "a chat prompt, but the tokenizer has no chat template")
+        return True
+    return has_template and options.prompt_format != "plain"
+
+
+def _encode_chat(
+    record: Record, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[list[int]]]:
+    """The template writes BOS and the end of the turn itself; none is added."""
+    messages: list[Message] = (
+        [{"role": "user", "content": record.prompt}]
+        if isinstance(record.prompt, str)
+        else record.prompt
+    )
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)]
+    for response in record.responses:
+        answer = [*messages, {"role": "assistant", "content": response}]
+        texts.append(tokenizer.apply_chat_template(answer, tokenize=False))
+    prompt, *sequences = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return prompt, [_cut_after_eos(sequence, tokenizer) for sequence in sequences]
+
+
+def _cut_after_eos(sequence: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Templates write a line break after the last end of turn; no model generates it."""
+    eos = tokenizer.eos_token_id
+    if eos not in sequence:
+        return sequence
+    end = len(sequence) - sequence[::-1].index(eos)
+    return sequence if tokenizer.decode(sequence[end:]).strip() else sequence[:end]
+
+
+def _encode_plain(
+    record: Record, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[list[int]]]:
+    """BOS + prompt + response + EOS, each special token once and only where the tokenizer has it."""
+    texts = [str(record.prompt)] + [f"{record.prompt}{response}" for response in record.responses]
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    with_bos = [ids if bos and ids[:1] == bos else bos + ids for ids in encoded]
+    prompt, *sequences = with_bos
+    return prompt, [ids if eos and ids[-1:] == eos else ids + eos for ids in sequences]
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    """Merges across the boundary make ``tokenize(prompt)`` longer than what both share."""
+    for position, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return position
+    return min(len(left), len(right))
+
+
+def _fit(row: TokenizedRow, options: TokenizeOptions, report: DataReport) -> TokenizedRow:
+    room = options.max_length - len(row.prompt)
+    too_long = [len(response) > room for response in row.responses]
+    if not any(too_long):
+        return row
+    if options.truncate_responses:
+        report.responses_truncated += sum(too_long)
+        return replace(row, responses=[response[:room] for response in row.responses])
+    kept = [position for position, drop in enumerate(too_long) if not drop]
+    if not kept:
+        raise DataError(
+            row.where,
+            f"none of its {len(too_long)} responses fits max_length={options.max_length}",
+            "Raise max_length, remove the row, or set truncate_responses=True.",
+        )
+    report.responses_dropped += sum(too_long)
+    return _take(row, kept)
+
+
+def _take(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:
+    """The row with these responses, in this order."""
+    return replace(
+        row,
+        responses=[row.responses[position] for position in kept],
+        rewards=None if row.rewards is None else [row.rewards[position] for position in kept],
+        preferred=kept.index(row.preferred) if row.preferred in kept else None,
+    )
+
+
+def _as_pair(row: TokenizedRow) -> TokenizedRow | None:
+    if len(row.responses) < 2:
+        return None
+    if row.rewards is None:
+        return None if row.preferred is None else _order_pair(row, row.preferred, None)
+    best = max(range(len(row.rewards)), key=row.rewards.__getitem__)
+    return _order_pair(row, best if row.preferred is None else row.preferred, row.rewards)
+
+
+def _order_pair(
+    row: TokenizedRow, best: int, rewards: Sequence[float] | None
+) -> TokenizedRow | None:
+    others = [position for position in range(len(row.responses)) if position != best]
+    worst = others[0] if rewards is None else min(others, key=rewards.__getitem__)
+    if rewards is not None and row.preferred is None and rewards[worst] == rewards[best]:
+        return None
+    return replace(_take(row, [best, worst]), preferred=0)
+
+
+def _ids(ids: Sequence[int]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.int32)

@@ -1,0 +1,29 @@
+"""Reference log-probabilities, computed once and kept on disk."""
+
+from .build import CachePolicy, fill_cache, join_rows, reference_mode, score_batch
+from .key import (
+    cache_key,
+    config_fingerprint,
+    model_fingerprint,
+    template_fingerprint,
+    tokenizer_fingerprint,
+)
+from .store import ReferenceCache, RowLayout, RowValues, ShardValues, write_atomic
+
+__all__ = [
+    "CachePolicy",
+    "ReferenceCache",
+    "RowLayout",
+    "RowValues",
+    "ShardValues",
+    "cache_key",
+    "config_fingerprint",
+    "fill_cache",
+    "join_rows",
+    "model_fingerprint",
+    "reference_mode",
+    "score_batch",
+    "template_fingerprint",
+    "tokenizer_fingerprint",
+    "write_atomic",
+]

@@ -1,0 +1,135 @@
+"""Fill a reference cache: score what is missing, keep what is valid."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, InputError
+from ..sequence import SequenceBatch
+from ..types import EngineOptions
+from .store import ReferenceCache, RowValues, ShardValues
+
+logger = logging.getLogger(__name__)
+
+CachePolicy = Literal["reuse", "require", "rebuild"]
+Score = Callable[[range], ShardValues]
+
+
+def fill_cache(
+    cache: ReferenceCache,
+    score: Score,
+    *,
+    policy: CachePolicy = "reuse",
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = False,
+) -> None:
+    """Make every shard of this rank valid.
+
+    reuse: keep valid shards, score missing and damaged ones. require: raise `DataError` where one
+    is missing or damaged. rebuild: score all of them again.
+    Each shard is stored as soon as it is scored, so an interrupted run goes on where it stopped.
+    """
+    if policy not in ("reuse", "require", "rebuild"):
+        raise InputError("policy", "'reuse', 'require' or 'rebuild'", repr(policy))
+    if policy == "require" and not cache.directory.is_dir():
+        raise DataError(
+            str(cache.directory), f"no reference cache for this run; {cache.nearest()}"
+        )
+    cache.prepare()
+    shards = cache.shards()[rank::world_size]
+    stale = shards if policy == "rebuild" else _unusable(cache, shards, policy)
+    for rows in _with_progress(stale) if progress and stale else stale:
+        cache.write(rows, score(rows))
+
+
+def _unusable(cache: ReferenceCache, shards: list[range], policy: CachePolicy) -> list[range]:
+    unusable = []
+    for rows in shards:
+        try:
+            cache.read(rows)
+        except DataError as error:
+            if policy == "require":
+                raise
+            if cache.path(rows).exists():
+                logger.warning("%s It is scored again.", error)
+            unusable.append(rows)
+    return unusable
+
+
+def _with_progress(shards: list[range]) -> Iterator[range]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=sum(map(len, shards)), desc="reference log-probs", unit="prompt") as bar:
+        for rows in shards:
+            yield rows
+            bar.update(len(rows))
+
+
+@contextlib.contextmanager
+def reference_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation without gradients, and the base model where there is an adapter."""
+    training = model.training
+    disable = getattr(model, "disable_adapter", contextlib.nullcontext)
+    model.eval()
+    try:
+        with torch.no_grad(), disable():
+            yield
+    finally:
+        model.train(training)
+
+
+def score_batch(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    prefix_length: int,
+    engine_options: EngineOptions,
+    per_token: bool,
+) -> list[RowValues]:
+    """Reference log-probabilities of a collated micro-batch, one `RowValues` per prompt.
+
+    tensors: `data.Collator`'s input_ids, attention_mask and completion_mask ``[S, T]``, groups
+    ``[S]``. The model's head is attached to the op (`hf.attach_fused_head`).
+    """
+    batch = SequenceBatch.from_padded(
+        tensors["input_ids"],
+        tensors["completion_mask"],
+        tensors["attention_mask"],
+        prefix_length=prefix_length,
+        groups=tensors["groups"],
+    )
+    token_logps = model(
+        input_ids=tensors["input_ids"],
+        attention_mask=tensors["attention_mask"],
+        logp_targets=batch.logp_targets,
+        logp_grad_mask=batch.logp_grad_mask,
+        engine_options=engine_options,
+    ).token_logps
+    inputs = batch.loss_inputs(token_logps)
+    assert inputs.prompt_logps is not None
+    groups = tensors["groups"]
+    values = []
+    for prompt in range(int(groups.max()) + 1):
+        own = groups == prompt
+        longest = int(tensors["attention_mask"][own].sum(-1).max())
+        tokens = token_logps[own, :longest].flatten().float().cpu() if per_token else None
+        responses = inputs.logps[own].float().cpu()
+        values.append(RowValues(float(inputs.prompt_logps[own][0]), responses, tokens))
+    return values
+
+
+def join_rows(values: list[RowValues]) -> ShardValues:
+    """Consecutive rows as one shard."""
+    tokens = [row.tokens for row in values if row.tokens is not None]
+    return ShardValues(
+        torch.tensor([row.prompt for row in values], dtype=torch.float32),
+        torch.cat([row.responses for row in values]),
+        torch.cat(tokens) if tokens else torch.zeros(0),
+    )

@@ -1,0 +1,77 @@
+"""What a set of reference log-probabilities depends on, and the cache key made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Settings of a model's config that change without changing what it computes.
+_VOLATILE = {"transformers_version", "use_cache", "_name_or_path", "dtype", "torch_dtype"}
+
+
+def cache_key(parts: Mapping[str, str]) -> str:
+    """SHA-256 of the named parts."""
+    return _digest(json.dumps(dict(parts), sort_keys=True))
+
+
+def differing_parts(parts: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """Names of the parts that are not equal, for messages."""
+    names = sorted(set(parts) | set(others))
+    return [name for name in names if parts.get(name) != others.get(name)]
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights of a model, or of the base model under a LoRA adapter.
+
+    Hashing the weights, not the name, finds a checkpoint that was overwritten in place.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        base_name = _base_name(name)
+        if base_name is None:
+            continue
+        digest.update(f"{base_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def config_fingerprint(config: Any) -> str:
+    """SHA-256 of a transformers config without the settings that do not change the output."""
+    settings = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
+    return _digest(json.dumps(settings, sort_keys=True, default=str))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the vocabulary and the special tokens."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map]
+    return _digest(json.dumps(content, sort_keys=True, default=str))
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the chat template, "none" without one."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _digest(json.dumps(template, sort_keys=True)) if template else "none"
+
+
+def _base_name(name: str) -> str | None:
+    """Name of a weight in the base model; None for an adapter's own weight."""
+    segments = name.split(".")
+    if any(part.startswith("lora_") or part == "modules_to_save" for part in segments):
+        return None
+    wrappers = {"base_layer", "original_module"}
+    return ".".join(part for part in segments if part not in wrappers).removeprefix(
+        "base_model.model."
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

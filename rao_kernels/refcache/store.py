@@ -1,0 +1,210 @@
+"""Reference log-probabilities on disk: shards of rows, written atomically, checked when read.
+
+A cache is a folder ``ref-<key>`` with a manifest that names everything the values depend on, and
+one safetensors file per shard of consecutive rows. A file is complete or absent: it is written
+beside its place, synced, and renamed. Each carries its key, its rows and a digest of its values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, InputError, MissingDependencyError
+from .key import cache_key, differing_parts
+
+SHARD_ROWS = 64
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What a row stores: `responses` sums and, where per-token values are kept, `tokens` values."""
+
+    responses: int
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ShardValues:
+    """Values of consecutive rows, fp32: prompt ``[rows]``, responses and tokens end to end."""
+
+    prompt: Tensor
+    responses: Tensor
+    tokens: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"prompt": self.prompt, "responses": self.responses, "tokens": self.tokens}
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """Values of one row."""
+
+    prompt: float
+    responses: Tensor
+    tokens: Tensor | None
+
+
+class ReferenceCache:
+    """The shards of one data set under one reference model."""
+
+    def __init__(
+        self, root: str | Path, parts: Mapping[str, str], layout: Sequence[RowLayout]
+    ) -> None:
+        self.root = Path(root)
+        self.parts = dict(parts)
+        self.key = cache_key(self.parts)
+        self.directory = self.root / f"ref-{self.key[:16]}"
+        self.layout = list(layout)
+        if not self.layout:
+            raise InputError("layout", "at least one row", "none")
+
+    def prepare(self) -> None:
+        """Make the folder and its manifest; a folder of another run under this name is an error."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        manifest = self.directory / _MANIFEST
+        found = _read_manifest(manifest)
+        if found is None:
+            write_atomic(manifest, json.dumps(self.parts, indent=1, sort_keys=True).encode())
+        elif found != self.parts:
+            names = ", ".join(differing_parts(self.parts, found))
+            raise DataError(
+                str(manifest), f"stale: it was made with another {names}", "Remove the folder."
+            )
+
+    def shards(self) -> list[range]:
+        """Rows of every shard."""
+        starts = range(0, len(self.layout), SHARD_ROWS)
+        return [range(start, min(start + SHARD_ROWS, len(self.layout))) for start in starts]
+
+    def path(self, rows: range) -> Path:
+        return self.directory / f"rows-{rows.start:08d}-{rows.stop:08d}.safetensors"
+
+    def write(self, rows: range, values: ShardValues) -> None:
+        """Store the values of a shard."""
+        tensors = {name: tensor.contiguous() for name, tensor in values.tensors().items()}
+        safetensors = _safetensors()
+        write_atomic(
+            self.path(rows), safetensors.torch.save(tensors, self._header(rows, tensors))
+        )
+
+    def read(self, rows: range) -> ShardValues:
+        """The values of a shard; a missing, foreign or damaged file is a `DataError`."""
+        path = self.path(rows)
+        safetensors = _safetensors()
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise DataError(str(path), "missing from the reference cache") from error
+        except (safetensors.SafetensorError, OSError) as error:
+            raise DataError(str(path), f"damaged ({error})") from error
+        expected = {"prompt", "responses", "tokens"}
+        if set(tensors) != expected or header != self._header(rows, tensors):
+            raise DataError(str(path), "damaged or of another run (its digest does not match)")
+        values = ShardValues(**tensors)
+        self._check(path, rows, values)
+        return values
+
+    def load(self) -> list[RowValues]:
+        """All rows in order; raises where a shard is missing or damaged."""
+        loaded: list[RowValues] = []
+        for rows in self.shards():
+            values = self.read(rows)
+            layout = [self.layout[row] for row in rows]
+            responses = values.responses.split([row.responses for row in layout])
+            tokens = values.tokens.split([row.tokens for row in layout])
+            for prompt, own, per_token in zip(
+                values.prompt.tolist(), responses, tokens, strict=True
+            ):
+                loaded.append(RowValues(prompt, own, per_token if len(per_token) else None))
+        return loaded
+
+    def nearest(self) -> str:
+        """For the message about a cache that is not there: what the other caches differ in."""
+        for manifest in sorted(self.root.glob(f"ref-*/{_MANIFEST}")):
+            found = _read_manifest(manifest)
+            if found is not None and found != self.parts:
+                names = ", ".join(differing_parts(self.parts, found))
+                return f"{manifest.parent.name} was made with another {names}"
+        return f"no other cache in {self.root}"
+
+    def _header(self, rows: range, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for name in sorted(tensors):
+            flat = tensors[name].view(torch.uint8).numpy()
+            digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+            digest.update(memoryview(flat))
+        return {
+            "key": self.key,
+            "start": str(rows.start),
+            "stop": str(rows.stop),
+            "sha256": digest.hexdigest(),
+        }
+
+    def _check(self, path: Path, rows: range, values: ShardValues) -> None:
+        layout = [self.layout[row] for row in rows]
+        sizes = (
+            len(layout),
+            sum(row.responses for row in layout),
+            sum(row.tokens for row in layout),
+        )
+        found = tuple(tensor.numel() for tensor in values.tensors().values())
+        if found != sizes:
+            raise DataError(str(path), f"holds {found} values where the rows need {sizes}")
+        if not all(bool(tensor.isfinite().all()) for tensor in values.tensors().values()):
+            raise DataError(str(path), "holds a value that is not finite")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside the place, sync, rename: after a crash the file is whole or as it was before."""
+    # No suffix of a shard: a reader never takes a leftover of a killed writer for one.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in the directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(path: Path) -> dict[str, str] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(str(path), f"damaged ({error})", "Remove the folder.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _safetensors():  # type: ignore[no-untyped-def]
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingDependencyError("safetensors", "train") from error
+    return safetensors

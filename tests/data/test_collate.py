@@ -1,0 +1,80 @@
+"""The micro-batch: tensors only, fp32 floats, groups dense and whole."""
+
+from __future__ import annotations
+
+import torch
+
+from rao_kernels.data import (
+    Collator,
+    PreferenceDataset,
+    Reference,
+    TokenizeOptions,
+    load_records,
+    tokenize_records,
+)
+from tests.train.tiny import tiny_rows, tiny_tokenizer
+
+
+def dataset(count: int = 4) -> PreferenceDataset:
+    records = load_records(tiny_rows(count))
+    return PreferenceDataset(tokenize_records(records, tiny_tokenizer(), TokenizeOptions()))
+
+
+def test_batch_holds_every_response_of_its_prompts() -> None:
+    data = dataset()
+    batch = Collator(pad_token_id=0)([data[i] for i in range(4)])
+    assert set(batch) == {
+        "input_ids",
+        "attention_mask",
+        "completion_mask",
+        "groups",
+        "rewards",
+    }
+    assert all(isinstance(value, torch.Tensor) for value in batch.values())
+    assert batch["groups"].tolist() == [0, 0, 1, 1, 1, 2, 3, 3]
+    assert batch["rewards"].dtype == torch.float32
+    sequence = 0
+    for row in data.rows:
+        for response, reward in zip(row.responses, row.rewards or [], strict=True):
+            length = len(row.prompt) + len(response)
+            ids, mask = batch["input_ids"][sequence], batch["attention_mask"][sequence]
+            completion = batch["completion_mask"][sequence]
+            assert ids[:length].tolist() == row.prompt.tolist() + response.tolist()
+            assert mask.tolist() == [1] * length + [0] * (len(ids) - length)
+            assert completion.nonzero().flatten().tolist() == list(range(len(row.prompt), length))
+            assert batch["rewards"][sequence] == torch.tensor(reward)
+            sequence += 1
+
+
+def test_reference_values_arrive_unrounded() -> None:
+    data = dataset(2)
+    values = torch.tensor([-351.37, -351.41, -0.1])
+    tokens = [torch.rand(2 * 13), torch.rand(3 * 14)]
+    data.references = [
+        Reference(-7.3, values[:2], tokens[0]),
+        Reference(-9.1, values, tokens[1]),
+    ]
+    batch = Collator(0)([data[1], data[0]])
+    assert torch.equal(batch["ref_logps"], torch.cat([values, values[:2]]))
+    assert torch.equal(batch["ref_prompt_logps"], torch.tensor([-9.1] * 3 + [-7.3] * 2))
+    assert torch.equal(batch["ref_token_logps"][:3, :14], tokens[1].view(3, 14))
+    assert torch.equal(batch["ref_token_logps"][3:, :13], tokens[0].view(2, 13))
+    assert batch["ref_token_logps"].shape == batch["input_ids"].shape
+
+
+def test_preferred_is_marked() -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2
+    data = PreferenceDataset(
+        tokenize_records(load_records(rows), tiny_tokenizer(), TokenizeOptions())
+    )
+    batch = Collator(0)([data[0], data[1]])
+    assert batch["preferred"].tolist() == [True, False, True, False]
+    assert "rewards" not in batch
+
+
+def test_fingerprint_sees_ids_order_and_boundary() -> None:
+    data = dataset()
+    same, other = dataset(), dataset()
+    other.rows.reverse()
+    assert data.fingerprint() == same.fingerprint()
+    assert data.fingerprint() != other.fingerprint()

@@ -1,0 +1,144 @@
+"""Boundary, special tokens and lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rao_kernels.data import (
+    DataReport,
+    TokenizedRow,
+    TokenizeOptions,
+    as_pairs,
+    check_shared_start,
+    load_records,
+    tokenize_records,
+)
+from rao_kernels.errors import DataError, InputError
+from tests.train.tiny import tiny_tokenizer
+
+
+def tokenize(
+    rows: list[dict[str, Any]], tokenizer: Any, report: DataReport | None = None, **options: Any
+) -> list[TokenizedRow]:
+    records = load_records(rows)
+    return tokenize_records(records, tokenizer, TokenizeOptions(**options), report=report)
+
+
+def row(prompt: Any = "ask", responses: tuple[str, ...] = ("yes", "no")) -> dict[str, Any]:
+    return {"prompt": prompt, "responses": list(responses), "rewards": [1.0, 0.0][: len(responses)]}
+
+
+def test_plain_row_has_bos_and_eos_once() -> None:
+    tokenizer = tiny_tokenizer()
+    (one,) = tokenize([row()], tokenizer)
+    assert tokenizer.decode(one.prompt).replace(" ", "") == "<s>ask"
+    assert [tokenizer.decode(r).replace(" ", "") for r in one.responses] == ["yes</s>", "no</s>"]
+    (again,) = tokenize([row("<s>ask", ("yes</s>",))], tokenizer)
+    assert again.prompt.tolist() == one.prompt.tolist()
+    assert again.responses[0].tolist() == one.responses[0].tolist()
+
+
+def test_chat_row_is_the_template_without_its_last_line_break() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    for prompt in ("ask", [{"role": "user", "content": "ask"}]):
+        (one,) = tokenize([row(prompt)], tokenizer)
+        assert tokenizer.decode(one.prompt).replace(" ", "") == "<u>ask</s>\n<a>"
+        assert tokenizer.decode(one.responses[0]).replace(" ", "") == "yes</s>"
+    (plain,) = tokenize([row()], tokenizer, prompt_format="plain")
+    assert tokenizer.decode(plain.prompt).replace(" ", "") == "<s>ask"
+
+
+def test_boundary_is_the_common_prefix_of_all_sequences() -> None:
+    """A merge across the boundary moves it left, for every response of the prompt alike."""
+    tokenizer = tiny_tokenizer(merges=True)
+    (one,) = tokenize([row("xa", ("b", "cd"))], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(one.prompt) == ["<s>", "x"]
+    assert tokenizer.convert_ids_to_tokens(one.responses[0]) == ["ab", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(one.responses[1]) == ["a", "c", "d", "</s>"]
+
+
+def test_common_start_of_responses_is_not_prompt() -> None:
+    (one,) = tokenize([row("x", ("same start", "same end"))], tiny_tokenizer())
+    assert len(one.prompt) == 2
+
+
+def test_too_long_prompt_is_named_and_never_cut() -> None:
+    rows = [row(), row("a very long prompt")]
+    with pytest.raises(DataError, match=r"row 1: its prompt has 19 tokens.*max_length=12"):
+        tokenize(rows, tiny_tokenizer(), max_length=12)
+    report = DataReport()
+    kept = tokenize_records(
+        load_records(rows),
+        tiny_tokenizer(),
+        TokenizeOptions(max_length=12),
+        bad_rows="skip",
+        report=report,
+    )
+    assert len(kept) == 1
+    assert "row 1" in report.skipped[0]
+
+
+def test_too_long_response_is_dropped_or_cut_and_counted() -> None:
+    rows = [row("ask", ("yes", "a longer answer"))]
+    report = DataReport()
+    (one,) = tokenize(rows, tiny_tokenizer(), report, max_length=9)
+    assert len(one.responses) == 1
+    assert one.rewards == [1.0]
+    assert report.responses_dropped == 1
+    assert "1 responses dropped" in report.describe()
+    report = DataReport()
+    (one,) = tokenize(rows, tiny_tokenizer(), report, max_length=9, truncate_responses=True)
+    assert [len(response) for response in one.responses] == [4, 5]
+    assert report.responses_truncated == 1
+    with pytest.raises(DataError, match="none of its 2 responses fits max_length=6"):
+        tokenize(rows, tiny_tokenizer(), max_length=6)
+
+
+def test_shared_start() -> None:
+    class NoBos:
+        """The tiny tokenizer as one without BOS."""
+
+        def __init__(self) -> None:
+            self.inner = tiny_tokenizer()
+            self.bos_token_id = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    rows = tokenize([row("ask"), row("say"), row("some")], NoBos())
+    with pytest.raises(DataError, match=r"row 0: its prompt begins with .* 2 of 3 prompts"):
+        check_shared_start(rows, 1)
+    check_shared_start(rows[1:], 1)
+    with pytest.raises(DataError, match="RAO needs one t0 of 2 tokens"):
+        check_shared_start(rows[1:], 2)
+    check_shared_start(tokenize([row("ask"), row("say")], tiny_tokenizer()), 1)
+
+
+def test_pairs() -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "p", "responses": ["a", "b", "c"], "rewards": [0.5, 0.0, 1.0]},
+        {"prompt": "p", "responses": ["a", "b"], "rewards": [1.0, 1.0]},
+        {"prompt": "p", "responses": ["a"], "rewards": [1.0]},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 0, "score_rejected": 1},
+    ]
+    tokenizer, report = tiny_tokenizer(), DataReport()
+    pairs = as_pairs(tokenize(rows, tokenizer), report)
+    texts = [[tokenizer.decode(r[:-1]) for r in pair.responses] for pair in pairs]
+    assert texts == [["c", "b"], ["a", "b"], ["a", "b"]]
+    assert [pair.rewards for pair in pairs] == [[1.0, 0.0], None, [0.0, 1.0]]
+    assert all(pair.preferred == 0 for pair in pairs)
+    assert report.rows_without_pair == 2
+
+
+def test_bad_options() -> None:
+    for options in ({"max_length": 1}, {"prompt_format": "raw"}, {"prompt_format": "chat"}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            tokenize([row()], tiny_tokenizer(), **options)
+    with pytest.raises(DataError, match="row 0: a chat prompt"):
+        tokenize([row([{"role": "user", "content": "x"}])], tiny_tokenizer())
