@@ -1,0 +1,183 @@
+"""Rows -> log-probs -> segments -> loss: the losses on hidden states and a head.
+
+Legend: D hidden size, V vocabulary, S sequences, R response tokens, Q prompt tokens.
+Hidden states are ``[B, T, D]`` or ``[N, D]``, like the ids the batch was built from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .losses import LOSSES, LossInputs, LossSpec, reduce_units
+from .ops.linear_logprobs import linear_logprobs
+from .sequence import SequenceBatch
+from .types import EngineOptions, LossOutput
+
+Prompts = Literal["skipped", "detached", "grad"]
+UserLoss = Callable[..., Tensor | LossOutput]
+
+
+class HeadOptions(EngineOptions, total=False):
+    """Options of the op, and what the head does to its logits (see `linear_logprobs`)."""
+
+    bias: Tensor | None
+    logit_scale: float
+    logit_softcap: float | None
+
+
+def rao_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: SequenceBatch,
+    *,
+    rewards: Tensor,
+    ref_logps: Tensor,
+    ref_prompt_logps: Tensor | None,
+    beta: float = 0.1,
+    log_z0: float | Literal["auto"] = 50.0,
+    prompt_term: Literal["detached", "none", "grad", "eq7_literal"] = "detached",
+    normalizer: Tensor | float | None = None,
+    **options: Unpack[HeadOptions],
+) -> LossOutput:
+    """RAO on hidden states: ``(r - beta (D + log_z0 + DX))^2``, mean over prompts of means.
+
+    Args:
+        hidden: ``[B, T, D]`` or ``[N, D]``. weight: ``[V, D]``.
+        rewards: ``[S]``. ref_logps, ref_prompt_logps: ``[S]`` under the reference
+            (`sequence_and_prompt_logps` of the reference gives them); the latter may be None
+            with ``prompt_term="none"``.
+        beta, log_z0, prompt_term: see `rao_kernels.losses.rao.rao`.
+        normalizer: what the sum over prompts is divided by; None: their number in the batch.
+    """
+    inputs = {"rewards": rewards, "ref_logps": ref_logps, "ref_prompt_logps": ref_prompt_logps}
+    hyper = {"beta": beta, "log_z0": log_z0, "prompt_term": prompt_term}
+    return fused_loss(
+        "rao", hidden, weight, batch, inputs=inputs, hyper=hyper, normalizer=normalizer, **options
+    )
+
+
+def fused_loss(
+    name_or_function: str | UserLoss,
+    hidden: Tensor,
+    weight: Tensor,
+    batch: SequenceBatch,
+    *,
+    inputs: Mapping[str, Tensor | None],
+    hyper: Mapping[str, Any] | None = None,
+    normalizer: Tensor | float | None = None,
+    **options: Unpack[HeadOptions],
+) -> LossOutput:
+    """A loss of `LOSSES`, or a function of the user's, on hidden states.
+
+    Args:
+        name_or_function: a key of `LOSSES`, or ``f(inputs: LossInputs, **hyper)`` that returns
+            values ``[S]``, of which the loss is the mean over sequences, or a `LossOutput`. A
+            function that is given `ref_prompt_logps` finds `prompt_logps` too.
+        inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
+            per token are shaped like the ids.
+        hyper: hyperparameters. normalizer: see `LossSpec`.
+    """
+    hyper = {} if hyper is None else hyper
+    if isinstance(name_or_function, str):
+        spec = _spec(name_or_function)
+        loss_inputs = _score(
+            hidden, weight, batch, _prompts_of(spec, hyper), inputs=inputs, **options
+        )
+        return spec(loss_inputs, normalizer=normalizer, **hyper)
+    prompts: Prompts = "skipped" if inputs.get("ref_prompt_logps") is None else "detached"
+    loss_inputs = _score(hidden, weight, batch, prompts, inputs=inputs, **options)
+    return _run_user_loss(name_or_function, loss_inputs, hyper, normalizer)
+
+
+def sequence_logps(
+    hidden: Tensor, weight: Tensor, batch: SequenceBatch, **options: Unpack[HeadOptions]
+) -> Tensor:
+    """``[S]`` log-probability of each response, differentiable; 0 for an empty one."""
+    inputs = _score(hidden, weight, batch, "skipped", inputs={}, **options)
+    return inputs.logps.to(inputs.dtype)
+
+
+def sequence_and_prompt_logps(
+    hidden: Tensor, weight: Tensor, batch: SequenceBatch, **options: Unpack[HeadOptions]
+) -> tuple[Tensor, Tensor]:
+    """`sequence_logps`, and ``[S]`` that of each prompt after its prefix, without gradient."""
+    inputs = _score(hidden, weight, batch, "detached", inputs={}, **options)
+    return inputs.logps.to(inputs.dtype), inputs.require("prompt_logps").to(inputs.dtype)
+
+
+def _spec(name: str) -> LossSpec:
+    if name not in LOSSES:
+        raise InputError("name_or_function", f"a function or one of {', '.join(LOSSES)}", name)
+    return LOSSES[name]
+
+
+def _prompts_of(spec: LossSpec, hyper: Mapping[str, Any]) -> Prompts:
+    if "prompt_logps" not in spec.required_inputs(hyper):
+        return "skipped"
+    return "grad" if spec.bind(hyper).get("prompt_term") == "grad" else "detached"
+
+
+def _run_user_loss(
+    function: UserLoss,
+    inputs: LossInputs,
+    hyper: Mapping[str, Any],
+    normalizer: Tensor | float | None,
+) -> LossOutput:
+    result = function(inputs, **hyper)
+    if isinstance(result, LossOutput):
+        if normalizer is not None:
+            raise InputError("normalizer", "None: the function reduces its values", normalizer)
+        return result
+    if tuple(result.shape) != (inputs.num_sequences,):
+        raise InputError(
+            "name_or_function",
+            f"a function that returns values [S], S = {inputs.num_sequences}, or a LossOutput",
+            list(result.shape),
+        )
+    loss = reduce_units(result, torch.ones_like(result), normalizer)
+    return LossOutput(loss.to(inputs.dtype), result.to(inputs.dtype), {})
+
+
+def _score(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: SequenceBatch,
+    prompts: Prompts,
+    *,
+    inputs: Mapping[str, Tensor | None],
+    **options: Unpack[HeadOptions],
+) -> LossInputs:
+    """Log-probs of the response rows, and of the prompt rows if wanted, joined with `inputs`."""
+    if tuple(hidden.shape[:-1]) != batch.token_shape:
+        raise InputError(
+            "hidden", f"shape {[*batch.token_shape, 'D']}, like the ids", list(hidden.shape)
+        )
+    if not 0 <= batch.target_bounds[0] <= batch.target_bounds[1] < len(weight):
+        raise InputError(
+            "input_ids",
+            f"tokens of the head's vocabulary, 0 to {len(weight) - 1}",
+            f"{batch.target_bounds[0]} to {batch.target_bounds[1]}",
+        )
+    flat = hidden.reshape(-1, hidden.shape[-1])
+
+    def score(rows: Tensor, targets: Tensor) -> Tensor:
+        return linear_logprobs(
+            flat.index_select(0, rows), weight, targets, ignore_index=None, **options
+        )
+
+    if prompts == "grad":
+        rows = torch.cat([batch.response_rows, batch.prompt_rows])
+        logps = score(rows, torch.cat([batch.response_targets, batch.prompt_targets]))
+        size = batch.response_rows.numel()
+        return batch.row_loss_inputs(logps[:size], logps[size:], **inputs)
+    response = score(batch.response_rows, batch.response_targets)
+    if prompts == "skipped":
+        return batch.row_loss_inputs(response, None, **inputs)
+    with torch.no_grad():
+        prompt = score(batch.prompt_rows, batch.prompt_targets)
+    return batch.row_loss_inputs(response, prompt, **inputs)

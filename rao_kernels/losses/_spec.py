@@ -1,0 +1,93 @@
+"""A row of the table of losses, and the one reduction they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..types import LossOutput
+from ._inputs import LossInputs
+from ._terms import Terms, weighted_mean
+
+Unit = Literal["prompt", "pair", "sequence", "token"]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss by name: ``loss = sum(weights * values) / normalizer``.
+
+    Attributes:
+        name: key in the table.
+        unit: what the loss is a mean over.
+        terms: values and metrics from the inputs and the hyperparameters.
+        weights: weight of each value; the sum is the number of units.
+        needs: fields of `LossInputs` it reads; ``a|b`` is satisfied by either.
+        defaults: every hyperparameter and its default.
+        paper: where the formula comes from.
+        waived: input -> (hyperparameter, value) under which that input is not read.
+    """
+
+    name: str
+    unit: Unit
+    terms: Callable[..., Terms]
+    weights: Callable[[LossInputs], Tensor]
+    needs: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    paper: str
+    waived: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+
+    def __call__(
+        self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any
+    ) -> LossOutput:
+        """The loss of `inputs`; None as `normalizer` is the number of units in them."""
+        bound = self.bind(hyper)
+        self._check_inputs(inputs, bound)
+        with torch.autocast(inputs.token_logps.device.type, enabled=False):
+            terms = self.terms(inputs, **bound)
+            loss = reduce_units(terms.values, self.weights(inputs), normalizer)
+        metrics = {name: value.detach().to(inputs.dtype) for name, value in terms.metrics.items()}
+        return LossOutput(loss.to(inputs.dtype), terms.values.to(inputs.dtype), metrics)
+
+    def bind(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyperparameters: the defaults, overridden by `hyper`."""
+        known = ", ".join(self.defaults) or "none"
+        for name in hyper:
+            if name not in self.defaults:
+                raise InputError(name, f"a hyperparameter of `{self.name}` ({known})", "another")
+        return {**self.defaults, **hyper}
+
+    def required_inputs(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
+        """`needs` without what these hyperparameters make unnecessary."""
+        bound = self.bind(hyper)
+
+        def waived(need: str) -> bool:
+            return need in self.waived and bound[self.waived[need][0]] == self.waived[need][1]
+
+        return tuple(need for need in self.needs if not waived(need))
+
+    def count_units(self, inputs: LossInputs) -> Tensor:
+        """Number of units (fp64 scalar): what a caller sums over micro-batches and ranks."""
+        return self.weights(inputs).sum()
+
+    def _check_inputs(self, inputs: LossInputs, hyper: Mapping[str, Any]) -> None:
+        for need in self.required_inputs(hyper):
+            alternatives = need.split("|")
+            if all(getattr(inputs, name) is None for name in alternatives):
+                names = " or ".join(f"`{name}`" for name in alternatives)
+                raise InputError(
+                    alternatives[0], f"a tensor: the loss `{self.name}` needs {names}", None
+                )
+
+
+def reduce_units(values: Tensor, weights: Tensor, normalizer: Tensor | float | None) -> Tensor:
+    """``sum(weights * values) / normalizer``, by default over the number of units."""
+    if normalizer is None:
+        return weighted_mean(values, weights)
+    if not isinstance(normalizer, Tensor) and not normalizer > 0:
+        raise InputError("normalizer", "a number above 0, or None", normalizer)
+    return (weights * values).sum() / normalizer

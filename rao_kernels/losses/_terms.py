@@ -1,0 +1,228 @@
+"""The named pieces losses are composed of.
+
+Legend: N response tokens, S sequences, P pairs. All arithmetic per sequence is fp64: S numbers
+cost nothing, and log-ratios of long responses need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..segments import segment_sum
+from ._inputs import LossInputs
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Unreduced values of a loss, one per element of its weights, and its metrics."""
+
+    values: Tensor
+    metrics: dict[str, Tensor]
+
+
+# Levels: what stands for a sequence.
+
+
+def log_ratios(inputs: LossInputs) -> Tensor:
+    """``[S]`` D = log pi(y|x) - log pi_ref(y|x), from per-token differences where there are any."""
+    if inputs.ref_token_logps is None:
+        return inputs.logps - inputs.require("ref_logps").double()
+    differences = inputs.token_logps.double() - inputs.ref_token_logps.double()
+    return segment_sum(differences, inputs.segments, inputs.num_sequences)
+
+
+def prompt_log_ratios(inputs: LossInputs) -> Tensor:
+    """``[S]`` DX = log-ratio of the prompt after its shared prefix."""
+    reference = inputs.require("ref_prompt_logps")
+    return inputs.require("prompt_logps").double() - reference.double()
+
+
+def per_token(sums: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` sums over tokens divided by the length; 0 for an empty response."""
+    return sums / inputs.lengths.clamp(min=1)
+
+
+# Surrogates: from a margin to a loss.
+
+
+def logistic(margin: Tensor) -> Tensor:
+    """``log(1 + exp(-margin))``, exact at both ends."""
+    return -F.logsigmoid(margin)
+
+
+# Weights: how much each value counts; their sum is the number of units.
+
+
+def prompt_weights(inputs: LossInputs) -> Tensor:
+    """``[S]`` 1 / (responses of the prompt): a mean over responses within each prompt."""
+    return _group_sizes(inputs).double().reciprocal()
+
+
+def pair_weights(inputs: LossInputs) -> Tensor:
+    """``[P]`` one each."""
+    return _ones(inputs.num_sequences // 2, inputs)
+
+
+def preferred_token_weights(inputs: LossInputs) -> Tensor:
+    """``[N]`` 1 for tokens of preferred sequences, 0 for others; all 1 without `preferred`."""
+    if inputs.preferred is None:
+        return _ones(inputs.token_logps.numel(), inputs)
+    return inputs.preferred.bool()[inputs.segments].double()
+
+
+def _ones(count: int, inputs: LossInputs) -> Tensor:
+    return torch.ones(count, dtype=torch.float64, device=inputs.token_logps.device)
+
+
+def _group_sizes(inputs: LossInputs) -> Tensor:
+    """``[S]`` number of sequences in the group of each."""
+    if inputs.groups is None:
+        return torch.ones(inputs.num_sequences, dtype=torch.int64, device=inputs.token_logps.device)
+    groups = inputs.groups.contiguous()
+    ordered = groups.sort().values
+    after = torch.searchsorted(ordered, groups, right=True)
+    return after - torch.searchsorted(ordered, groups)
+
+
+# Pairs.
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two sequences per prompt: indices ``[P]`` of the chosen and of the rejected."""
+
+    chosen: Tensor
+    rejected: Tensor
+    poison: Tensor
+
+    def split(self, per_sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen and rejected ``[P]`` of ``[S]``; NaN for what is no pair."""
+        return per_sequence[self.chosen] + self.poison, per_sequence[self.rejected] + self.poison
+
+
+def pair_up(inputs: LossInputs) -> Pairs:
+    """Pair the sequences that share a group, the preferred one first.
+
+    A group of another size, or with none or two preferred, is an error that names it where the
+    inputs are on the CPU. On other devices that would stop the host to read them: there what is
+    no pair gives NaN.
+    """
+    groups, preferred = inputs.require("groups"), inputs.require("preferred").bool()
+    if groups.numel() % 2:
+        raise _pair_error(groups, preferred)
+    order = _order_within_groups(preferred, groups, descending=True).view(-1, 2)
+    same, first = groups[order], preferred[order]
+    valid = (same[:, 0] == same[:, 1]) & first[:, 0] & ~first[:, 1]
+    if groups.device.type == "cpu" and not bool(valid.all()):
+        raise _pair_error(groups, preferred)
+    poison = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
+    return Pairs(order[:, 0], order[:, 1], poison.masked_fill(~valid, torch.nan))
+
+
+def _pair_error(groups: Tensor, preferred: Tensor) -> InputError:
+    """Names the first group that is no pair."""
+    members = (
+        (group, preferred[groups == group].tolist()) for group in torch.unique(groups).tolist()
+    )
+    group, flags = next((g, f) for g, f in members if len(f) != 2 or sum(f) != 1)
+    return InputError(
+        "preferred",
+        "two sequences in each group, exactly one of them preferred",
+        f"group {group} with {len(flags)} sequences, {sum(flags)} preferred",
+    )
+
+
+def _order_within_groups(keys: Tensor, groups: Tensor, *, descending: bool) -> Tensor:
+    """``[S]`` order by group, then by key; ties keep their order."""
+    by_key = keys.argsort(stable=True, descending=descending)
+    return by_key[groups[by_key].argsort(stable=True)]
+
+
+def pair_terms(
+    inputs: LossInputs, implicit_rewards: Tensor, surrogate: Callable[[Tensor], Tensor]
+) -> Terms:
+    """``surrogate(margin)`` of each pair's implicit rewards, given per sequence ``[S]``."""
+    pairs = pair_up(inputs)
+    chosen, rejected = pairs.split(implicit_rewards)
+    logps = inputs.logps.detach()
+    metrics = _preference_metrics(
+        chosen.detach(),
+        rejected.detach(),
+        logps[pairs.chosen],
+        logps[pairs.rejected],
+        _ones(len(chosen), inputs),
+    )
+    return Terms(surrogate(chosen - rejected), metrics)
+
+
+# Means and metrics.
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean over units, whose number is the sum of the weights; 0 when there is none."""
+    return (weights * values).sum() / weights.sum().clamp(min=1)
+
+
+def reward_preference_metrics(inputs: LossInputs, implicit_rewards: Tensor) -> dict[str, Tensor]:
+    """Metrics of a pair for any number of responses with rewards.
+
+    Chosen is the response with the highest reward of its group, rejected the one with the lowest,
+    the first of each where several tie. A group whose rewards are all equal has nothing to be
+    accurate about and counts one half.
+    """
+    rewards = inputs.require("rewards")
+    groups = inputs.groups
+    if groups is None:
+        groups = torch.arange(inputs.num_sequences, device=rewards.device)
+    best = _order_within_groups(rewards, groups, descending=True)
+    worst = _order_within_groups(rewards, groups, descending=False)
+    ordered = groups[best]
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    implicit, logps = implicit_rewards.detach(), inputs.logps.detach()
+    return _preference_metrics(
+        implicit[best],
+        implicit[worst],
+        logps[best],
+        logps[worst],
+        starts.double(),
+        tied=rewards[best] == rewards[worst],
+    )
+
+
+def _preference_metrics(
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    weights: Tensor,
+    tied: Tensor | None = None,
+) -> dict[str, Tensor]:
+    margin = chosen - rejected
+    correct = (margin > 0).double()
+    if tied is not None:
+        correct = correct.masked_fill(tied, 0.5)
+    columns = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margin,
+        "rewards/accuracies": correct,
+        "logps/chosen": chosen_logps,
+        "logps/rejected": rejected_logps,
+    }
+    return {name: weighted_mean(column, weights) for name, column in columns.items()}
+
+
+# Hyperparameters.
+
+
+def check_positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise InputError(name, "a number above 0", value)
+    return value
