@@ -49,7 +49,7 @@ def score(head: Head, backend: str, wanted: Statistics, memory: Tensor) -> Score
         scratch = module.scratch(head, cut[0].width, backward=False)
         for tile, slot in zip(cut, buffer.slots(cut), strict=True):
             module.score_tile(head, tile, state, slot, scratch)
-    buffer.zero_tail(cut)
+    buffer.zero_unused(cut)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
     return _finish(state, head.weight.shape[0])
 

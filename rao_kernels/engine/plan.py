@@ -78,12 +78,16 @@ class RetainedBuffer:
             offset = end
         return found
 
-    def zero_tail(self, cut: list[Tile]) -> None:
-        """Zero what no retained tile uses."""
+    def zero_unused(self, cut: list[Tile]) -> None:
+        """Zero the bytes that hold nothing, so that equal inputs give equal buffers."""
         used = 0
         for tile, slot in zip(cut, self.slots(cut), strict=True):
-            if slot is not None:
-                used += slot_bytes(self.rows, tile, self.dtype)
+            if slot is None:
+                break
+            maxima = used + _aligned(slot.values.nbytes)
+            self.memory[used + slot.values.nbytes : maxima].zero_()
+            used += slot_bytes(self.rows, tile, self.dtype)
+            self.memory[maxima + slot.maxima.nbytes : used].zero_()
         self.memory[used:].zero_()
 
     def _slot(self, offset: int, tile: Tile) -> RetainedTile:

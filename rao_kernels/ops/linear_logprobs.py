@@ -6,7 +6,7 @@ Legend: N rows, V vocabulary, D hidden size. Schema, fake, autograd and public f
 from __future__ import annotations
 
 import math
-from typing import Optional, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -224,13 +224,15 @@ def _described(value: object) -> str:
 
 
 def _check_scalars(logit_scale: float, logit_softcap: float | None) -> None:
-    for name, value in (("logit_scale", logit_scale), ("logit_softcap", logit_softcap)):
-        if value is None and name == "logit_softcap":
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0:
-            fix = "A temperature T is logit_scale = 1 / T." if name == "logit_scale" else ""
-            raise InputError(name, "a positive finite float", _described(value), fix)
+    _check_positive("logit_scale", logit_scale, "A temperature T is logit_scale = 1 / T.")
+    if logit_softcap is not None:
+        _check_positive("logit_softcap", logit_softcap)
+
+
+def _check_positive(name: str, value: float, fix: str = "") -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise InputError(name, "a positive finite float", _described(value), fix)
 
 
 def _check_options(options: EngineOptions, weight: Tensor) -> None:
@@ -255,11 +257,11 @@ def _check_options(options: EngineOptions, weight: Tensor) -> None:
 def linear_logprobs_op(
     hidden: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor],
+    bias: Tensor | None,
     targets: Tensor,
     scale: float,
-    softcap: Optional[float],
-    ignore_index: Optional[int],
+    softcap: float | None,
+    ignore_index: int | None,
     workspace_bytes: int,
     compute_dtype: torch.dtype,
     with_entropy: bool,
@@ -330,12 +332,12 @@ def _(
 
 @torch.library.custom_op("rao_kernels::linear_logprobs_backward", mutates_args=())
 def linear_logprobs_backward_op(
-    dlogp: Optional[Tensor],
-    dlog_sum: Optional[Tensor],
-    dentropy: Optional[Tensor],
+    dlogp: Tensor | None,
+    dlog_sum: Tensor | None,
+    dentropy: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor],
+    bias: Tensor | None,
     targets: Tensor,
     logp: Tensor,
     row_max: Tensor,
@@ -343,8 +345,8 @@ def linear_logprobs_backward_op(
     entropy: Tensor,
     retained: Tensor,
     scale: float,
-    softcap: Optional[float],
-    ignore_index: Optional[int],
+    softcap: float | None,
+    ignore_index: int | None,
     compute_dtype: torch.dtype,
     need_dhidden: bool,
     need_dweight: bool,
@@ -368,9 +370,7 @@ def linear_logprobs_backward_op(
         empty = hidden.new_empty(0)
         dhidden = dweight = dbias = None
         if out.dhidden is not None:
-            dhidden = row_selection.spread(
-                out.dhidden.to(hidden.dtype), selection, hidden.shape[0]
-            )
+            dhidden = row_selection.spread(out.dhidden.to(hidden.dtype), selection, hidden.shape[0])
         if out.dweight is not None:
             dweight = out.dweight
         if out.dbias is not None and bias is not None:
@@ -469,9 +469,7 @@ def _row_gradients(
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     hidden, weight, bias, targets, scale, softcap, ignore_index, _, compute_dtype, *_ = inputs
     logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, retained = output
-    ctx.save_for_backward(
-        hidden, weight, bias, targets, logp, row_max, log_sum, entropy, retained
-    )
+    ctx.save_for_backward(hidden, weight, bias, targets, logp, row_max, log_sum, entropy, retained)
     ctx.constants = (scale, softcap, ignore_index, compute_dtype)
     ctx.backend = inputs[-1]
     ctx.mark_non_differentiable(row_max, is_top1, log_sum_sq, mean, retained)

@@ -1,0 +1,157 @@
+"""Every backend, dtype and workspace against float64: one contract, one oracle."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rao_kernels import backends
+from rao_kernels.ops import linear_token_stats
+
+from ..cases import PROBLEMS, allowed, error, make
+from ..oracle import Answer, Problem, dense
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+GRADIENTS = ("dhidden", "dweight", "dbias")
+WORKSPACES = {"retained": None, "recomputed": 0, "partly": 1 << 19}
+
+
+def require(backend: str, dtype: torch.dtype) -> None:
+    if reason := backends.reasons(torch.device("cpu"), dtype)[backend]:
+        pytest.skip(f"backend {backend!r}: {reason}")
+
+
+def run(problem: Problem, backend: str, workspace_bytes: int | None) -> Answer:
+    """The op's results and gradients, as the oracle gives them."""
+    leaves = {
+        name: tensor.detach().clone().requires_grad_()
+        for name in ("hidden", "weight", "bias")
+        if (tensor := getattr(problem, name)) is not None
+    }
+    stats = linear_token_stats(
+        leaves["hidden"],
+        leaves["weight"],
+        problem.targets,
+        bias=leaves.get("bias"),
+        logit_scale=problem.logit_scale,
+        logit_softcap=problem.logit_softcap,
+        workspace_bytes=workspace_bytes,
+        backend=backend,
+    )
+    total = sum(
+        (gradient * values.double()).sum()
+        for gradient, values in (
+            (problem.dlogp, stats.logps),
+            (problem.dentropy, stats.entropy),
+            (problem.dlse, stats.lse),
+        )
+        if gradient is not None
+    )
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    by_name = dict(zip(leaves, gradients, strict=True))
+    values = {f.name: getattr(stats, f.name).detach() for f in fields(stats)}
+    return Answer(
+        **values, dhidden=by_name["hidden"], dweight=by_name["weight"], dbias=by_name.get("bias")
+    )
+
+
+def assert_as_good_as_torch(got: Answer, problem: Problem) -> None:
+    dtype = problem.hidden.dtype
+    truth, plain = dense(problem.to(torch.float64)), dense(problem)
+    assert (got.logps <= 0).all()
+    for field in fields(Answer):
+        name = field.name
+        mine, true, torchs = (getattr(answer, name) for answer in (got, truth, plain))
+        if true is None:
+            assert mine is None
+        elif name == "is_top1":
+            # Rounding may swap words that are equal in the operands' precision.
+            differs = mine.bool() != true.bool()
+            assert int(differs.sum()) <= int((torchs != true).sum())
+        else:
+            assert error(mine, true) <= allowed(torchs, true, dtype), name
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("workspace", WORKSPACES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, workspace: str) -> None:
+    require(backend, dtype)
+    problem = make(dtype=dtype, **PROBLEMS[name])
+    got = run(problem, backend, WORKSPACES[workspace])
+    assert_as_good_as_torch(got, problem)
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_same_bits_every_time(backend: str) -> None:
+    require(backend, torch.bfloat16)
+    problem = make(67, 5000, 48, dtype=torch.bfloat16, entropy=True, ignored=0.2)
+    first, second = run(problem, backend, None), run(problem, backend, None)
+    for field in fields(Answer):
+        mine, again = getattr(first, field.name), getattr(second, field.name)
+        assert mine is again is None or torch.equal(mine, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_words_masked_by_an_infinite_bias(backend: str, dtype: torch.dtype) -> None:
+    """The first tile has no probability at all; masked words get no gradient and make no NaN."""
+    require(backend, dtype)
+    problem = make(17, 5000, 24, dtype=dtype, bias=True, entropy=True)
+    assert problem.bias is not None
+    masked = torch.arange(5000) < 2500
+    bias = problem.bias.masked_fill(masked, -torch.inf)
+    problem = replace(problem, bias=bias, targets=2500 + problem.targets % 2500)
+    got = run(problem, backend, None)
+    kept = replace(
+        problem, weight=problem.weight[2500:], bias=bias[2500:], targets=problem.targets - 2500
+    )
+    truth, plain = dense(kept.to(torch.float64)), dense(kept)
+    for name in ("logps", "entropy", "dhidden"):
+        mine, true = getattr(got, name), getattr(truth, name)
+        assert error(mine, true) <= allowed(getattr(plain, name), true, dtype), name
+    assert error(got.dweight[2500:], truth.dweight) <= allowed(plain.dweight, truth.dweight, dtype)
+    assert not got.dweight[:2500].any()
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_half_precision_survives_a_loss_scaler(backend: str) -> None:
+    require(backend, torch.float16)
+    problem = make(21, 3000, 32, dtype=torch.float16)
+    assert problem.dlogp is not None
+    scaled = replace(problem, dlogp=problem.dlogp * 65536)
+    got, truth = run(scaled, backend, None), dense(scaled.to(torch.float64))
+    unscaled, plain = dense(problem.to(torch.float64)), dense(problem)
+    assert got.dhidden.isfinite().all() == (truth.dhidden.abs().max() < 65504)
+    small = truth.dweight.abs() < 60000
+    scale = float(truth.dweight[small].abs().max())
+    worst = float((got.dweight.double() - truth.dweight)[small].abs().max()) / scale
+    assert worst <= 2 * allowed(plain.dweight, unscaled.dweight, torch.float16)
+
+
+def _views(tensor: Tensor) -> Tensor:
+    """The same values behind an offset and strides."""
+    wide = torch.empty(tensor.shape[0] + 3, tensor.shape[1] * 2 + 1, dtype=tensor.dtype)
+    view = wide[2:-1, 1::2]
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_strided_operands(backend: str) -> None:
+    require(backend, torch.float32)
+    problem = make(33, 3000, 40)
+    strided = replace(
+        problem, hidden=_views(problem.hidden), weight=problem.weight.T.contiguous().T
+    )
+    assert not strided.hidden.is_contiguous() and not strided.weight.is_contiguous()
+    options = {"backend": backend}
+    straight = linear_token_stats(problem.hidden, problem.weight, problem.targets, **options)
+    got = linear_token_stats(strided.hidden, strided.weight, problem.targets, **options)
+    for field in fields(straight):
+        assert torch.equal(getattr(got, field.name), getattr(straight, field.name)), field.name
+    assert_as_good_as_torch(run(strided, backend, None), problem)
