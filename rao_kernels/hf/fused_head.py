@@ -1,0 +1,431 @@
+"""Token log-probs from a causal language model's own forward, without its logits.
+
+The head's class is swapped for `FusedHead`, which runs the op where the head's weight is whole
+and its hooks have fired; the model's forward, patched on the instance, runs trunk and head. So
+whatever wraps the model (DDP, FSDP2, autocast, adapters) sees a forward like any other.
+
+Legend: B sequences, T tokens, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from ..errors import InputError
+from ..ops import linear_token_stats
+from ..types import EngineOptions
+from .parity import find_difference
+from .transforms import HeadTransform, head_transform
+
+Model = TypeVar("Model", bound=nn.Module)
+
+STATS = ("entropy", "is_top1")
+
+
+@dataclass
+class FusedLMOutput(ModelOutput):
+    """What a model returns when it is called with `logp_targets`.
+
+    token_logps: ``[B, T]`` float32 (float64 for a float64 model), 0.0 where the target is -100.
+    entropy: ``[B, T]``, nats, where asked. is_top1: ``[B, T]`` bool, where asked.
+    aux_loss: a mixture of experts' load-balancing loss, where it is asked for; no coefficient.
+    """
+
+    token_logps: Tensor
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the head is to score. targets, grad_mask: ``[B, T]``."""
+
+    targets: Tensor
+    grad_mask: Tensor | None
+    stats: tuple[str, ...]
+    options: EngineOptions
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What attaching learnt about a model's class and config; shared by copies of the model."""
+
+    transform: HeadTransform
+    parameters: tuple[str, ...]
+    balance_loss: Callable[..., Tensor] | None
+
+
+class FusedHead(nn.Linear):
+    """A head ``[V, D]`` that gives logits, or with `targets` the log-probs and no logits."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        targets: Tensor | None = None,
+        *,
+        grad_mask: Tensor | None = None,
+        stats: tuple[str, ...] = (),
+        transform: HeadTransform | None = None,
+        options: EngineOptions | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Logits ``[..., V]``; with `targets`, log-probs shaped like them and then `stats`.
+
+        A tuple of tensors and nothing else: the hooks of wrappers look for tensors in it.
+        """
+        if targets is None:
+            return super().forward(input)
+        score = functools.partial(
+            _token_stats,
+            stats=stats,
+            transform=transform or HeadTransform(),
+            options=options or EngineOptions(),
+        )
+        if grad_mask is None or not torch.is_grad_enabled():
+            return score(input, self.weight, self.bias, targets)
+        learned = score(input, self.weight, self.bias, targets.masked_fill(~grad_mask, -100))
+        with torch.no_grad():
+            scored = score(input, self.weight, self.bias, targets.masked_fill(grad_mask, -100))
+        pairs = zip(learned, scored, strict=True)
+        return tuple(torch.where(grad_mask, *pair) for pair in pairs)
+
+
+def attach_fused_head(
+    model: Model, *, check_parity: Literal["raise", "warn", "off"] = "raise"
+) -> Model:
+    """Makes a causal language model return token log-probs without building logits.
+
+    ``model(input_ids=, attention_mask=, logp_targets=[B, T])`` then returns a `FusedLMOutput`.
+    ``logp_targets[b, i]`` is the token that position i predicts (already shifted), -100 where
+    none is wanted. Further arguments of that call:
+
+    * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
+    * ``logp_stats``: names out of ``("entropy", "is_top1")``.
+    * ``engine_options``: options of the op, see `EngineOptions`.
+
+    Without `logp_targets` the model is what it was. Attach before the model is wrapped
+    (DistributedDataParallel, FSDP2, torch.compile), before or after `get_peft_model`, and again
+    after its embeddings were resized; on a model that is attached it does nothing.
+
+    Args:
+        model: a `PreTrainedModel`, or a `PeftModel` around one; changed in place.
+        check_parity: what to do when log-probs of 16 tokens differ from the model's own logits:
+            "raise" leaves the model as it was, "warn" attaches all the same, "off" looks not.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: the model or its head is of a kind that the op would get wrong.
+    """
+    if check_parity not in ("raise", "warn", "off"):
+        raise InputError("check_parity", "'raise', 'warn' or 'off'", repr(check_parity))
+    lm = _causal_lm(model)
+    linears = _head_linears(lm)
+    _check_forward(lm)
+    patched = _is_patched(lm)
+    if patched and all(isinstance(linear, FusedHead) for linear in linears):
+        return model
+    plan = _plan(lm)
+    for linear in linears:
+        if type(linear) is nn.Linear:
+            linear.__class__ = FusedHead  # type: ignore[assignment]
+    if not patched:
+        lm.forward = types.MethodType(_patched_forward(type(lm), plan), lm)
+    if check_parity != "off":
+        _check_parity(lm, linears, plan.transform, check_parity)
+    return model
+
+
+def detach_fused_head(model: Model) -> Model:
+    """Undoes `attach_fused_head`, in place; nothing happens to a model that is not attached.
+
+    Raises:
+        InputError: something else has wrapped the model's forward since.
+    """
+    lm = _causal_lm(model)
+    if _is_patched(lm):
+        forward = vars(lm)["forward"].__func__
+        if forward.fused_head_forward is not forward:
+            raise InputError(
+                "model",
+                "its forward as attach_fused_head left it",
+                "one that was wrapped since",
+                "Undo the wrapper first, for example with accelerator.unwrap_model.",
+            )
+        del lm.forward
+    for module in lm.modules():
+        if type(module) is FusedHead:
+            module.__class__ = nn.Linear
+    return model
+
+
+def _token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    stats: tuple[str, ...],
+    transform: HeadTransform,
+    options: EngineOptions,
+) -> tuple[Tensor, ...]:
+    result = linear_token_stats(
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        logit_scale=transform.scale,
+        logit_softcap=transform.softcap,
+        stats=stats,
+        **options,
+    )
+    return (result.logps, *(getattr(result, name) for name in stats))
+
+
+def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., Any]:
+    """The forward of an attached instance of `cls`. It holds no instance, so copies stay right."""
+
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        logp_targets: Tensor | None = None,
+        logp_grad_mask: Tensor | None = None,
+        logp_stats: tuple[str, ...] = (),
+        engine_options: EngineOptions | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if logp_targets is None:
+            if logp_grad_mask is not None:
+                raise InputError("logp_targets", "the targets that logp_grad_mask masks", None)
+            return type(self).forward(self, *args, **kwargs)
+        request = _Request(
+            logp_targets, logp_grad_mask, tuple(logp_stats), engine_options or EngineOptions()
+        )
+        return _fused_forward(self, plan, _trunk_inputs(plan, args, kwargs), request)
+
+    functools.update_wrapper(forward, cls.forward)
+    # The signature without the link to what is wrapped: accelerate's unwrap follows such links
+    # to their end and would leave the model unpatched.
+    del forward.__wrapped__  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    # Wrappers copy a function's attributes: found on one of them, this one is not the wrapper.
+    forward.fused_head_forward = forward  # type: ignore[attr-defined]
+    return forward
+
+
+def _fused_forward(
+    model: PreTrainedModel, plan: _Plan, inputs: dict[str, Any], request: _Request
+) -> FusedLMOutput:
+    head = _fused_head(model)
+    if _wants_router_logits(model, inputs):
+        inputs["output_router_logits"] = True
+    outputs = model.base_model(**inputs)
+    hidden = outputs[0]
+    _check_request(request, hidden)
+    scores = head(
+        hidden,
+        request.targets,
+        grad_mask=request.grad_mask,
+        stats=request.stats,
+        transform=plan.transform,
+        options=request.options,
+    )
+    if not isinstance(scores, tuple):
+        raise _head_error(head)
+    aux_loss = None
+    if inputs.get("output_router_logits"):
+        aux_loss = _aux_loss(model, plan, outputs, inputs.get("attention_mask"))
+    stats = dict(zip(request.stats, scores[1:], strict=True))
+    return FusedLMOutput(token_logps=scores[0], aux_loss=aux_loss, **stats)
+
+
+def _trunk_inputs(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The trunk's arguments by name: as given, less those that only concern logits."""
+    named = dict(zip(plan.parameters, args, strict=False))
+    if repeated := named.keys() & kwargs.keys():
+        raise TypeError(f"forward() got multiple values for {sorted(repeated)}")
+    inputs = {name: value for name, value in (named | kwargs).items() if value is not None}
+    if "labels" in inputs:
+        raise InputError("labels", "None together with logp_targets", "labels")
+    keep = inputs.pop("logits_to_keep", 0)
+    if isinstance(keep, Tensor) or keep != 0:
+        raise InputError(
+            "logits_to_keep", "0 together with logp_targets", keep, "Set other targets to -100."
+        )
+    return {"use_cache": False, **inputs, "return_dict": True}
+
+
+def _check_request(request: _Request, hidden: Tensor) -> None:
+    shape = hidden.shape[:-1]
+    targets, mask = request.targets, request.grad_mask
+    if targets.shape != shape:
+        expected = f"shape {list(shape)}, one target for each position of the input"
+        raise InputError("logp_targets", expected, f"shape {list(targets.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
+        expected = f"a bool tensor of shape {list(shape)}"
+        raise InputError("logp_grad_mask", expected, f"{mask.dtype} of shape {list(mask.shape)}")
+    if unknown := [name for name in request.stats if name not in STATS]:
+        raise InputError("logp_stats", f"names out of {STATS}", unknown)
+
+
+def _wants_router_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+    default = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return bool(inputs.get("output_router_logits", default))
+
+
+def _aux_loss(
+    model: PreTrainedModel, plan: _Plan, outputs: ModelOutput, attention_mask: Tensor | None
+) -> Tensor | None:
+    """The load-balancing loss as the model's own forward takes it from the router's logits."""
+    router_logits = getattr(outputs, "router_logits", None)
+    if router_logits is None or plan.balance_loss is None:
+        return None
+    source = model if hasattr(model, "num_experts") else model.config.get_text_config()
+    return plan.balance_loss(
+        router_logits, source.num_experts, source.num_experts_per_tok, attention_mask
+    )
+
+
+def _plan(model: PreTrainedModel) -> _Plan:
+    cls = type(model)
+    return _Plan(
+        transform=head_transform(model.config),
+        parameters=tuple(inspect.signature(cls.forward).parameters)[1:],
+        balance_loss=getattr(sys.modules[cls.__module__], "load_balancing_loss_func", None),
+    )
+
+
+def _check_parity(
+    model: PreTrainedModel,
+    linears: list[nn.Linear],
+    transform: HeadTransform,
+    action: Literal["raise", "warn"],
+) -> None:
+    try:
+        if linears[0].weight.is_meta:
+            raise InputError(
+                "model",
+                "weights that the parity check can run",
+                "weights on the meta device",
+                "Attach after loading, or pass check_parity='off'.",
+            )
+        difference = find_difference(model, linears, transform)
+        if difference is None:
+            return
+        if action == "raise":
+            raise InputError(
+                "model",
+                f"a model whose logits are its head's output under {transform}, read from its "
+                f"{type(model.config).__name__}",
+                difference,
+                "Train on its logits instead.",
+            )
+    except BaseException:
+        detach_fused_head(model)
+        raise
+    warnings.warn(f"fused log-probs of {type(model).__name__}: {difference}", stacklevel=3)
+
+
+def _causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The model that has trunk and head, with its adapters' wrapper taken off; checked."""
+    if isinstance(model, nn.DataParallel):
+        raise InputError(
+            "model",
+            "a model outside nn.DataParallel, whose replicas lose the fused head",
+            type(model).__name__,
+            "Start one process per device with torchrun.",
+        )
+    unwrap = getattr(model, "get_base_model", None)
+    lm = unwrap() if callable(unwrap) else model
+    if not isinstance(lm, PreTrainedModel):
+        raise InputError(
+            "model",
+            "a transformers PreTrainedModel, or a PeftModel around one",
+            type(lm).__name__,
+            "Attach before DistributedDataParallel, torch.compile or another wrapper.",
+        )
+    if lm.base_model is lm or lm.config.is_encoder_decoder:
+        raise InputError(
+            "model",
+            "a decoder with a trunk (`base_model`) apart from its head",
+            type(lm).__name__,
+            "Load it with AutoModelForCausalLM, or train on its logits.",
+        )
+    return lm
+
+
+def _is_patched(model: PreTrainedModel) -> bool:
+    return hasattr(vars(model).get("forward"), "fused_head_forward")
+
+
+def _check_forward(model: PreTrainedModel) -> None:
+    forward = vars(model).get("forward")
+    # A model that went through pickle keeps its class's forward as an attribute: no obstacle.
+    own = forward is None or getattr(forward, "__func__", None) is type(model).forward
+    if not own and not _is_patched(model):
+        raise InputError(
+            "model",
+            "the forward of its class",
+            "one that another library put on the instance",
+            "Attach first; a model spread over devices with device_map is not supported.",
+        )
+
+
+def _head_linears(model: PreTrainedModel) -> list[nn.Linear]:
+    """The modules that may act as the model's head: one, or original and copies under peft."""
+    head = model.get_output_embeddings()
+    if _is_peft_layer(head):
+        raise _head_error(head)
+    copies = getattr(head, "modules_to_save", None)
+    linears = (
+        [head.original_module, *copies.values()] if isinstance(copies, nn.ModuleDict) else [head]
+    )
+    for linear in linears:
+        plain = type(linear) in (nn.Linear, FusedHead) and type(linear.weight.data) is Tensor
+        if not plain or not linear.weight.is_floating_point() or "forward" in vars(linear):
+            raise _head_error(linear)
+    return linears
+
+
+def _fused_head(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings()
+    if not isinstance(head, FusedHead):
+        linears = _head_linears(model)
+        if not all(isinstance(linear, FusedHead) for linear in linears):
+            raise InputError(
+                "model",
+                "the head that attach_fused_head saw",
+                "a new one",
+                "Resizing the embeddings builds one: call attach_fused_head again after it.",
+            )
+    return head
+
+
+def _is_peft_layer(head: nn.Module | None) -> bool:
+    return any(cls.__name__ == "BaseTunerLayer" for cls in type(head).__mro__)
+
+
+def _head_error(head: nn.Module | None) -> InputError:
+    kind = f"{type(head).__module__}.{type(head).__name__}"
+    if _is_peft_layer(head):
+        fix = "Drop the head from target_modules, or train it whole with modules_to_save."
+        return InputError("model", "a head without an adapter on it", kind, fix)
+    if isinstance(head, nn.Linear) and type(head) in (nn.Linear, FusedHead):
+        kind += f" with weight {type(head.weight.data).__name__} of {head.weight.dtype}"
+        if "forward" in vars(head):
+            kind += " and a forward put on the instance"
+    fix = "Quantised, sharded and custom heads are not supported: keep the head out of them."
+    return InputError("model", "an output head that is a plain torch.nn.Linear", kind, fix)
