@@ -102,13 +102,14 @@ class ReferenceCache:
         path = self.path(rows)
         safetensors = _safetensors()
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Read, not mapped: a map of a file that somebody cuts short kills the process.
+            content = path.read_bytes()
+            tensors = safetensors.torch.load(content)
         except FileNotFoundError as error:
             raise DataError(str(path), "missing from the reference cache") from error
         except (safetensors.SafetensorError, OSError) as error:
             raise DataError(str(path), f"damaged ({error})") from error
+        header = _metadata(content)
         expected = {"prompt", "responses", "tokens"}
         if set(tensors) != expected or header != self._header(rows, tensors):
             raise DataError(str(path), "damaged or of another run (its digest does not match)")
@@ -199,6 +200,13 @@ def _read_manifest(path: Path) -> dict[str, str] | None:
     except ValueError as error:
         raise DataError(str(path), f"damaged ({error})", "Remove the folder.") from error
     return found if isinstance(found, dict) else {}
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Free-form header of a valid safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return metadata
 
 
 def _safetensors():  # type: ignore[no-untyped-def]
