@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import cache
 
 import pytest
 import torch
@@ -58,9 +59,14 @@ def run(problem: Problem, backend: str, workspace_bytes: int | None) -> Answer:
     )
 
 
-def assert_as_good_as_torch(got: Answer, problem: Problem) -> None:
-    dtype = problem.hidden.dtype
-    truth, plain = dense(problem.to(torch.float64)), dense(problem)
+@cache
+def case(name: str, dtype: torch.dtype) -> tuple[Problem, Answer, Answer]:
+    """A problem, its answer in float64, and plain torch's in `dtype`."""
+    problem = make(dtype=dtype, **PROBLEMS[name])
+    return problem, dense(problem.to(torch.float64)), dense(problem)
+
+
+def assert_as_good_as_torch(got: Answer, truth: Answer, plain: Answer, dtype: torch.dtype) -> None:
     assert (got.logps <= 0).all()
     for field in fields(Answer):
         name = field.name
@@ -82,9 +88,9 @@ def assert_as_good_as_torch(got: Answer, problem: Problem) -> None:
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, workspace: str) -> None:
     require(backend, dtype)
-    problem = make(dtype=dtype, **PROBLEMS[name])
+    problem, truth, plain = case(name, dtype)
     got = run(problem, backend, WORKSPACES[workspace])
-    assert_as_good_as_torch(got, problem)
+    assert_as_good_as_torch(got, truth, plain, dtype)
 
 
 @pytest.mark.parametrize("backend", backends.BACKENDS)
@@ -154,4 +160,5 @@ def test_strided_operands(backend: str) -> None:
     got = linear_token_stats(strided.hidden, strided.weight, problem.targets, **options)
     for field in fields(straight):
         assert torch.equal(getattr(got, field.name), getattr(straight, field.name)), field.name
-    assert_as_good_as_torch(run(strided, backend, None), problem)
+    truth, plain = dense(problem.to(torch.float64)), dense(problem)
+    assert_as_good_as_torch(run(strided, backend, None), truth, plain, torch.float32)

@@ -1,0 +1,78 @@
+"""Who is measured. A provider makes, for a case, a forward and a forward-and-backward call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rao_kernels.ops import linear_logprobs
+
+from .cases import Case
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """forward(case) gives log-probs; both(case) gives log-probs, dhidden and dweight."""
+
+    name: str
+    forward: Callable[[Case], Tensor]
+    both: Callable[[Case], Gradients]
+    is_floor: bool = False
+
+
+def _through(logprobs: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple:
+    def forward(case: Case) -> Tensor:
+        with torch.no_grad():
+            return logprobs(case.hidden, case.weight, case.targets)
+
+    def both(case: Case) -> Gradients:
+        hidden, weight = (t.detach().requires_grad_() for t in (case.hidden, case.weight))
+        logps = logprobs(hidden, weight, case.targets)
+        dhidden, dweight = torch.autograd.grad(logps, (hidden, weight), case.dlogp.to(logps.dtype))
+        return logps.detach(), dhidden, dweight
+
+    return forward, both
+
+
+def bare_gemms() -> Provider:
+    """The products any dense method needs, through the vendor's library, and nothing else."""
+    kept: dict[int, Tensor] = {}
+
+    def forward(case: Case) -> Tensor:
+        return case.hidden @ case.weight.T
+
+    def both(case: Case) -> Gradients:
+        logits = forward(case)
+        dz = kept.setdefault(id(case), torch.full_like(logits, 1e-3))
+        return logits, dz @ case.weight, dz.T @ case.hidden
+
+    return Provider("bare GEMMs", forward, both, is_floor=True)
+
+
+def plain_torch() -> Provider:
+    """Full logits, log_softmax in fp32, gather."""
+
+    def logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        log_p = torch.log_softmax((hidden @ weight.T).float(), -1)
+        return log_p.gather(1, targets[:, None]).squeeze(1)
+
+    return Provider("plain torch", *_through(logprobs))
+
+
+def ours(backend: str | None, workspace_bytes: int | None) -> Provider:
+    def logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_logprobs(
+            hidden, weight, targets, backend=backend, workspace_bytes=workspace_bytes
+        )
+
+    kept = "recomputed" if workspace_bytes == 0 else "retained"
+    return Provider(f"rao_kernels {backend or 'default'}, {kept}", *_through(logprobs))
+
+
+def default() -> list[Provider]:
+    return [bare_gemms(), plain_torch(), ours("cpu", None), ours("cpu", 0)]
