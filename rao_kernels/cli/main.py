@@ -1,0 +1,47 @@
+"""`rao-kernels COMMAND ...`: finds the command and turns our errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from ..errors import BackendError, DataError, InputError, MissingDependencyError, NotYetError
+
+COMMANDS = {
+    "train": "align a model with RAO or another loss on preference data",
+    "losses": "list the losses, their hyperparameters and what they need",
+    "doctor": "say what is installed and built, and which backend runs on this machine",
+}
+_ERRORS = (BackendError, DataError, InputError, MissingDependencyError, NotYetError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"rao-kernels: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    # Each command imports its own needs: `doctor` must run where transformers is missing.
+    command = importlib.import_module(f".{name}", __package__)
+    try:
+        command.run(rest)
+    except _ERRORS as error:
+        print(f"rao-kernels {name}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: rao-kernels COMMAND [options]", "", *lines, "", "COMMAND --help for its options"]
+    )

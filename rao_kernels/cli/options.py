@@ -1,0 +1,66 @@
+"""Flags and YAML for a command: one dataclass field, one option."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from ..errors import InputError, MissingDependencyError
+
+
+def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Instances of the dataclasses `types`, from ``--config x.yaml`` and flags; flags win."""
+    parser = HfArgumentParser(types, prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
+    known = [name[2:] for action in parser._actions for name in action.option_strings if name[:2] == "--"]
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config, flags = first.parse_known_args(list(argv))
+    from_file = _as_flags(Path(config.config), known) if config.config else []
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        from_file + flags, return_remaining_strings=True
+    )
+    for item in unknown:
+        raise _unknown(item, item.lstrip("-").partition("=")[0], known)
+    # The namespace of options that belong to no dataclass: --config.
+    return tuple(parsed[: len(types)])
+
+
+def _as_flags(path: Path, known: Sequence[str]) -> list[str]:
+    """The options of a YAML file as command-line arguments."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingDependencyError("PyYAML", "train") from error
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError("config", "a YAML file", f"{path}: {error}") from error
+    if not isinstance(options, dict):
+        raise InputError("config", "a YAML mapping of options", type(options).__name__)
+    flags: list[str] = []
+    for name, value in options.items():
+        if name not in known:
+            raise _unknown(f"{name} (in {path.name})", str(name), known)
+        if value is not None:
+            flags += _flag(name, value)
+    return flags
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _unknown(item: str, name: str, known: Sequence[str]) -> InputError:
+    near = get_close_matches(name, known, 1)
+    return InputError(
+        item, "a known option", "another", f"Did you mean --{near[0]}?" if near else ""
+    )

@@ -1,0 +1,84 @@
+"""Which checkpoints are complete.
+
+transformers writes straight into ``checkpoint-N``, and a process can die in the middle. A marker
+with the size of every file is written after all of them; a checkpoint without it, or with a file
+that does not match, is taken for no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..refcache import write_atomic
+
+MARKER = "complete.json"
+STATE = "rao_state.json"
+
+
+def mark_complete(folder: Path) -> None:
+    """Sync every file of a finished checkpoint and write its marker."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARKER]
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    write_atomic(folder / MARKER, json.dumps(sizes, indent=1).encode())
+
+
+def unmark(folder: Path) -> None:
+    """Take the marker away before anything in the folder changes."""
+    (folder / MARKER).unlink(missing_ok=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the marker is there and every file it lists has its size."""
+    try:
+        sizes = json.loads((folder / MARKER).read_bytes())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def all_checkpoints(output_dir: Path) -> list[Path]:
+    """``checkpoint-N`` folders, complete or not, by N."""
+    found = [
+        (int(match[1]), path)
+        for path in output_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def newest_complete(output_dir: Path) -> Path | None:
+    """The complete checkpoint with the highest step."""
+    complete = [path for path in all_checkpoints(output_dir) if is_complete(path)]
+    return complete[-1] if complete else None
+
+
+def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
+    """Keep the newest `limit` complete checkpoints and the best one; remove the others.
+
+    Called after a new marker is written, so that a complete checkpoint exists at any moment.
+    """
+    if limit is None or limit <= 0:
+        return
+    complete = [path for path in all_checkpoints(output_dir) if is_complete(path)]
+    kept = set(complete[-limit:]) | ({Path(best)} if best else set())
+    for path in all_checkpoints(output_dir):
+        if path not in kept:
+            unmark(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    write_atomic(folder / STATE, json.dumps(state, indent=1).encode())
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    return state

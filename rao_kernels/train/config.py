@@ -1,0 +1,126 @@
+"""`RAOConfig`: what a run is, on top of everything `transformers.TrainingArguments` knows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from ..data import BadRows, PromptFormat
+from ..errors import InputError, MissingDependencyError
+from ..losses import LOSSES, LossSpec
+from ..losses.rao import PromptTerm
+from ..refcache import CachePolicy
+from ..types import EngineOptions
+
+try:
+    from transformers import TrainingArguments
+except ImportError as error:
+    raise MissingDependencyError("transformers", "train") from error
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RAOConfig(TrainingArguments):
+    """Arguments of `RAOTrainer`. `per_device_train_batch_size` counts prompts, each with all its
+    responses."""
+
+    learning_rate: float = _option(1e-6, "Peak learning rate.")
+    per_device_train_batch_size: int = _option(4, "Prompts per device and micro-batch.")
+    per_device_eval_batch_size: int = _option(4, "Prompts per device, evaluation and reference.")
+    logging_steps: float = _option(10, "Steps between two lines of metrics.")
+    remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
+
+    loss: str = _option("rao", "Name of the loss; `rao-kernels losses` lists them.")
+    beta: float | None = _option(None, "Strength of the pull to the reference (default: the loss's).")
+    log_z0: str = _option(
+        "auto",
+        "RAO's log Z(t0) in nats, or 'auto': mean over prompts of mean reward / beta, fitted once "
+        "on the training set and kept in the checkpoint.",
+    )
+    prompt_term: PromptTerm | None = _option(None, "How RAO uses the prompt's log-ratio.")
+    loss_kwargs: dict[str, Any] | str | None = _option(
+        None, "Further hyperparameters of the loss, as JSON."
+    )
+
+    max_length: int = _option(1024, "Tokens of prompt and response; prompts are never cut.")
+    truncate_responses: bool = _option(False, "Cut responses that do not fit; else drop them.")
+    prompt_format: PromptFormat = _option("auto", "How a text prompt is written.")
+    bad_rows: BadRows = _option("raise", "Raise at the first bad row, or skip them and report.")
+    prefix_length: int = _option(1, "Tokens of t0, which all prompts share.")
+
+    ref_cache_dir: str | None = _option(
+        None, "Folder of the reference log-probs (default: ref_cache in the output folder)."
+    )
+    ref_cache: CachePolicy = _option(
+        "reuse", "Reuse what is valid, require all of it (an error if not), or rebuild."
+    )
+    ref_per_token: bool = _option(False, "Keep reference log-probs per token: exact log-ratios.")
+
+    token_stats: bool = _option(False, "Log entropy and mean_token_accuracy of the responses.")
+    backend: str | None = _option(None, "Backend of the fused head (default: the best there is).")
+    workspace_bytes: int | None = _option(None, "Logits kept between forward and backward.")
+    grad_tolerance: float = _option(0.0, "Probability each token may drop in backward.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.log_z0 = str(self.log_z0)
+        if isinstance(self.loss_kwargs, str):
+            self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
+        if self.use_liger_kernel:
+            raise InputError("use_liger_kernel", "False: both replace the model's head", True)
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns", "False", True)
+        self.hyperparameters()
+
+    @property
+    def spec(self) -> LossSpec:
+        """The loss."""
+        if self.loss not in LOSSES:
+            near = get_close_matches(self.loss, LOSSES, 1)
+            fix = f"Did you mean {near[0]!r}?" if near else ""
+            raise InputError("loss", f"one of {', '.join(LOSSES)}", repr(self.loss), fix)
+        return LOSSES[self.loss]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyperparameter of the loss. `log_z0` may be "auto": the trainer fits it."""
+        named = {"beta": self.beta, "prompt_term": self.prompt_term}
+        given = {name: value for name, value in named.items() if value is not None}
+        if "log_z0" in self.spec.defaults or self.log_z0 != "auto":
+            given["log_z0"] = _parse_log_z0(self.log_z0)
+        return self.spec.bind({**given, **(self.loss_kwargs or {})})
+
+    def engine_options(self) -> EngineOptions:
+        """Options of the op."""
+        return EngineOptions(
+            grad_tolerance=self.grad_tolerance,
+            workspace_bytes=self.workspace_bytes,
+            backend=self.backend,
+        )
+
+
+def _parse_log_z0(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError("log_z0", "'auto' or a finite number of nats", repr(text))
+    return value
+
+
+def _parse_json(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(name, "a JSON object", repr(text)) from error
+    if not isinstance(value, dict):
+        raise InputError(name, "a JSON object", repr(text))
+    return value

@@ -1,0 +1,59 @@
+"""Means of metrics over micro-batches and ranks, without a host read per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor, str], Tensor]
+
+
+class Meter:
+    """Collects scalars with weights on the device and gives their means.
+
+    A name that ends in ``_max`` is a maximum. A ``_std`` beside a ``_mean`` of the same stem is
+    pooled: the standard deviation over everything seen, not the mean of the parts'.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._maxima: dict[str, Tensor] = {}
+
+    def update(self, metrics: Mapping[str, Tensor], weight: Tensor) -> None:
+        """Add scalars that are means over `weight` units; a weight of 0 adds nothing."""
+        for name, value in metrics.items():
+            value = value.detach().double()
+            if name.endswith("_max"):
+                lowest = torch.full_like(value, -torch.inf)
+                value = torch.where(weight > 0, value, lowest)
+                self._maxima[name] = torch.maximum(self._maxima.get(name, lowest), value)
+                continue
+            if _mean_of(name) in metrics:
+                value = value.square() + metrics[_mean_of(name)].detach().double().square()
+            share = torch.where(weight > 0, value * weight, 0.0)
+            pair = torch.stack([share, weight.double()])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def pop(self, reduce: Reduce) -> dict[str, float]:
+        """Means and maxima since the last call. `reduce(tensor, "sum" | "max")` joins ranks."""
+        names, maxima = sorted(self._sums), sorted(self._maxima)
+        result: dict[str, float] = {}
+        if names:
+            sums = reduce(torch.stack([self._sums[name] for name in names]), "sum").tolist()
+            result |= {name: s / w for name, (s, w) in zip(names, sums, strict=True) if w > 0}
+        if maxima:
+            values = reduce(torch.stack([self._maxima[name] for name in maxima]), "max").tolist()
+            result |= dict(zip(maxima, values, strict=True))
+        self._sums, self._maxima = {}, {}
+        for name in result:
+            if _mean_of(name) in result:
+                variance = result[name] - result[_mean_of(name)] ** 2
+                result[name] = max(variance, 0.0) ** 0.5
+        return result
+
+
+def _mean_of(name: str) -> str:
+    """Name of the mean that belongs to a standard deviation; a name nobody has for others."""
+    return f"{name.removesuffix('_std')}_mean" if name.endswith("_std") else ""

@@ -1,0 +1,207 @@
+"""From user data to a dataset the trainer runs on: rows, tokens, pairs, reference log-probs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import (
+    Collator,
+    DataReport,
+    PreferenceDataset,
+    Record,
+    Reference,
+    TokenizeOptions,
+    as_pairs,
+    check_shared_start,
+    load_records,
+    tokenize_records,
+)
+from ..errors import DataError
+from ..hf import attach_fused_head
+from ..refcache import (
+    ReferenceCache,
+    RowLayout,
+    RowValues,
+    ShardValues,
+    config_fingerprint,
+    fill_cache,
+    join_rows,
+    model_fingerprint,
+    reference_mode,
+    score_batch,
+    template_fingerprint,
+    tokenizer_fingerprint,
+)
+from .config import RAOConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """The padding token is never attended to; any token does where the tokenizer names none."""
+    pad = tokenizer.pad_token_id
+    return Collator(0 if pad is None else pad)
+
+
+def prepare_dataset(
+    source: Any,
+    name: str,
+    config: RAOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    say: Callable[[str], None],
+) -> PreferenceDataset:
+    """Load, check and tokenize what the loss needs of `source`; `say` gets the report.
+
+    source: a `PreferenceDataset`, a list of `Record`, or whatever `load_records` reads.
+    """
+    if isinstance(source, PreferenceDataset):
+        return source
+    report = DataReport()
+    if not (isinstance(source, list) and source and isinstance(source[0], Record)):
+        source = load_records(source, bad_rows=config.bad_rows, report=report)
+    options = TokenizeOptions(config.max_length, config.truncate_responses, config.prompt_format)
+    rows = tokenize_records(
+        source,
+        tokenizer,
+        options,
+        bad_rows=config.bad_rows,
+        report=report,
+        progress=not config.disable_tqdm,
+    )
+    spec, needs = config.spec, config.spec.required_inputs(config.hyperparameters())
+    if spec.unit == "pair":
+        rows = as_pairs(rows, report)
+    for row in rows:
+        if "rewards" in needs and row.rewards is None:
+            raise DataError(
+                row.where, f"no rewards, which the loss {spec.name!r} needs", "Score it first."
+            )
+    if "prompt_logps" in needs:
+        check_shared_start(rows, config.prefix_length)
+    say(f"{name}: {report.describe()}")
+    for skipped in report.skipped:
+        logger.warning("skipped %s", skipped)
+    if not rows:
+        raise DataError(name, f"no row is left for the loss {spec.name!r}")
+    return PreferenceDataset(rows)
+
+
+class ReferenceScorer:
+    """Gives datasets their reference log-probs, from the cache or from the reference model.
+
+    model: the reference; under an adapter its base model is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RAOConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model = attach_fused_head(model)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+        self.collator = make_collator(tokenizer)
+        self._model_fingerprint = model_fingerprint(model)
+
+    def attach(self, dataset: PreferenceDataset) -> None:
+        """Fill in `dataset.references`; every rank scores its share of the shards."""
+        cache = ReferenceCache(self._root(), self._parts(dataset), self._layout(dataset))
+
+        def score(rows: range) -> ShardValues:
+            return join_rows(self._score(dataset, rows))
+
+        fill_cache(
+            cache,
+            score,
+            policy=self.config.ref_cache,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            progress=not self.config.disable_tqdm and self.accelerator.is_main_process,
+        )
+        self.accelerator.wait_for_everyone()
+        dataset.references = [
+            Reference(row.prompt, row.responses, row.tokens) for row in cache.load()
+        ]
+
+    def _root(self) -> Path:
+        given = self.config.ref_cache_dir
+        return Path(given) if given else Path(self.config.output_dir) / "ref_cache"
+
+    def _parts(self, dataset: PreferenceDataset) -> dict[str, str]:
+        """Everything the values depend on."""
+        settings = self.model.config
+        return {
+            "format": "1",
+            "model": self._model_fingerprint,
+            "config": config_fingerprint(settings),
+            "attention": str(getattr(settings, "_attn_implementation", None)),
+            "dtype": f"{next(self.model.parameters()).dtype}, "
+            f"autocast {self.accelerator.mixed_precision}",
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": template_fingerprint(self.tokenizer),
+            "max_length": str(self.config.max_length),
+            "prefix_length": str(self.config.prefix_length),
+            "per_token": str(self.config.ref_per_token),
+            "data": dataset.fingerprint(),
+        }
+
+    def _layout(self, dataset: PreferenceDataset) -> list[RowLayout]:
+        def tokens(index: int) -> int:
+            row = dataset.rows[index]
+            longest = max(len(row.prompt) + len(response) for response in row.responses)
+            return longest * len(row.responses) if self.config.ref_per_token else 0
+
+        return [
+            RowLayout(len(row.responses), tokens(index)) for index, row in enumerate(dataset.rows)
+        ]
+
+    def _score(self, dataset: PreferenceDataset, rows: range) -> list[RowValues]:
+        device = next(self.model.parameters()).device
+        step = self.config.per_device_eval_batch_size
+        values: list[RowValues] = []
+        for start in range(rows.start, rows.stop, step):
+            indices = range(start, min(start + step, rows.stop))
+            batch = self.collator([dataset[index] for index in indices])
+            tensors: dict[str, Tensor] = {key: value.to(device) for key, value in batch.items()}
+            with reference_mode(self.model), self.accelerator.autocast():
+                values += score_batch(
+                    self.model,
+                    tensors,
+                    prefix_length=self.config.prefix_length,
+                    engine_options=self.config.engine_options(),
+                    per_token=self.config.ref_per_token,
+                )
+        return values
+
+
+def fit_log_z0(dataset: PreferenceDataset, beta: float) -> float:
+    """Mean over prompts of the mean reward, over beta: targets that average to zero."""
+    means = [torch.tensor(row.rewards, dtype=torch.float64).mean() for row in dataset.rows]
+    return float(torch.stack(means).mean()) / beta
+
+
+def describe_targets(dataset: PreferenceDataset, beta: float, log_z0: float) -> tuple[str, bool]:
+    """Quantiles of the log-ratios the first step asks for, r / beta - log_z0, and if all agree in
+    sign."""
+    rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
+    targets = torch.tensor(rewards, dtype=torch.float64) / beta - log_z0
+    shares = torch.tensor([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0], dtype=torch.float64)
+    # torch.quantile refuses large inputs; an index into the sorted values does not.
+    ordered = targets.sort().values
+    quantiles = ordered[(shares * (len(ordered) - 1)).round().long()].tolist()
+    parts = [f"{share:.0%} {value:+.2f}" for share, value in zip(shares, quantiles, strict=True)]
+    one_sign = len(ordered) > 0 and float(ordered[0]) * float(ordered[-1]) > 0
+    return f"target log-ratios (nats): {', '.join(parts)}", one_sign

@@ -1,0 +1,417 @@
+"""`RAOTrainer`: a loss of `LOSSES` on preference data, ridden on `transformers.Trainer`.
+
+Legend: P prompts and S sequences of a micro-batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from ..data import PreferenceDataset
+from ..errors import InputError, MissingDependencyError
+from ..hf import attach_fused_head
+from ..losses import LossInputs, LossSpec
+from ..sequence import SequenceBatch
+from . import checkpoints
+from .config import RAOConfig
+from .metrics import Meter
+from .plot import RunRecorder
+from .prepare import (
+    ReferenceScorer,
+    describe_targets,
+    fit_log_z0,
+    make_collator,
+    prepare_dataset,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
+
+_LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
+
+
+class RAOTrainer(Trainer):
+    """Aligns a causal language model with any loss of `rao_kernels.losses.LOSSES`, RAO by default.
+
+    Args:
+        model: a model, a `PeftModel`, or a name or folder to load one from (fp32 weights).
+        ref_model: the reference; None: the model as it comes, or its base model under an adapter.
+        args: what to do.
+        train_dataset, eval_dataset: a path, rows, `datasets` object, list of `data.Record` or
+            `data.PreferenceDataset`; for evaluation also a dict of several.
+        processing_class: the tokenizer; None: the one of the model's folder.
+        peft_config: adapter to put on the model.
+    """
+
+    # The loss is divided by the units of the whole window and of all ranks, not by micro-batch.
+    loss_is_scaled_for_ga = True
+    _tag_names = ["rao", "rao-kernels"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        ref_model: nn.Module | None = None,
+        args: RAOConfig | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = RAOConfig(output_dir="rao_output") if args is None else args
+        _check_launch(args)
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if peft_config is not None:
+            model = _add_adapter(model, peft_config)
+        attach_fused_head(model)
+        _disable_dropout(model)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=make_collator(tokenizer),
+            train_dataset=_tokenized(train_dataset, "training data", args, tokenizer),
+            eval_dataset=_tokenized(eval_dataset, "evaluation data", args, tokenizer),
+            processing_class=tokenizer,
+            callbacks=[RunRecorder(), *callbacks],
+            optimizers=optimizers,
+        )
+        # Trainer asks this before 5.20, and the attribute of the class since.
+        self.model_accepts_loss_kwargs = True
+        self.spec: LossSpec = args.spec
+        self.hyper = args.hyperparameters()
+        self._needs = self.spec.required_inputs(self.hyper)
+        self._meters = {"train": Meter(), "eval": Meter()}
+        self._scorer = self._make_scorer(ref_model)
+        self._add_references(self.train_dataset)
+        self._add_references(self.eval_dataset)
+        if self.train_dataset is not None and self.hyper.get("log_z0") == "auto":
+            self.hyper["log_z0"] = fit_log_z0(self.train_dataset, self.hyper["beta"])
+            _say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
+
+    # Reference.
+
+    def _make_scorer(self, ref_model: nn.Module | None) -> ReferenceScorer | None:
+        if not any(need.startswith("ref_") for need in self._needs):
+            return None
+        reference = self.model if ref_model is None else ref_model.to(self.args.device)
+        return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
+
+    def _add_references(self, datasets: Datasets) -> None:
+        """Score with the reference while it is still what the model is."""
+        if self._scorer is None or datasets is None:
+            return
+        for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
+            if dataset.references is None:
+                self._scorer.attach(dataset)
+
+    def _report_targets(self) -> None:
+        if "log_z0" not in self.hyper:
+            return
+        text, one_sign = describe_targets(
+            self.train_dataset, self.hyper["beta"], self.hyper["log_z0"]
+        )
+        _say(self.args, text)
+        if one_sign:
+            warnings.warn(
+                f"every response is asked to move in one direction (log_z0="
+                f"{self.hyper['log_z0']:g}, {text}); log_z0='auto' centres the targets",
+                stacklevel=2,
+            )
+
+    # The loss.
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """``sum(weight * value)`` of the micro-batch over the units of the window and all ranks."""
+        loss_inputs, outputs = self._score(model, inputs)
+        result = self.spec(loss_inputs, normalizer=num_items_in_batch, **self.hyper)
+        meter = self._meters["train"]
+        meter.update(result.metrics, self.spec.count_units(loss_inputs))
+        meter.update(*self._token_stats(inputs, outputs))
+        loss = result.loss
+        if num_items_in_batch is not None:
+            # Engines average gradients over ranks.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _score(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[LossInputs, Any]:
+        """One forward through the wrapped model. Only ids and masks go in: whatever else the
+        model is given, mixed precision may round."""
+        batch = SequenceBatch.from_padded(
+            inputs["input_ids"],
+            inputs["completion_mask"],
+            inputs["attention_mask"],
+            prefix_length=self.args.prefix_length,
+            groups=inputs["groups"],
+        )
+        with_prompt = "prompt_logps" in self._needs
+        targets, learned = batch.logp_targets, batch.logp_grad_mask
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
+            logp_grad_mask=None if self.hyper.get("prompt_term") == "grad" else learned,
+            logp_stats=("entropy", "is_top1") if self.args.token_stats else (),
+            engine_options=self.args.engine_options(),
+        )
+        given = {name: inputs[name] for name in _LOSS_FIELDS if name in inputs}
+        logps = outputs.token_logps
+        if with_prompt:
+            return batch.loss_inputs(logps, **given), outputs
+        return batch.row_loss_inputs(logps.flatten()[batch.response_rows], None, **given), outputs
+
+    def _token_stats(
+        self, inputs: dict[str, Tensor], outputs: Any
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Means over the response tokens, and the number of these."""
+        rows = inputs["completion_mask"][:, 1:]
+        count = rows.sum()
+        if not self.args.token_stats:
+            return {}, count
+        entropy, is_top1 = outputs.entropy[:, :-1].detach(), outputs.is_top1[:, :-1]
+        sums = {"entropy": entropy[rows].sum(), "mean_token_accuracy": is_top1[rows].sum()}
+        return {name: total / count.clamp(min=1) for name, total in sums.items()}, count
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+    ) -> Tensor | None:
+        """The loss's units in the window of micro-batches, summed over ranks."""
+        if not batch_samples:
+            return None
+        counts = [count_units(self.spec, batch) for batch in batch_samples]
+        total = torch.stack(counts).sum().to(device)
+        return self.accelerator.reduce(total, "sum").clamp(min=1)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Moves without casting: DeepSpeed's cast would round rewards and log-probs."""
+        if isinstance(data, Mapping):
+            return {key: self._prepare_input(value) for key, value in data.items()}
+        return data.to(self.args.device) if isinstance(data, Tensor) else data
+
+    # Metrics and evaluation.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._meters["train"].pop(self._reduce)
+        super().log(logs, start_time)
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        if how == "sum":
+            return self.accelerator.reduce(values, "sum")
+        return self.accelerator.gather(values[None]).amax(0)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Loss and metrics of a held-out micro-batch; their means are taken at the end."""
+        inputs = self._prepare_inputs(inputs)
+        fresh = self._fresh_prompts(int(inputs["groups"][-1]) + 1)
+        if fresh > 0:
+            kept = inputs["groups"] < fresh
+            inputs = {name: value[kept] for name, value in inputs.items()}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss_inputs, outputs = self._score(model, inputs)
+        result = self.spec(loss_inputs, **self.hyper)
+        meter, seen = self._meters["eval"], int(fresh > 0)
+        units = self.spec.count_units(loss_inputs)
+        meter.update({"loss": result.loss, **result.metrics}, units * seen)
+        stats, tokens = self._token_stats(inputs, outputs)
+        meter.update(stats, tokens * seen)
+        return result.loss, None, None
+
+    def _fresh_prompts(self, prompts: int) -> int:
+        """Prompts of this micro-batch that no rank has seen: accelerate repeats rows to fill the
+        last round of micro-batches."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return prompts
+        before = self.args.process_index * self.args.eval_batch_size
+        return min(max(state.remainder - before, 0), prompts)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        means = self._meters["eval"].pop(self._reduce)
+        output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in means.items()})
+        return output
+
+    def evaluate(
+        self, eval_dataset: Any = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        if eval_dataset is not None and not isinstance(eval_dataset, (str, PreferenceDataset)):
+            self._check_reference_is_here()
+            eval_dataset = _tokenized(
+                eval_dataset, "evaluation data", self.args, self.processing_class
+            )
+            self._add_references(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _check_reference_is_here(self) -> None:
+        trained_over = self._scorer is not None and self._scorer.model is self.model
+        if trained_over and self.state.global_step > 0 and not hasattr(self.model, "peft_config"):
+            raise InputError(
+                "eval_dataset",
+                "data given before training, or a ref_model",
+                "new data after training changed the reference",
+                "Pass it as eval_dataset= when the trainer is made.",
+            )
+
+    # Checkpoints.
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train. `resume_from_checkpoint`: True for the newest complete checkpoint of the output
+        folder (from the start where there is none), or the folder of one."""
+        folder = self._find_checkpoint(resume_from_checkpoint)
+        if folder is not None:
+            self._restore(folder)
+        self._report_targets()
+        return super().train(str(folder) if folder else None, *args, **kwargs)
+
+    def _find_checkpoint(self, asked: str | bool | None) -> Path | None:
+        if not asked:
+            return None
+        if asked is True:
+            newest = checkpoints.newest_complete(Path(self.args.output_dir))
+            found = f"resuming from {newest}" if newest else "no complete checkpoint: new start"
+            _say(self.args, found)
+            return newest
+        if not checkpoints.is_complete(Path(asked)):
+            raise InputError(
+                "resume_from_checkpoint",
+                f"a checkpoint folder with its {checkpoints.MARKER}",
+                f"{asked}, which is half-written or none",
+                "Pass True for the newest complete one.",
+            )
+        return Path(asked)
+
+    def _restore(self, folder: Path) -> None:
+        """The offset a run was started with stays, whatever the data would now give."""
+        state = checkpoints.read_state(folder)
+        if self.args.log_z0 == "auto" and "log_z0" in self.hyper and "log_z0" in state:
+            self.hyper["log_z0"] = state["log_z0"]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            checkpoints.write_state(folder, {"loss": self.spec.name, **self.hyper})
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.unmark(folder)
+        with _without_rotation(self.args):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.mark_complete(folder)
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(run_dir, self.args.save_total_limit, best)
+
+
+def count_units(spec: LossSpec, batch: Mapping[str, Tensor]) -> Tensor:
+    """Units of a loss in a collated micro-batch, before any forward."""
+    segments = batch["completion_mask"][:, 1:].nonzero()[:, 0]
+    inputs = LossInputs(
+        token_logps=torch.zeros(len(segments), device=segments.device),
+        segments=segments,
+        num_sequences=len(batch["input_ids"]),
+        groups=batch["groups"],
+        preferred=batch.get("preferred"),
+    )
+    return spec.count_units(inputs)
+
+
+def _tokenized(
+    source: Any, name: str, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
+) -> Datasets:
+    """Any source of rows, or a dict of several, as datasets."""
+
+    def prepare(one: Any, what: str) -> PreferenceDataset:
+        return prepare_dataset(one, what, args, tokenizer, functools.partial(_say, args))
+
+    if isinstance(source, Mapping):
+        return {key: prepare(one, f"{name} {key!r}") for key, one in source.items()}
+    return None if source is None else prepare(source, name)
+
+
+def _say(args: RAOConfig, text: str) -> None:
+    if args.process_index == 0:
+        print(text, flush=True)
+
+
+def _check_launch(args: RAOConfig) -> None:
+    if args.n_gpu > 1:
+        raise InputError(
+            "args",
+            "one process per GPU",
+            f"{args.n_gpu} GPUs in one process (nn.DataParallel)",
+            f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
+            "CUDA_VISIBLE_DEVICES to one GPU.",
+        )
+
+
+def _add_adapter(model: nn.Module, peft_config: PeftConfig) -> nn.Module:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError("peft", "train") from error
+    return peft.get_peft_model(model, peft_config)
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Noise in the log-probs of the policy is an error in every log-ratio."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+@contextlib.contextmanager
+def _without_rotation(args: RAOConfig) -> Iterator[None]:
+    """transformers would remove the last complete checkpoint before the new one has its marker."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
