@@ -1,0 +1,117 @@
+"""Inputs of losses, and the same log-ratios by loops over Python floats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rao_kernels.losses import LossInputs
+
+# Responses of several lengths, one of them empty.
+LENGTHS = (5, 1, 7, 3, 0, 4)
+PAIRED = (0, 0, 1, 1, 2, 2)
+PREFERRED = (True, False, False, True, True, False)
+# Prompts with three, one and two responses, not next to each other.
+GROUPED = (0, 1, 0, 2, 2, 0)
+
+
+def make(
+    groups: tuple[int, ...] | None = PAIRED,
+    *,
+    lengths: tuple[int, ...] = LENGTHS,
+    preferred: tuple[bool, ...] | None = PREFERRED,
+    dtype: torch.dtype = torch.float64,
+    per_token: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> LossInputs:
+    """Random inputs; `scale` multiplies all log-probs. A prompt's values are its group's."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(lengths)
+
+    def logps(*shape: int) -> Tensor:
+        draw = torch.rand(*shape, generator=generator, dtype=torch.float64)
+        return -3 * scale * draw
+
+    tokens, reference = logps(sum(lengths)), logps(sum(lengths))
+    prompt, ref_prompt = logps(count), logps(count)
+    rewards = torch.randn(count, generator=generator, dtype=torch.float64)
+    leaders = [groups.index(g) for g in groups] if groups else list(range(count))
+    segments = torch.repeat_interleave(torch.tensor(lengths))
+    sums = torch.zeros(count, dtype=torch.float64).index_add(0, segments, reference)
+    return LossInputs(
+        token_logps=tokens.to(dtype),
+        segments=segments,
+        num_sequences=count,
+        ref_token_logps=reference.to(dtype) if per_token else None,
+        ref_logps=None if per_token else sums.to(dtype),
+        prompt_logps=prompt[leaders].to(dtype),
+        ref_prompt_logps=ref_prompt[leaders].to(dtype),
+        rewards=rewards.to(dtype),
+        groups=torch.tensor(groups) if groups else None,
+        preferred=torch.tensor(preferred) if preferred else None,
+    )
+
+
+def sums(values: Tensor, inputs: LossInputs) -> list[float]:
+    """Sum per sequence, token by token."""
+    parts: list[list[float]] = [[] for _ in range(inputs.num_sequences)]
+    for value, segment in zip(values.tolist(), inputs.segments.tolist(), strict=True):
+        parts[segment].append(value)
+    return [math.fsum(part) for part in parts]
+
+
+def ratios(inputs: LossInputs) -> list[float]:
+    """D per sequence."""
+    if inputs.ref_token_logps is not None:
+        return sums(inputs.token_logps - inputs.ref_token_logps, inputs)
+    assert inputs.ref_logps is not None
+    pairs = zip(sums(inputs.token_logps, inputs), inputs.ref_logps.tolist(), strict=True)
+    return [a - b for a, b in pairs]
+
+
+def prompt_ratios(inputs: LossInputs) -> list[float]:
+    """DX per sequence."""
+    assert inputs.prompt_logps is not None
+    assert inputs.ref_prompt_logps is not None
+    return (inputs.prompt_logps - inputs.ref_prompt_logps).tolist()
+
+
+def pairs(inputs: LossInputs) -> list[tuple[int, int]]:
+    """(chosen, rejected) sequence of each group, by group."""
+    assert inputs.groups is not None
+    assert inputs.preferred is not None
+    groups, preferred = inputs.groups.tolist(), inputs.preferred.tolist()
+    found = []
+    for group in sorted(set(groups)):
+        members = [i for i, g in enumerate(groups) if g == group]
+        found.append(tuple(sorted(members, key=lambda i: not preferred[i])))
+    return [(a, b) for a, b in found]
+
+
+def permuted(inputs: LossInputs, order: list[int]) -> LossInputs:
+    """The same sequences in another order."""
+    where = [torch.nonzero(inputs.segments == s)[:, 0] for s in order]
+    rows = torch.cat(where)
+    changes: dict[str, Tensor] = {}
+    for name in ("ref_logps", "prompt_logps", "ref_prompt_logps", "rewards", "groups", "preferred"):
+        value = getattr(inputs, name)
+        if value is not None:
+            changes[name] = value[order]
+    if inputs.ref_token_logps is not None:
+        changes["ref_token_logps"] = inputs.ref_token_logps[rows]
+    segments = torch.repeat_interleave(torch.tensor([len(w) for w in where]))
+    return replace(inputs, token_logps=inputs.token_logps[rows], segments=segments, **changes)
+
+
+def coefficients(loss: Tensor, tokens: Tensor, inputs: LossInputs) -> list[float]:
+    """dL/dlogp of each sequence: the gradient all its tokens share; NaN for an empty one."""
+    (grad,) = torch.autograd.grad(loss, tokens)
+    found = [math.nan] * inputs.num_sequences
+    for value, segment in zip(grad.tolist(), inputs.segments.tolist(), strict=True):
+        assert math.isnan(found[segment]) or found[segment] == value
+        found[segment] = value
+    return found

@@ -1,0 +1,227 @@
+"""What every row of the table promises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rao_kernels.errors import InputError
+from rao_kernels.losses import LOSSES, LossInputs, reduce_units
+
+from .cases import make, permuted
+
+NAMES = sorted(LOSSES)
+HYPER = {
+    "rao": [{"log_z0": 2.0}, {"log_z0": "auto"}]
+    + [{"log_z0": 2.0, "prompt_term": term} for term in ("none", "grad", "eq7_literal")],
+    "ipo": [{}, {"length_normalized": True}],
+}
+PRESETS = [(name, hyper) for name in NAMES for hyper in HYPER.get(name, [{}])]
+presets = pytest.mark.parametrize(("name", "hyper"), PRESETS)
+
+
+def test_rows_describe_themselves() -> None:
+    known = set(LossInputs.__dataclass_fields__)
+    for name, spec in LOSSES.items():
+        assert spec.name == name
+        assert spec.paper
+        assert spec.unit in ("prompt", "pair", "sequence", "token")
+        assert {part for need in spec.needs for part in need.split("|")} <= known
+        assert {hyper for hyper, _ in spec.waived.values()} <= set(spec.defaults)
+
+
+@presets
+@pytest.mark.parametrize("per_token", [False, True])
+def test_gradcheck(name: str, hyper: dict[str, object], per_token: bool) -> None:
+    inputs = make(per_token=per_token)
+    tokens = inputs.token_logps.clone().requires_grad_()
+
+    def loss(tokens: torch.Tensor) -> torch.Tensor:
+        return LOSSES[name](replace(inputs, token_logps=tokens), **hyper).loss
+
+    assert torch.autograd.gradcheck(loss, tokens)
+
+
+@presets
+def test_dtypes_and_metrics(name: str, hyper: dict[str, object]) -> None:
+    exact = LOSSES[name](make(), **hyper)
+    assert exact.loss.dtype == torch.float64
+    assert exact.loss.dim() == 0
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = make(dtype=dtype)
+        inputs.token_logps.requires_grad_()
+        out = LOSSES[name](inputs, **hyper)
+        assert out.loss.dtype == out.values.dtype == torch.float32
+        assert out.loss.requires_grad
+        assert out.metrics.keys() == exact.metrics.keys()
+        for value in out.metrics.values():
+            assert value.dim() == 0
+            assert value.dtype == torch.float32
+            assert value.isfinite()
+            assert not value.requires_grad
+
+
+@presets
+def test_order_of_sequences_does_not_matter(name: str, hyper: dict[str, object]) -> None:
+    inputs = make()
+    shuffled = permuted(inputs, [3, 0, 5, 4, 2, 1])
+    one, other = LOSSES[name](inputs, **hyper), LOSSES[name](shuffled, **hyper)
+    torch.testing.assert_close(one.loss, other.loss, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(one.metrics, other.metrics, rtol=1e-13, atol=1e-13)
+
+
+@presets
+def test_normalizer_makes_parts_add_up(name: str, hyper: dict[str, object]) -> None:
+    """Two micro-batches under the whole's normaliser sum to the whole."""
+    hyper = {**hyper, "log_z0": 2.0} if name == "rao" else hyper
+    whole = make()
+    parts = [part(whole, [0, 1]), part(whole, [2, 3, 4, 5])]
+    spec = LOSSES[name]
+    units = sum(spec.count_units(p) for p in parts)
+    torch.testing.assert_close(units, spec.count_units(whole))
+    total = sum(spec(p, normalizer=units, **hyper).loss for p in parts)
+    torch.testing.assert_close(total, spec(whole, **hyper).loss, rtol=1e-13, atol=0)
+    same = spec(whole, normalizer=float(units), **hyper).loss
+    torch.testing.assert_close(same, spec(whole, **hyper).loss, rtol=1e-13, atol=0)
+
+
+def part(inputs: LossInputs, sequences: list[int]) -> LossInputs:
+    rows = torch.isin(inputs.segments, torch.tensor(sequences))
+    names = ("ref_logps", "prompt_logps", "ref_prompt_logps", "rewards", "groups", "preferred")
+    changes = {name: getattr(inputs, name)[sequences] for name in names}
+    return replace(
+        inputs,
+        token_logps=inputs.token_logps[rows],
+        segments=inputs.segments[rows] - sequences[0],
+        num_sequences=len(sequences),
+        **changes,
+    )
+
+
+@presets
+def test_extreme_log_ratios_stay_finite(name: str, hyper: dict[str, object]) -> None:
+    if hyper.get("prompt_term") == "eq7_literal":
+        pytest.skip("exp(DX) of the printed equation overflows by itself")
+    for sign in (1.0, -1.0):
+        inputs = make(dtype=torch.float32, lengths=(1,) * 6)
+        ratio = sign * torch.tensor([1e4, -1e4, 0.0, 1e4, -1e4, 0.0])
+        tokens = torch.full((6,), -1e4).requires_grad_()
+        inputs = replace(inputs, token_logps=tokens, ref_logps=-1e4 - ratio)
+        out = LOSSES[name](inputs, **hyper)
+        assert out.loss.isfinite()
+        (grad,) = torch.autograd.grad(out.loss, tokens)
+        assert grad.isfinite().all()
+
+
+@presets
+def test_autocast_changes_nothing(name: str, hyper: dict[str, object]) -> None:
+    inputs = make(dtype=torch.float32)
+    expected = LOSSES[name](inputs, **hyper)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = LOSSES[name](inputs, **hyper)
+    assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(out.values, expected.values)
+
+
+@presets
+def test_never_waits_for_a_device(name: str, hyper: dict[str, object]) -> None:
+    """Meta tensors have no values: reading one on the host raises."""
+    inputs, spec = make(per_token=True), LOSSES[name]
+    tensors = {
+        field: value.to("meta")
+        for field in LossInputs.__dataclass_fields__
+        if isinstance(value := getattr(inputs, field), torch.Tensor)
+    }
+    tensors["token_logps"].requires_grad_()
+    meta = LossInputs(**tensors, num_sequences=inputs.num_sequences)
+    terms = spec.terms(meta, **spec.bind(hyper))
+    loss = reduce_units(terms.values, spec.weights(meta), None)
+    (grad,) = torch.autograd.grad(loss, tensors["token_logps"])
+    assert grad.shape == inputs.token_logps.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.item()
+
+
+@presets
+def test_inputs_it_does_not_need_are_ignored(name: str, hyper: dict[str, object]) -> None:
+    spec, inputs = LOSSES[name], make()
+    optional = {
+        field: None
+        for field in ("rewards", "prompt_logps", "ref_prompt_logps", "ref_logps", "groups")
+        if not any(field in need.split("|") for need in spec.required_inputs(hyper))
+        and not (name == "rao" and field == "groups")
+    }
+    expected, out = spec(inputs, **hyper), spec(replace(inputs, **optional), **hyper)
+    assert torch.equal(out.loss, expected.loss)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_inputs_are_named(name: str) -> None:
+    spec = LOSSES[name]
+    for need in spec.needs:
+        fields = need.split("|")
+        with pytest.raises(InputError, match=f"`{fields[0]}`.*`{name}` needs `{fields[0]}`"):
+            spec(replace(make(), **dict.fromkeys(fields)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_hyperparameters_are_rejected(name: str) -> None:
+    spec = LOSSES[name]
+    with pytest.raises(InputError, match="`gama`") as error:
+        spec(make(), gama=1.0)
+    assert all(known in str(error.value) for known in spec.defaults)
+
+
+def test_bad_values_are_rejected() -> None:
+    for name, hyper in [
+        ("rao", {"beta": 0.0}),
+        ("rao", {"beta": -0.1}),
+        ("rao", {"log_z0": "automatic"}),
+        ("rao", {"log_z0": math.inf}),
+        ("rao", {"prompt_term": "detach"}),
+        ("sigmoid", {"beta": math.nan}),
+        ("ipo", {"tau": 0}),
+        ("simpo", {"beta": -1.0}),
+    ]:
+        with pytest.raises(InputError, match=next(iter(hyper))):
+            LOSSES[name](make(), **hyper)
+    with pytest.raises(InputError, match="normalizer"):
+        LOSSES["sft"](make(), normalizer=0)
+
+
+def test_no_grad_first_does_not_spoil_the_gradient() -> None:
+    inputs = make()
+    inputs.token_logps.requires_grad_()
+    with torch.no_grad():
+        LOSSES["rao"](inputs)
+    assert LOSSES["rao"](inputs).loss.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"token_logps": torch.zeros(2, 10)}, r"`token_logps`.*\[2, 10\]"),
+        ({"segments": torch.zeros(3, dtype=torch.int64)}, r"`segments`.*N = 20"),
+        ({"segments": torch.zeros(20)}, "`segments`.*int64"),
+        ({"segments": torch.arange(20).flip(0)}, "`segments`.*ascending"),
+        ({"segments": torch.arange(20)}, "`segments`.*0 to 19"),
+        ({"rewards": torch.zeros(5)}, r"`rewards`.*S = 6.*\[5\]"),
+        ({"rewards": [1.0] * 6}, "`rewards`.*list"),
+        ({"ref_token_logps": torch.zeros(6)}, "`ref_token_logps`.*N = 20"),
+        ({"advantages": torch.zeros(7)}, r"`advantages`.*\[S\] or \[N\]"),
+        ({"reward_ensemble": torch.zeros(3, 5)}, "`reward_ensemble`"),
+        ({"rewards": torch.zeros(6, device="meta")}, "`rewards`.*device"),
+        ({"num_sequences": 0}, "`num_sequences`"),
+    ],
+)
+def test_wrong_inputs(change: dict[str, object], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        replace(make(), **change)
+
+
+def test_shapes_that_fit() -> None:
+    replace(make(), advantages=torch.zeros(20), values=torch.zeros(6))
+    replace(make(), reward_ensemble=torch.zeros(4, 6), ref_rewards=torch.zeros(9))
