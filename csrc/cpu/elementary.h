@@ -1,0 +1,48 @@
+// exp and tanh of whole vectors.
+#pragma once
+
+#include "simd.h"
+
+namespace rao::RAO_ISA {
+
+// e^x for x <= 88, to about one unit in the last place; exactly 1 at 0, exactly 0 below the
+// smallest normal number, NaN for NaN. Cephes' reduction and polynomial.
+RAO_INLINE Floats exponential(Floats x) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f;
+  constexpr float kLn2Low = -2.12194440e-4f;
+  constexpr float kSmallest = -87.33f;
+  // Adding it rounds to an integer and leaves that integer in the low bits.
+  constexpr float kRound = 12582912.0f;
+  const Floats bounded = x < kSmallest ? broadcast(kSmallest) : x;
+  const Floats rounded = bounded * kLog2E + kRound;
+  const Floats n = rounded - kRound;
+  Floats r = bounded - n * kLn2High;
+  r = r - n * kLn2Low;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Floats power = as_floats((as_words(rounded) << 23) + 0x3f800000u);
+  return x < kSmallest ? Floats{} : p * power;
+}
+
+// tanh, relative error about two units in the last place, also near 0.
+RAO_INLINE Floats hyperbolic_tangent(Floats x) {
+  constexpr float kSmall = 0.625f;
+  const Floats magnitude = x < 0.0f ? -x : x;
+  const Floats square = x * x;
+  Floats p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Floats near = p * square * x + x;
+  // Beyond 10, tanh is 1 in fp32.
+  const Floats bounded = magnitude > 10.0f ? broadcast(10.0f) : magnitude;
+  const Floats far = 1.0f - 2.0f / (exponential(bounded + bounded) + 1.0f);
+  return magnitude < kSmall ? near : (x < 0.0f ? -far : far);
+}
+
+}  // namespace rao::RAO_ISA

@@ -1,0 +1,398 @@
+// grad_tile: a tile's logit gradient from retained or recomputed products, then the two gradient
+// products on it.
+//
+// The logit gradient dz [N, W] is written once, as the rows of A that dhidden = dz @ weight wants;
+// dweight = dz^T @ hidden transposes it block by block in cache.
+#include <math.h>
+
+#include "tile_kernels_isa.h"
+
+namespace rao::RAO_ISA {
+namespace {
+
+// Columns of a block, so that as many rows as possible stay in cache with them.
+int64_t block_rows(int64_t columns) {
+  const int64_t fitting = kBlockElements / columns / kMicroRows * kMicroRows;
+  return fitting < kMicroRows ? kMicroRows : smaller<int64_t>(fitting, kRowBlock);
+}
+
+// dz in the products' element type: [N, stride], its words beyond W zero.
+template <class Product>
+class LogitGradient {
+ public:
+  using Element = typename Product::Element;
+  using Storage = typename Element::Storage;
+
+  LogitGradient(std::byte* memory, int64_t words)
+      : data_(reinterpret_cast<Storage*>(memory)), stride_(round_up(words, kGroup)) {}
+
+  // A block of words that is transposed may start within kRowBlock words of a row's end.
+  static int64_t bytes(int64_t rows, int64_t words) {
+    return (rows * round_up(words, kGroup) + kRowBlock) * static_cast<int64_t>(sizeof(Storage));
+  }
+
+  Storage* row(int64_t n) const { return data_ + n * stride_; }
+  int64_t stride() const { return stride_; }
+
+ private:
+  Storage* data_;
+  int64_t stride_;
+};
+
+template <class Source>
+void restore_row(const typename Source::Storage* values, float maximum_in, int width, float* row) {
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    store(row + i, Source::load(values + i) + maximum_in);
+  }
+  if (i < width) {
+    typename Source::Storage tail[kLanes] = {};
+    std::memcpy(tail, values + i, (width - i) * sizeof(tail[0]));
+    store(row + i, Source::load(tail) + maximum_in);
+  }
+}
+
+// The row's part of the formula of RowGradients, times the scale.
+struct RowFactors {
+  float row_max;
+  float log_sum;
+  float p;        // factor of p: mass_grad - logp_grad
+  float p_log_p;  // factor of p log p
+
+  RowFactors(const RowGradients& rows, int64_t n, float scale)
+      : row_max(rows.row_max[n]),
+        log_sum(rows.log_sum[n]),
+        p(scale * ((rows.mass_grad == nullptr ? 0.0f : rows.mass_grad[n]) - rows.logp_grad[n])),
+        p_log_p(rows.mass_grad == nullptr ? 0.0f : scale * rows.log_mass_grad[n]) {}
+};
+
+// Overwrites a row of products with the gradient of the products, target not yet told apart.
+template <bool kEntropy, bool kBends>
+RAO_INLINE void differentiate_row(float* row, const Transform& transform, const RowFactors& rows) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kGroup; i += kLanes) {
+    Floats slope{};
+    const Floats z = transform(load<Floats>(row + i), i, &slope);
+    const Floats log_p = (z - rows.row_max) - rows.log_sum;
+    const Floats p = exponential(log_p);
+    Floats dz = p * rows.p;
+    if (kEntropy) {
+      dz += p == 0.0f ? Floats{} : (p * log_p) * rows.p_log_p;
+    }
+    store(row + i, kBends ? dz * slope : dz);
+  }
+}
+
+// The target's own element: p and 1 - p come from logp, which is more precise than its logit.
+float target_gradient(const RowGradients& rows, int64_t n) {
+  const float logp = rows.logp[n];
+  float dz = rows.logp_grad[n] * -expm1f(logp);
+  if (rows.mass_grad != nullptr) {
+    const float p = expf(logp);
+    dz += rows.mass_grad[n] * p + (p == 0.0f ? 0.0f : rows.log_mass_grad[n] * (p * logp));
+  }
+  return dz;
+}
+
+void differentiate(float* row, int64_t n, int64_t target, int width, const Transform& transform,
+                   const RowGradients& rows) {
+  const bool hit = target >= 0 && target < width;
+  Floats slope = broadcast(1.0f);
+  if (hit) {
+    // Only the target's lane is used: the transform sees its product and its bias.
+    const int start = static_cast<int>(target) / kLanes * kLanes;
+    transform(load<Floats>(row + start), start, &slope);
+  }
+  const RowFactors factors(rows, n, transform.scale());
+  const bool entropy = rows.mass_grad != nullptr;
+  if (transform.bends()) {
+    entropy ? differentiate_row<true, true>(row, transform, factors)
+            : differentiate_row<false, true>(row, transform, factors);
+  } else {
+    entropy ? differentiate_row<true, false>(row, transform, factors)
+            : differentiate_row<false, false>(row, transform, factors);
+  }
+  if (hit) {
+    row[target] = target_gradient(rows, n) * transform.scale() * slope[target % kLanes];
+  }
+  fill_tail(row, width, 0.0f);
+}
+
+// One block of dz from its products.
+template <class Product>
+void differentiate_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
+                         float* block, const RowGradients& rows,
+                         const LogitGradient<Product>& dz) {
+  const Transform transform(head, group);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = first_row + i;
+    float* row = block + i * kGroup;
+    const int64_t target = head.targets[n] - head.first_word - group.first;
+    differentiate(row, n, target, group.width, transform, rows);
+    auto* out = dz.row(n) + group.first;
+    for (int j = 0; j < kGroup; j += kLanes) {
+      Product::Element::store(out + j, load<Floats>(row + j));
+    }
+  }
+}
+
+template <class Source>
+void restore_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
+                   const RetainedTile& retained, const RowGradients& rows, float* block) {
+  const auto* values = static_cast<const typename Source::Storage*>(retained.values);
+  const int64_t groups = ceil_div(head.words, kGroup);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = first_row + i;
+    const int64_t kept = rows.retained_row == nullptr ? n : rows.retained_row[n];
+    float* row = block + i * kGroup;
+    restore_row<Source>(values + kept * head.words + group.first,
+                        retained.maxima[kept * groups + group.index], group.width, row);
+    fill_tail(row, group.width, 0.0f);
+  }
+}
+
+template <class Product, class Source>
+void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
+                         const RetainedTile& retained, const Scratch& scratch,
+                         const LogitGradient<Product>& dz, const Parallel& parallel) {
+  auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
+  if (retained.values == nullptr) {
+    pack_transposed<Product, Source>(static_cast<const typename Source::Storage*>(head.weight),
+                                     head.words, head.size, packed, parallel);
+  }
+  const int64_t groups = ceil_div(head.words, kGroup);
+  parallel([&](int part) {
+    const Workbench bench = Workbench::of(scratch, part);
+    for_share(part, parallel.parts, head.rows, groups, [&](int64_t g, int64_t first, int64_t end) {
+      const Group group = group_of(head, g);
+      for (int64_t row = first; row < end; row += kRowBlock) {
+        const int64_t count = smaller<int64_t>(kRowBlock, end - row);
+        if (retained.values == nullptr) {
+          multiply_group<Product, Source>(head, group, row, count, packed, bench);
+        } else {
+          restore_block<Source>(head, group, row, count, retained, rows, bench.block);
+        }
+        differentiate_block(head, group, row, count, bench.block, rows, dz);
+      }
+    });
+  });
+}
+
+// Computes C[rows, size] block by block, all columns of B at a time where the rows suffice for all
+// parts, else panel by panel, and hands each block on:
+// store(block, stride, first_row, rows, first_column, columns).
+template <class Product, class LeftOf, class Store>
+void multiply_all(const LeftOf& left_of, int64_t rows, const uint32_t* packed, int64_t depth,
+                  int64_t size, const Scratch& scratch, const Parallel& parallel,
+                  const Store& store_block) {
+  const int64_t panels = ceil_div(size, kPanel);
+  const bool by_rows = rows >= 4 * kMicroRows * parallel.parts;
+  const int64_t chunk_panels = by_rows ? panels : 1;
+  const int64_t stride = chunk_panels * kPanel;
+  const int64_t step = block_rows(stride);
+  parallel([&](int part) {
+    const Workbench bench = Workbench::of(scratch, part);
+    for_share(part, parallel.parts, rows, panels / chunk_panels,
+              [&](int64_t chunk, int64_t first, int64_t end) {
+                const int64_t column = chunk * stride;
+                for (int64_t row = first; row < end; row += step) {
+                  const int64_t count = smaller(step, end - row);
+                  multiply_block<Product>(left_of(row, count, bench.left), count,
+                                          packed + column * depth, depth, chunk_panels,
+                                          bench.block, stride);
+                  store_block(bench.block, stride, row, count, column,
+                              smaller(stride, size - column));
+                }
+              });
+  });
+}
+
+// dhidden += dz @ weight.
+template <class Product, class Source>
+void accumulate_dhidden(const HeadTile& head, const LogitGradient<Product>& dz, float* dhidden,
+                        const Scratch& scratch, const Parallel& parallel) {
+  auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
+  pack<Product, Source>(static_cast<const typename Source::Storage*>(head.weight), head.words,
+                        head.size, packed, parallel);
+  const auto left_of = [&](int64_t row, int64_t count, uint32_t* buffer) {
+    return MatrixRows<Product, typename Product::Element>(dz.row(row), count, dz.stride(), buffer);
+  };
+  const auto add = [&](const float* block, int64_t stride, int64_t first_row, int64_t rows,
+                       int64_t column, int64_t columns) {
+    for (int64_t i = 0; i < rows; ++i) {
+      float* target = dhidden + (first_row + i) * head.size + column;
+      for (int64_t j = 0; j < columns; ++j) {
+        target[j] += block[i * stride + j];
+      }
+    }
+  };
+  multiply_all<Product>(left_of, head.rows, packed, words_of<Product>(head.words), head.size,
+                        scratch, parallel, add);
+}
+
+// A = dz^T: words [first, first + kRowBlock) of the tile against rows of the pass.
+template <class Product>
+class TransposedColumns {
+ public:
+  TransposedColumns(const LogitGradient<Product>& dz, int64_t rows, int64_t first, int64_t count,
+                    uint32_t* buffer)
+      : dz_(dz), rows_(rows), first_(first), count_(count), buffer_(buffer) {}
+
+  Left operator()(int64_t k, int64_t count) const {
+    constexpr int kStep = kLanes * Product::kPerWord;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      for (int64_t word = 0; word < count_; word += kStep) {
+        transpose_block(k + i, word, buffer_ + word * kLeftStride + i);
+      }
+    }
+    return {buffer_, kLeftStride};
+  }
+
+ private:
+  RAO_INLINE Words words_at(int64_t row, int64_t word) const {
+    return row < rows_ ? load<Words>(dz_.row(row) + first_ + word) : Words{};
+  }
+
+  RAO_INLINE void transpose_block(int64_t k, int64_t word, uint32_t* target) const {
+    Words even[kLanes], odd[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (Product::kPerWord == 1) {
+        even[i] = words_at(k + i, word);
+      } else {
+        const Words row = words_at(2 * (k + i), word);
+        const Words next = words_at(2 * (k + i) + 1, word);
+        even[i] = (row & 0xffffu) | (next << 16);
+        odd[i] = (row >> 16) | (next & 0xffff0000u);
+      }
+    }
+    transpose(even);
+    if (Product::kPerWord == 2) {
+      transpose(odd);
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      store(target + i * Product::kPerWord * kLeftStride, even[i]);
+      if (Product::kPerWord == 2) {
+        store(target + (2 * i + 1) * kLeftStride, odd[i]);
+      }
+    }
+  }
+
+  const LogitGradient<Product>& dz_;
+  int64_t rows_;
+  int64_t first_;
+  int64_t count_;
+  uint32_t* buffer_;
+};
+
+template <class Target>
+void store_scaled(const float* source, float factor, int64_t count,
+                  typename Target::Storage* target) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Target::store(target + i, load<Floats>(source + i) * factor);
+  }
+  if (i < count) {
+    typename Target::Storage tail[kLanes];
+    Target::store(tail, load<Floats>(source + i) * factor);
+    std::memcpy(target + i, tail, (count - i) * sizeof(tail[0]));
+  }
+}
+
+// dweight = dz^T @ hidden * unscale.
+template <class Product, class Target>
+void write_dweight(const HeadTile& head, const LogitGradient<Product>& dz, const Gradients& out,
+                   const Scratch& scratch, const Parallel& parallel) {
+  using Storage = typename Target::Storage;
+  const auto left_of = [&](int64_t word, int64_t count, uint32_t* buffer) {
+    return TransposedColumns<Product>(dz, head.rows, word, count, buffer);
+  };
+  const auto write = [&](const float* block, int64_t stride, int64_t first_word, int64_t words,
+                         int64_t column, int64_t columns) {
+    for (int64_t i = 0; i < words; ++i) {
+      Storage* target =
+          static_cast<Storage*>(out.dweight) + (first_word + i) * head.size + column;
+      store_scaled<Target>(block + i * stride, out.unscale, columns, target);
+    }
+  };
+  multiply_all<Product>(left_of, head.words, reinterpret_cast<uint32_t*>(scratch.packed_hidden),
+                        words_of<Product>(head.rows), head.size, scratch, parallel, write);
+}
+
+// dbias = column sums of dz * unscale.
+template <class Product>
+void write_dbias(const HeadTile& head, const LogitGradient<Product>& dz, const Gradients& out,
+                 const Parallel& parallel) {
+  parallel([&](int part) {
+    const Range mine = share(ceil_div(head.words, kLanes), part, parallel.parts);
+    for (int64_t i = mine.begin * kLanes; i < mine.end * kLanes; i += kLanes) {
+      Floats total{};
+      for (int64_t n = 0; n < head.rows; ++n) {
+        total += Product::Element::load(dz.row(n) + i);
+      }
+      const int count = static_cast<int>(smaller<int64_t>(kLanes, head.words - i));
+      store_some(out.dbias + i, count, total * out.unscale);
+    }
+  });
+}
+
+template <class Product, class Source>
+void grad(const HeadTile& head, const RowGradients& rows, const RetainedTile& retained,
+          const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
+  const LogitGradient<Product> dz(scratch.rows, head.words);
+  form_logit_gradient<Product, Source>(head, rows, retained, scratch, dz, parallel);
+  if (out.dbias != nullptr) {
+    write_dbias(head, dz, out, parallel);
+  }
+  if (out.dhidden != nullptr) {
+    accumulate_dhidden<Product, Source>(head, dz, out.dhidden, scratch, parallel);
+  }
+  if (out.dweight == nullptr) {
+    return;
+  }
+  switch (out.dweight_dtype) {
+    case DType::kFloat32:
+      return write_dweight<Product, Float32>(head, dz, out, scratch, parallel);
+    case DType::kBFloat16:
+      return write_dweight<Product, BFloat16>(head, dz, out, scratch, parallel);
+    case DType::kFloat16:
+      return write_dweight<Product, Float16>(head, dz, out, scratch, parallel);
+  }
+}
+
+}  // namespace
+
+ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+  ScratchSizes sizes{};
+  with_types(dtype, [&](auto product, auto) {
+    using Product = decltype(product);
+    const int64_t for_logits = packed_words<Product>(size, words);
+    const int64_t for_dhidden = packed_words<Product>(words, size);
+    sizes.packed_weight = 4 * (for_logits > for_dhidden ? for_logits : for_dhidden);
+    sizes.packed_hidden = 4 * packed_words<Product>(rows, size);
+    sizes.rows = LogitGradient<Product>::bytes(rows, words);
+  });
+  const int64_t columns = round_up(size, kPanel);
+  const int64_t gradient_block = block_rows(columns) * columns;
+  const int64_t logit_block = kRowBlock * kGroup;
+  sizes.thread = Workbench::bytes(gradient_block > logit_block ? gradient_block : logit_block);
+  return sizes;
+}
+
+void pack_hidden(DType dtype, const void* hidden, int64_t rows, int64_t size, std::byte* packed,
+                 const Parallel& parallel) {
+  with_types(dtype, [&](auto product, auto source) {
+    using Source = decltype(source);
+    pack<decltype(product), Source>(static_cast<const typename Source::Storage*>(hidden), rows,
+                                    size, reinterpret_cast<uint32_t*>(packed), parallel);
+  });
+}
+
+void grad_tile(const HeadTile& head, const RowGradients& rows, const RetainedTile& retained,
+               const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
+  with_types(head.dtype, [&](auto product, auto source) {
+    grad<decltype(product), decltype(source)>(head, rows, retained, out, scratch, parallel);
+  });
+}
+
+}  // namespace rao::RAO_ISA

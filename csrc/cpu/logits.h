@@ -1,0 +1,96 @@
+// A block of logits in cache: rows of the pass against one group of words.
+#pragma once
+
+#include "elementary.h"
+#include "gemm.h"
+
+namespace rao::RAO_ISA {
+
+constexpr int kGroupVectors = kGroup / kLanes;
+
+// A thread's own memory.
+struct Workbench {
+  float* block;    // of C
+  uint32_t* left;  // of A
+
+  static int64_t bytes(int64_t block_elements) {
+    return 4 * (round_up(block_elements, 16) + kRowBlock * kLeftStride);
+  }
+  static Workbench of(const Scratch& scratch, int part) {
+    auto* begin = reinterpret_cast<float*>(scratch.threads + part * scratch.thread_bytes);
+    const int64_t left_words = kRowBlock * kLeftStride;
+    return {begin + left_words, reinterpret_cast<uint32_t*>(begin)};
+  }
+};
+
+// Words [first, first + width) of the tile, at most kGroup.
+struct Group {
+  int64_t index;
+  int64_t first;
+  int width;
+};
+
+RAO_INLINE Group group_of(const HeadTile& head, int64_t index) {
+  const int64_t first = index * kGroup;
+  return {index, first, static_cast<int>(smaller<int64_t>(kGroup, head.words - first))};
+}
+
+RAO_INLINE void fill_tail(float* row, int width, float value) {
+  for (int i = width; i < kGroup; ++i) {
+    row[i] = value;
+  }
+}
+
+// block[rows, kGroup] = hidden[first_row ..] @ weight[group]^T.
+template <class Product, class Source>
+void multiply_group(const HeadTile& head, const Group& group, int64_t first_row, int64_t rows,
+                    const uint32_t* packed_weight, const Workbench& bench) {
+  using Storage = typename Source::Storage;
+  const int64_t depth = words_of<Product>(head.size);
+  const Storage* hidden = static_cast<const Storage*>(head.hidden) + first_row * head.size;
+  multiply_block<Product>(MatrixRows<Product, Source>(hidden, rows, head.size, bench.left), rows,
+                          packed_weight + group.first * depth, depth,
+                          ceil_div(group.width, kPanel), bench.block, kGroup);
+}
+
+// What turns a group's products into logits.
+class Transform {
+ public:
+  Transform(const HeadTile& head, const Group& group)
+      : scale_(head.scale),
+        softcap_(head.softcap),
+        has_bias_(head.bias != nullptr),
+        identity_(!has_bias_ && softcap_ == 0.0f && scale_ == 1.0f) {
+    if (has_bias_) {
+      std::memcpy(bias_, head.bias + group.first, group.width * sizeof(float));
+      fill_tail(bias_, group.width, 0.0f);
+    }
+  }
+
+  bool identity() const { return identity_; }
+  bool bends() const { return softcap_ != 0.0f; }
+  float scale() const { return scale_; }
+
+  // Logit, and the derivative of the softcap if there is one.
+  RAO_INLINE Floats operator()(Floats product, int column, Floats* slope) const {
+    Floats z = product;
+    if (has_bias_) {
+      z += load<Floats>(bias_ + column);
+    }
+    if (bends()) {
+      const Floats bend = hyperbolic_tangent(z / softcap_);
+      *slope = 1.0f - bend * bend;
+      return bend * (softcap_ * scale_);
+    }
+    return z * scale_;
+  }
+
+ private:
+  float scale_;
+  float softcap_;
+  bool has_bias_;
+  bool identity_;
+  float bias_[kGroup];
+};
+
+}  // namespace rao::RAO_ISA

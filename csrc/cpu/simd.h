@@ -1,0 +1,123 @@
+// Vectors of the instruction set this translation unit is compiled for.
+//
+// RAO_ISA names the set and the namespace, so that no two units share an inline function: the
+// linker would keep one of them, perhaps the one this processor cannot run.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define RAO_INLINE inline __attribute__((always_inline))
+
+namespace rao::RAO_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kPanelVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kPanelVectors = 2;
+#else
+constexpr int kLanes = 4;
+constexpr int kPanelVectors = 2;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+template <class Vector>
+RAO_INLINE Vector load(const void* source) {
+  Vector value;
+  std::memcpy(&value, source, sizeof(value));
+  return value;
+}
+
+template <class Vector>
+RAO_INLINE void store(void* target, Vector value) {
+  std::memcpy(target, &value, sizeof(value));
+}
+
+RAO_INLINE Floats broadcast(float value) { return value - Floats{}; }
+
+RAO_INLINE Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
+RAO_INLINE Words as_words(Floats value) { return reinterpret_cast<Words>(value); }
+
+// The first `count` elements, `fill` beyond them.
+RAO_INLINE Floats load_some(const float* source, int count, float fill) {
+  Floats value = broadcast(fill);
+  std::memcpy(&value, source, sizeof(float) * count);
+  return value;
+}
+
+RAO_INLINE void store_some(float* target, int count, Floats value) {
+  std::memcpy(target, &value, sizeof(float) * count);
+}
+
+RAO_INLINE Words widen(Halves value) { return __builtin_convertvector(value, Words); }
+
+// NaN in `a` is passed over, which leaves it to the sums to tell.
+RAO_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+RAO_INLINE float largest(Floats value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    }
+  }
+  return lanes[0];
+}
+
+RAO_INLINE float sum(Floats value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      lanes[i] += lanes[i + width];
+    }
+  }
+  return lanes[0];
+}
+
+// lanes of `a` and `b` in turn: the lower halves, or the upper halves.
+template <int... kIndex>
+struct Indices {};
+template <int kCount, int... kIndex>
+struct Count : Count<kCount - 1, kCount - 1, kIndex...> {};
+template <int... kIndex>
+struct Count<0, kIndex...> {
+  using Type = Indices<kIndex...>;
+};
+
+template <int kFirst, int... kIndex>
+RAO_INLINE Words interleave(Words a, Words b, Indices<kIndex...>) {
+  return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + (kIndex % 2) * kLanes)...);
+}
+
+// Transposes kLanes vectors in place: each round of perfect shuffles moves one bit of the row
+// index into the lane index.
+RAO_INLINE void transpose(Words (&rows)[kLanes]) {
+  using Lanes = typename Count<kLanes>::Type;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Words next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], Lanes{});
+      next[2 * i + 1] = interleave<kLanes / 2>(rows[i], rows[i + kLanes / 2], Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      rows[i] = next[i];
+    }
+  }
+}
+
+}  // namespace rao::RAO_ISA

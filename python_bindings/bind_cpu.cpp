@@ -1,0 +1,157 @@
+// The CPU kernels as torch ops, through torch's stable ABI.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+#include <vector>
+
+#include "params.h"
+
+namespace rao::bindings {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// torch's own threads.
+void run_parts(int parts, void (*body)(int part, void* context), void* context) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      body(static_cast<int>(part), context);
+    }
+  });
+}
+
+Parallel parallel_of(const Tensor& threads) {
+  return {static_cast<int>(threads.size(0)), run_parts};
+}
+
+// Bit i: this processor has Isa(i).
+int64_t host_isas() {
+  int64_t found = 0;
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    found |= static_cast<int64_t>(host_has(static_cast<Isa>(isa))) << isa;
+  }
+  return found;
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return __VERSION__;
+#else
+  return "g++ " __VERSION__;
+#endif
+}
+
+// Bytes of packed_weight, packed_hidden, rows, and of each thread.
+std::vector<int64_t> scratch_sizes(int64_t isa, Tensor hidden, int64_t words, bool backward) {
+  const TileKernels& kernels = kernels_of(isa);
+  const auto sizes_of = backward ? kernels.grad_scratch : kernels.score_scratch;
+  const ScratchSizes sizes = sizes_of(dtype_of(hidden), hidden.size(0), words, hidden.size(1));
+  return {sizes.packed_weight, sizes.packed_hidden, sizes.rows, sizes.thread};
+}
+
+void pack_hidden(int64_t isa, Tensor hidden, Tensor packed_hidden, Tensor threads) {
+  const TileKernels& kernels = kernels_of(isa);
+  const int64_t rows = hidden.size(0);
+  const int64_t size = hidden.size(1);
+  const DType dtype = dtype_of(hidden);
+  const ScratchSizes sizes = kernels.grad_scratch(dtype, rows, kGroup, size);
+  kernels.pack_hidden(dtype, data_of<void>(hidden, "hidden", hidden.scalar_type(), rows * size),
+                      rows, size, bytes_of(packed_hidden, "packed_hidden", sizes.packed_hidden),
+                      parallel_of(threads));
+}
+
+void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor bias, Tensor targets,
+                int64_t first_word, double scale, double softcap, Tensor row_max, Tensor row_sum,
+                Tensor target_logit, OptionalTensor entropy_sum, OptionalTensor square_sum,
+                OptionalTensor logit_sum, OptionalTensor values, OptionalTensor maxima,
+                Tensor packed_weight, Tensor packed_hidden, Tensor rows, Tensor threads) {
+  const TileKernels& kernels = kernels_of(isa);
+  const HeadTile head = head_of(hidden, weight, bias, targets, first_word, scale, softcap);
+  const RowState state{
+      floats_of(row_max, "row_max", head.rows),
+      floats_of(row_sum, "row_sum", head.rows),
+      floats_of(target_logit, "target_logit", head.rows),
+      floats_of(entropy_sum, "entropy_sum", head.rows),
+      floats_of(square_sum, "square_sum", head.rows),
+      floats_of(logit_sum, "logit_sum", head.rows),
+  };
+  const ScratchSizes sizes = kernels.score_scratch(head.dtype, head.rows, head.words, head.size);
+  kernels.score_tile(head, state, retained_of(head, hidden, head.rows, values, maxima),
+                     scratch_of(sizes, packed_weight, packed_hidden, rows, threads),
+                     parallel_of(threads));
+}
+
+void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor bias, Tensor targets,
+               int64_t first_word, double scale, double softcap, Tensor row_max, Tensor log_sum,
+               Tensor logp, Tensor logp_grad, OptionalTensor mass_grad,
+               OptionalTensor log_mass_grad, OptionalTensor retained_row, OptionalTensor values,
+               OptionalTensor maxima, OptionalTensor dhidden, OptionalTensor dweight,
+               OptionalTensor dbias, OptionalTensor unscale, Tensor packed_weight,
+               Tensor packed_hidden, Tensor rows, Tensor threads) {
+  const TileKernels& kernels = kernels_of(isa);
+  const HeadTile head = head_of(hidden, weight, bias, targets, first_word, scale, softcap);
+  STD_TORCH_CHECK(mass_grad.has_value() == log_mass_grad.has_value(),
+                  "mass_grad and log_mass_grad come together");
+  const RowGradients gradients{
+      floats_of(row_max, "row_max", head.rows),
+      floats_of(log_sum, "log_sum", head.rows),
+      floats_of(logp, "logp", head.rows),
+      floats_of(logp_grad, "logp_grad", head.rows),
+      floats_of(mass_grad, "mass_grad", head.rows),
+      floats_of(log_mass_grad, "log_mass_grad", head.rows),
+      retained_row.has_value() ? data_of<int64_t>(*retained_row, "retained_row", ScalarType::Long,
+                                                  head.rows)
+                               : nullptr,
+  };
+  const ScratchSizes sizes = kernels.grad_scratch(head.dtype, head.rows, head.words, head.size);
+  Gradients out{};
+  out.dhidden = floats_of(dhidden, "dhidden", head.rows * head.size);
+  out.dbias = floats_of(dbias, "dbias", head.words);
+  out.unscale = unscale.has_value() ? *floats_of(unscale, "unscale", 1) : 1.0f;
+  if (dweight.has_value()) {
+    check_buffer(packed_hidden, "packed_hidden", sizes.packed_hidden);
+    out.dweight_dtype = dtype_of(*dweight);
+    out.dweight = data_of<void>(*dweight, "dweight", dweight->scalar_type(),
+                                head.words * head.size);
+  }
+  const int64_t kept = retained_row.has_value() && values.has_value() ? values->size(0) : head.rows;
+  kernels.grad_tile(head, gradients, retained_of(head, hidden, kept, values, maxima), out,
+                    scratch_of(sizes, packed_weight, packed_hidden, rows, threads),
+                    parallel_of(threads));
+}
+
+}  // namespace
+}  // namespace rao::bindings
+
+STABLE_TORCH_LIBRARY(rao_native, m) {
+  m.def("host_isas() -> int");
+  m.def("compiler() -> str");
+  m.def("scratch_sizes(int isa, Tensor hidden, int words, bool backward) -> int[]");
+  m.def("pack_hidden(int isa, Tensor hidden, Tensor(a!) packed_hidden, Tensor(b!) threads) -> ()");
+  m.def(
+      "score_tile(int isa, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, "
+      "int first_word, float scale, float softcap, Tensor(a!) row_max, Tensor(b!) row_sum, "
+      "Tensor(c!) target_logit, Tensor(d!)? entropy_sum, Tensor(e!)? square_sum, "
+      "Tensor(f!)? logit_sum, Tensor(g!)? values, Tensor(h!)? maxima, Tensor(i!) packed_weight, "
+      "Tensor(j!) packed_hidden, Tensor(k!) rows, Tensor(l!) threads) -> ()");
+  m.def(
+      "grad_tile(int isa, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, "
+      "int first_word, float scale, float softcap, Tensor row_max, Tensor log_sum, Tensor logp, "
+      "Tensor logp_grad, Tensor? mass_grad, Tensor? log_mass_grad, Tensor? retained_row, "
+      "Tensor? values, Tensor? maxima, Tensor(a!)? dhidden, Tensor(b!)? dweight, "
+      "Tensor(c!)? dbias, Tensor? unscale, Tensor(d!) packed_weight, Tensor(e!) packed_hidden, "
+      "Tensor(f!) rows, Tensor(g!) threads) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rao_native, CompositeExplicitAutograd, m) {
+  m.impl("host_isas", TORCH_BOX(&rao::bindings::host_isas));
+  m.impl("compiler", TORCH_BOX(&rao::bindings::compiler));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rao_native, CPU, m) {
+  m.impl("scratch_sizes", TORCH_BOX(&rao::bindings::scratch_sizes));
+  m.impl("pack_hidden", TORCH_BOX(&rao::bindings::pack_hidden));
+  m.impl("score_tile", TORCH_BOX(&rao::bindings::score_tile));
+  m.impl("grad_tile", TORCH_BOX(&rao::bindings::grad_tile));
+}

@@ -1,0 +1,37 @@
+// Checks of the tensors that a kernel is given. The callers are ours, so a failure is our bug; it
+// must still not read or write where it should not.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+
+namespace rao::bindings {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_buffer(const Tensor& tensor, const char* name, int64_t elements) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name,
+                  " must be a contiguous CPU tensor");
+  STD_TORCH_CHECK(tensor.numel() >= elements, name, " holds ", tensor.numel(), " elements of ",
+                  elements);
+}
+
+template <class T>
+T* data_of(const Tensor& tensor, const char* name, ScalarType dtype, int64_t elements) {
+  check_buffer(tensor, name, elements);
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+inline float* floats_of(const Tensor& tensor, const char* name, int64_t elements) {
+  return data_of<float>(tensor, name, ScalarType::Float, elements);
+}
+
+inline float* floats_of(const std::optional<Tensor>& tensor, const char* name, int64_t elements) {
+  return tensor.has_value() ? floats_of(*tensor, name, elements) : nullptr;
+}
+
+}  // namespace rao::bindings

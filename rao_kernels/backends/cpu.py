@@ -1,0 +1,120 @@
+"""The C++ backend of the CPU: packed products with fp32 sums, statistics while they are in cache.
+
+Legend: N rows, V vocabulary, D hidden size, W words of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from .tiles import Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+
+NAME = "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"it runs on a CPU, not on {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes in {DTYPES}, not {dtype}"
+    library = _native.cpu_library()
+    return library.reason if isinstance(library, _native.Missing) else None
+
+
+def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
+    """Packed weight, packed hidden, per-row memory, per-thread memory.
+
+    With ``itemsize`` 2 where bf16 is multiplied as such and 4 otherwise, and D rounded up to a
+    panel of 64 words or fewer, the bytes are::
+
+        packed weight   W * D * itemsize
+        packed hidden   N * D * itemsize (backward)
+        rows            N * W / 256 * 20 (forward: statistics), N * W * itemsize (backward: dz)
+        threads         at most about 0.5 MB each, while D is below 16384
+    """
+    isa, threads = _isa(), torch.get_num_threads()
+    sizes = torch.ops.rao_native.scratch_sizes(isa, head.hidden, width, backward)
+    *shared, thread = sizes
+
+    def buffer(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint8, device=head.hidden.device)
+
+    buffers = (*map(buffer, shared), buffer(threads, thread))
+    if backward:
+        torch.ops.rao_native.pack_hidden(isa, head.hidden, buffers[1], buffers[3])
+    return buffers
+
+
+def score_tile(
+    head: Head,
+    tile: Tile,
+    state: RowState,
+    retained: RetainedTile | None,
+    scratch: Sequence[Tensor],
+) -> None:
+    torch.ops.rao_native.score_tile(
+        *_head_arguments(head, tile),
+        state.row_max,
+        state.row_sum,
+        state.target_logit,
+        state.entropy_sum,
+        state.square_sum,
+        state.logit_sum,
+        *_retained_arguments(retained),
+        *scratch,
+    )
+
+
+def grad_tile(
+    head: Head,
+    tile: Tile,
+    rows: RowGradients,
+    retained: RetainedTile | None,
+    out: Gradients,
+    scratch: Sequence[Tensor],
+) -> None:
+    words = slice(tile.start, tile.stop)
+    torch.ops.rao_native.grad_tile(
+        *_head_arguments(head, tile),
+        rows.row_max,
+        rows.log_sum,
+        rows.logp,
+        rows.logp_grad,
+        rows.mass_grad,
+        rows.log_mass_grad,
+        rows.retained_row,
+        *_retained_arguments(retained),
+        out.dhidden,
+        None if out.dweight is None else out.dweight[words],
+        None if out.dbias is None else out.dbias[words],
+        out.unscale,
+        *scratch,
+    )
+
+
+def _isa() -> int:
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    return _native.ISAS.index(library.isa)
+
+
+def _head_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
+    return (
+        _isa(),
+        head.hidden,
+        head.weight_tile(tile),
+        head.bias_tile(tile),
+        head.targets,
+        tile.start,
+        head.scale,
+        head.softcap or 0.0,
+    )
+
+
+def _retained_arguments(retained: RetainedTile | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if retained is None else (retained.values, retained.maxima)
