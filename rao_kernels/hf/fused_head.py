@@ -91,7 +91,7 @@ class FusedHead(nn.Linear):
             _token_stats,
             stats=stats,
             transform=transform or HeadTransform(),
-            options=options or EngineOptions(),
+            options=options or {},
         )
         if grad_mask is None or not torch.is_grad_enabled():
             return score(input, self.weight, self.bias, targets)
@@ -141,7 +141,7 @@ def attach_fused_head(
     plan = _plan(lm)
     for linear in linears:
         if type(linear) is nn.Linear:
-            linear.__class__ = FusedHead  # type: ignore[assignment]
+            linear.__class__ = FusedHead
     if not patched:
         lm.forward = types.MethodType(_patched_forward(type(lm), plan), lm)
     if check_parity != "off":
@@ -157,8 +157,8 @@ def detach_fused_head(model: Model) -> Model:
     """
     lm = _causal_lm(model)
     if _is_patched(lm):
-        forward = vars(lm)["forward"].__func__
-        if forward.fused_head_forward is not forward:
+        forward = _instance_forward(lm)
+        if forward is None or forward is not inspect.unwrap(forward):
             raise InputError(
                 "model",
                 "its forward as attach_fused_head left it",
@@ -168,7 +168,7 @@ def detach_fused_head(model: Model) -> Model:
         del lm.forward
     for module in lm.modules():
         if type(module) is FusedHead:
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]
     return model
 
 
@@ -211,9 +211,7 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
             if logp_grad_mask is not None:
                 raise InputError("logp_targets", "the targets that logp_grad_mask masks", None)
             return type(self).forward(self, *args, **kwargs)
-        request = _Request(
-            logp_targets, logp_grad_mask, tuple(logp_stats), engine_options or EngineOptions()
-        )
+        request = _Request(logp_targets, logp_grad_mask, tuple(logp_stats), engine_options or {})
         return _fused_forward(self, plan, _trunk_inputs(plan, args, kwargs), request)
 
     functools.update_wrapper(forward, cls.forward)
@@ -221,8 +219,7 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
     # to their end and would leave the model unpatched.
     del forward.__wrapped__  # type: ignore[attr-defined]
     forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    # Wrappers copy a function's attributes: found on one of them, this one is not the wrapper.
-    forward.fused_head_forward = forward  # type: ignore[attr-defined]
+    forward.is_fused_head_forward = True  # type: ignore[attr-defined]
     return forward
 
 
@@ -367,14 +364,20 @@ def _causal_lm(model: nn.Module) -> PreTrainedModel:
     return lm
 
 
+def _instance_forward(model: PreTrainedModel) -> Callable[..., Any] | None:
+    forward = vars(model).get("forward")
+    return getattr(forward, "__func__", forward)
+
+
 def _is_patched(model: PreTrainedModel) -> bool:
-    return hasattr(vars(model).get("forward"), "fused_head_forward")
+    """Whether attach's forward is on the instance, be it under wrappers put on it since."""
+    forward = _instance_forward(model)
+    return forward is not None and hasattr(inspect.unwrap(forward), "is_fused_head_forward")
 
 
 def _check_forward(model: PreTrainedModel) -> None:
-    forward = vars(model).get("forward")
     # A model that went through pickle keeps its class's forward as an attribute: no obstacle.
-    own = forward is None or getattr(forward, "__func__", None) is type(model).forward
+    own = _instance_forward(model) in (None, type(model).forward)
     if not own and not _is_patched(model):
         raise InputError(
             "model",
@@ -384,9 +387,13 @@ def _check_forward(model: PreTrainedModel) -> None:
         )
 
 
+def _output_head(model: Any) -> Any:  # transformers gives this method no types
+    return model.get_output_embeddings()
+
+
 def _head_linears(model: PreTrainedModel) -> list[nn.Linear]:
     """The modules that may act as the model's head: one, or original and copies under peft."""
-    head = model.get_output_embeddings()
+    head = _output_head(model)
     if _is_peft_layer(head):
         raise _head_error(head)
     copies = getattr(head, "modules_to_save", None)
@@ -401,7 +408,7 @@ def _head_linears(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def _fused_head(model: PreTrainedModel) -> nn.Module:
-    head = model.get_output_embeddings()
+    head: nn.Module = _output_head(model)
     if not isinstance(head, FusedHead):
         linears = _head_linears(model)
         if not all(isinstance(linear, FusedHead) for linear in linears):

@@ -164,7 +164,7 @@ def _probe_ids(model: PreTrainedModel, head: nn.Linear) -> Tensor:
 
 
 def _linear_float64(hidden: Tensor, linear: nn.Linear) -> Tensor:
-    parts = linear.weight.split(_WEIGHT_ROWS)
+    parts = torch.split(linear.weight, _WEIGHT_ROWS)
     logits = torch.cat([F.linear(hidden.double(), part.double()) for part in parts], dim=-1)
     return logits if linear.bias is None else logits + linear.bias.double()
 
