@@ -6,9 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ from .models import batch, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
+# Untied and tied heads; the head sharded with the model and as a unit of its own.
+CASES = (
+    ("llama", "ddp"),
+    ("qwen3", "ddp"),
+    ("llama", "fsdp2_root"),
+    ("qwen3", "fsdp2_root"),
+    ("llama", "fsdp2_own_unit"),
+)
 
 
 def _rank_batch(rank: int, step: int) -> dict[str, Tensor]:
@@ -70,9 +78,7 @@ def _distribute(model: PreTrainedModel, layout: str) -> nn.Module:
     return fully_shard(model)
 
 
-def _run_rank(family: str, layout: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def _check_gradients(family: str, layout: str) -> None:
     rank = dist.get_rank()
     model = _distribute(attach_fused_head(tiny_model(family, torch.float64)), layout)
     _backward(model, rank)
@@ -82,9 +88,18 @@ def _run_rank(family: str, layout: str) -> None:
     ):
         ranks = [torch.empty_like(mine) for _ in range(RANKS)]
         dist.all_gather(ranks, mine.contiguous())
-        assert torch.equal(ranks[0], ranks[1]), f"{name} differs between ranks"
-        torch.testing.assert_close(mine, expected, msg=lambda text, name=name: f"{name}: {text}")
-    dist.destroy_process_group()
+        where = f"{family} {layout} {name}"
+        assert torch.equal(ranks[0], ranks[1]), f"{where} differs between ranks"
+        torch.testing.assert_close(mine, expected, msg=lambda text, where=where: where + text)
+
+
+def _run_rank() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for family, layout in CASES:
+        _check_gradients(family, layout)
+    dist.barrier()
+    os._exit(0)  # what gloo and DDP do when the interpreter ends is not tested here
 
 
 def _free_port() -> int:
@@ -93,16 +108,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    ("family", "layout"),
-    [
-        ("llama", "ddp"),
-        ("qwen3", "ddp"),
-        ("llama", "fsdp2_root"),
-        ("llama", "fsdp2_own_unit"),
-    ],
-)
-def test_two_ranks_give_the_mean_gradient(family: str, layout: str) -> None:
+def test_two_ranks_give_the_mean_gradient() -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -111,7 +117,7 @@ def test_two_ranks_give_the_mean_gradient(family: str, layout: str) -> None:
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(RANKS),
     }
-    command = [sys.executable, "-m", "tests.hf.test_distributed", family, layout]
+    command = [sys.executable, "-m", "tests.hf.test_distributed"]
     processes = [
         subprocess.Popen(
             command,
@@ -124,13 +130,24 @@ def test_two_ranks_give_the_mean_gradient(family: str, layout: str) -> None:
         for rank in range(RANKS)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        _wait(processes, seconds=60)
     finally:
         for process in processes:
             process.kill()
+    outputs = [process.communicate()[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
 
 
+def _wait(processes: list[subprocess.Popen[str]], seconds: float) -> None:
+    """Until all have ended, one has failed (the other then waits for ever) or time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if None not in codes or any(codes):
+            return
+        time.sleep(0.1)
+
+
 if __name__ == "__main__":
-    _run_rank(*sys.argv[1:])
+    _run_rank()
