@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from ..errors import BackendError, DataError, InputError, MissingDependencyError, NotYetError
 
 COMMANDS = {
+    "demo": "align a small real model with RAO and DPO, from download to picture",
     "train": "align a model with RAO or another loss on preference data",
     "losses": "list the losses, their hyperparameters and what they need",
     "doctor": "say what is installed and built, and which backend runs on this machine",

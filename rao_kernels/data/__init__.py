@@ -8,6 +8,7 @@ from .tokenize import (
     TokenizeOptions,
     as_pairs,
     check_shared_start,
+    mark_preferred,
     tokenize_records,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "as_pairs",
     "check_shared_start",
     "load_records",
+    "mark_preferred",
     "split_records",
     "tokenize_records",
 ]

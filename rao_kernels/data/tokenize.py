@@ -79,6 +79,17 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
     return found
 
 
+def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
+    """For losses that learn from preferred responses alone: the highest reward is the preferred
+    one where the row names none."""
+    return [
+        replace(row, preferred=_argmax(row.rewards))
+        if row.preferred is None and row.rewards is not None
+        else row
+        for row in rows
+    ]
+
+
 def check_shared_start(rows: Sequence[TokenizedRow], prefix_length: int) -> None:
     """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO)."""
     starts = [tuple(row.prompt[:prefix_length].tolist()) for row in rows]
@@ -228,8 +239,12 @@ def _as_pair(row: TokenizedRow) -> TokenizedRow | None:
         return None
     if row.rewards is None:
         return None if row.preferred is None else _order_pair(row, row.preferred, None)
-    best = max(range(len(row.rewards)), key=row.rewards.__getitem__)
-    return _order_pair(row, best if row.preferred is None else row.preferred, row.rewards)
+    best = _argmax(row.rewards) if row.preferred is None else row.preferred
+    return _order_pair(row, best, row.rewards)
+
+
+def _argmax(rewards: Sequence[float]) -> int:
+    return max(range(len(rewards)), key=rewards.__getitem__)
 
 
 def _order_pair(

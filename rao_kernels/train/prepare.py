@@ -20,6 +20,7 @@ from ..data import (
     as_pairs,
     check_shared_start,
     load_records,
+    mark_preferred,
     tokenize_records,
 )
 from ..errors import DataError
@@ -81,6 +82,8 @@ def prepare_dataset(
     spec, needs = config.spec, config.spec.required_inputs(config.hyperparameters())
     if spec.unit == "pair":
         rows = as_pairs(rows, report)
+    elif "rewards" not in needs:
+        rows = mark_preferred(rows)
     for row in rows:
         if "rewards" in needs and row.rewards is None:
             raise DataError(

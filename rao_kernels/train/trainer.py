@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset
@@ -80,7 +80,7 @@ class RAOTrainer(Trainer):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         if peft_config is not None:
-            model = _add_adapter(model, peft_config)
+            model = _add_adapter(model, peft_config, args.seed)
         attach_fused_head(model)
         _disable_dropout(model)
         super().__init__(
@@ -389,11 +389,13 @@ def _check_launch(args: RAOConfig) -> None:
         )
 
 
-def _add_adapter(model: nn.Module, peft_config: PeftConfig) -> nn.Module:
+def _add_adapter(model: nn.Module, peft_config: PeftConfig, seed: int) -> nn.Module:
     try:
         import peft
     except ImportError as error:
         raise MissingDependencyError("peft", "train") from error
+    # Trainer seeds later; the adapter's start must be the same in every run.
+    set_seed(seed)
     return peft.get_peft_model(model, peft_config)
 
 

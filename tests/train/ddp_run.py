@@ -1,0 +1,63 @@
+"""One rank of a training run; writes its gradients, losses and evaluation for test_ddp.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rao_kernels.train import RAOConfig, RAOTrainer
+from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
+
+
+def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
+    """Train on 8 prompts in two steps of four, by `size` prompts per rank and micro-batch."""
+    from tests.train.test_trainer import Gradients
+
+    torch.set_num_threads(1)
+    gradients = Gradients()
+    trainer = RAOTrainer(
+        tiny_model(),
+        args=RAOConfig(
+            output_dir=str(folder / "out"),
+            loss=loss,
+            num_train_epochs=1,
+            per_device_train_batch_size=size,
+            per_device_eval_batch_size=2,
+            gradient_accumulation_steps=windows,
+            learning_rate=1e-2,
+            max_grad_norm=0.0,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            ddp_backend="gloo",
+        ),
+        train_dataset=tiny_rows(8, responses=(2, 4, 3)),
+        eval_dataset=tiny_rows(5, responses=(3, 2)),
+        processing_class=tiny_tokenizer(),
+        callbacks=[gradients],
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    evaluation = trainer.evaluate()
+    return {
+        "steps": gradients.steps,
+        "history": [{k: v for k, v in entry.items() if "/" in k or k == "loss"} for entry in history],
+        "evaluation": {k: v for k, v in evaluation.items() if "/" in k or k == "eval_loss"},
+    }
+
+
+if __name__ == "__main__":
+    import os
+
+    out = Path(sys.argv[1])
+    for name in sys.argv[2].split(","):
+        for batch, accumulation in ((2, 1), (1, 2)):
+            result = run(out / f"{name}-{batch}", name, batch, accumulation)
+            torch.save(result, out / f"{name}-{batch}-rank{os.environ['RANK']}.pt")

@@ -1,0 +1,42 @@
+"""Options of a run are checked where they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rao_kernels.errors import InputError
+from rao_kernels.train import RAOConfig
+
+
+def hyper(tmp_path: Path, **options: Any) -> dict[str, Any]:
+    return RAOConfig(output_dir=str(tmp_path), use_cpu=True, **options).hyperparameters()
+
+
+def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
+    assert hyper(tmp_path) == {"beta": 0.1, "log_z0": "auto", "prompt_term": "detached"}
+    assert hyper(tmp_path, log_z0="-3.5", beta=0.5)["log_z0"] == -3.5
+    assert hyper(tmp_path, log_z0=50)["log_z0"] == 50.0
+    assert hyper(tmp_path, loss="sigmoid", beta=0.2) == {"beta": 0.2}
+    assert hyper(tmp_path, loss="ipo", loss_kwargs='{"tau": 0.3}')["tau"] == 0.3
+    assert hyper(tmp_path, loss="simpo", loss_kwargs={"gamma": 1.0})["gamma"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"loss": "sigmod"}, "Did you mean 'sigmoid'"),
+        ({"loss": "sft", "beta": 0.1}, "hyperparameter of `sft`"),
+        ({"loss": "sigmoid", "log_z0": "3"}, "hyperparameter of `sigmoid`"),
+        ({"log_z0": "many"}, "finite number of nats"),
+        ({"log_z0": "nan"}, "finite number of nats"),
+        ({"loss_kwargs": "{"}, "a JSON object"),
+        ({"loss_kwargs": "[1]"}, "a JSON object"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        hyper(tmp_path, **options)

@@ -1,0 +1,50 @@
+"""Two gloo ranks against one process: the same loss, gradients, metrics and evaluation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.ddp_run import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_ranks_are_one_process(tmp_path: Path) -> None:
+    losses = ["rao", "sigmoid", "sft"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "tests.train.ddp_run"),
+            *(str(tmp_path), ",".join(losses)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for loss in losses:
+        expected = run(tmp_path / f"{loss}-single", loss, 4, 1)
+        for size in (2, 1):
+            for rank in (0, 1):
+                found = torch.load(
+                    tmp_path / f"{loss}-{size}-rank{rank}.pt", weights_only=True
+                )
+                assert len(found["steps"]) == len(expected["steps"]) == 2
+                for step, own in zip(expected["steps"], found["steps"], strict=True):
+                    for name, gradient in step.items():
+                        torch.testing.assert_close(
+                            own[name], gradient, rtol=1e-3, atol=1e-6, msg=f"{loss} {name}"
+                        )
+                for before, after in zip(expected["history"], found["history"], strict=True):
+                    assert after == pytest.approx(before, rel=1e-3, abs=1e-5)
+                assert found["evaluation"] == pytest.approx(
+                    expected["evaluation"], rel=1e-3, abs=1e-5
+                )
