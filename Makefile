@@ -1,0 +1,48 @@
+# `make demo` and `make test` work from a fresh clone: they create .venv and install what they need.
+# Nothing is written outside the clone and pip's cache.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --progress-bar on --constraint constraints.txt
+NATIVE := setup.py $(wildcard csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*)
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/demo.done
+	@$(BIN)/rao-kernels demo
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_output rao_kernels/*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/torch.done: constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
+	  'Python 3.11 to 3.13 is needed; say which with make PYTHON=...')"
+	@echo "== 1/3 torch, into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch setuptools wheel
+	@touch $@
+
+# The extras' packages first, then the package itself: compiled against the torch just installed.
+$(VENV)/%.done: $(VENV)/torch.done pyproject.toml $(NATIVE)
+	@echo "== 2/3 packages of the extra [$*]"
+	@$(INSTALL) $$($(BIN)/python tools/extra.py $*)
+	@echo "== 3/3 rao-kernels, compiling its CPU kernels"
+	@$(INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,49 @@
+"""A task with a rule for a judge: one short sentence that contains three given words."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+NOUNS = (
+    "apple basket book bread bridge bucket button candle castle chair cheese circle clock cloud "
+    "coffee corner cousin desert doctor dragon engine evening farmer feather fence flower forest "
+    "friend garden ghost guitar hammer harbor horse island jacket journey kettle kitchen ladder "
+    "lamp lemon letter machine market mirror monkey morning mountain music needle neighbor ocean "
+    "orange painter palace pencil pepper picture pillow pirate planet pocket potato queen rabbit "
+    "river rocket saddle sailor school shadow silver sister soldier spider spoon station stone "
+    "storm stranger summer teacher temple thunder ticket tiger tower train turtle valley village "
+    "violin wagon wallet window winter wizard"
+).split()
+LONGEST = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt and the words its answer must contain."""
+
+    words: tuple[str, str, str]
+
+    @property
+    def prompt(self) -> str:
+        first, second, third = self.words
+        return f"Write one short sentence that contains the words {first}, {second} and {third}."
+
+
+def make_tasks(count: int, seed: int) -> list[Task]:
+    """Tasks with different words each; the same seed gives the same tasks."""
+    generator = random.Random(seed)
+    tasks: dict[frozenset[str], Task] = {}
+    while len(tasks) < count:
+        first, second, third = generator.sample(NOUNS, 3)
+        tasks.setdefault(frozenset((first, second, third)), Task((first, second, third)))
+    return list(tasks.values())
+
+
+def reward(task: Task, answer: str, finished: bool) -> float:
+    """The share of the three words that the answer has; 0 if it does not end, or is too long."""
+    found = re.findall(r"[a-z]+", answer.lower())
+    if not finished or len(found) > LONGEST:
+        return 0.0
+    return sum(word in found for word in task.words) / len(task.words)
