@@ -52,9 +52,7 @@ def make(layout: str, dtype: torch.dtype = torch.float64) -> Case:
     sizes = [len(t) for t in TOKENS]
     states = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(V, D, generator=generator, dtype=torch.float64).to(dtype)
-    masks = [
-        [0] * (len(t) - len(r)) + [1] * len(r) for t, r in zip(TOKENS, RESPONSES, strict=True)
-    ]
+    masks = [[0] * (len(t) - len(r)) + [1] * len(r) for t, r in zip(TOKENS, RESPONSES, strict=True)]
     groups = torch.tensor(GROUPS)
     if layout == "packed":
         edges = torch.tensor([0, *sizes]).cumsum(0)

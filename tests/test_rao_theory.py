@@ -38,8 +38,7 @@ class Language:
     def reference_logp(self, sentence: Prefix, after: int = 1) -> float:
         """Log-probability of ``sentence[after:]`` given what stands before."""
         return math.fsum(
-            math.log(self.reference[sentence[:i]][sentence[i]])
-            for i in range(after, len(sentence))
+            math.log(self.reference[sentence[:i]][sentence[i]]) for i in range(after, len(sentence))
         )
 
     def partition(self, prefix: Prefix) -> float:
@@ -205,7 +204,7 @@ def two_answers() -> SequenceBatch:
 
 
 def test_the_level_moves_with_log_z0_and_the_gap_with_beta() -> None:
-    """At zero loss D = r / beta - log_z0. The loss is quadratic: one step of 1 / beta^2 is there."""
+    """At zero loss D = r / beta - log_z0. It is quadratic: one step of 1 / beta^2 is there."""
     batch = two_answers()
     rewards = torch.tensor([1.0, -0.5], dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)

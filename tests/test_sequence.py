@@ -37,7 +37,7 @@ def response(*tokens: int) -> list[tuple[int, bool]]:
 # A tool's output in the middle and at the end, an empty response, prompts of several lengths.
 SEQUENCES = [
     Sequence([1, 5, 6, 7], response(10, 11, 12)),
-    Sequence([1, 5, 6, 7], response(13) + [(20, False), (21, False)] + response(14, 15)),
+    Sequence([1, 5, 6, 7], [*response(13), (20, False), (21, False), *response(14, 15)]),
     Sequence([1, 8], response(16, 17)),
     Sequence([1, 5, 6, 7], []),
     Sequence([1], [*response(18), (22, False)]),

@@ -57,7 +57,7 @@ def rao(
     )
 
 
-def _log_z0(inputs: LossInputs, beta: float, log_z0: float | Literal["auto"]) -> Tensor:
+def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
     rewards = inputs.require("rewards").double()
     if log_z0 == "auto":
         return weighted_mean(rewards, prompt_weights(inputs)) / beta

@@ -86,15 +86,15 @@ def test_value_gradient_and_metrics(preset: Preset, per_token: bool) -> None:
     tokens = inputs.token_logps.requires_grad_()
     out = LOSSES[preset.name](inputs, **preset.hyper)
     s, found = scores(inputs, preset), pairs(inputs)
-    margins = [s[w] - s[l] for w, l in found]
+    margins = [s[best] - s[worst] for best, worst in found]
     values = [preset.value(h) for h in margins]
     assert out.values.tolist() == pytest.approx(values, rel=1e-12)
     assert out.loss.item() == pytest.approx(sum(values) / 3, rel=1e-12)
 
     lengths = inputs.lengths.tolist()
     expected = [math.nan] * 6
-    for (w, l), h in zip(found, margins, strict=True):
-        for sequence, sign in ((w, 1), (l, -1)):
+    for (best, worst), h in zip(found, margins, strict=True):
+        for sequence, sign in ((best, 1), (worst, -1)):
             if lengths[sequence]:
                 share = lengths[sequence] if preset.per_length else 1
                 expected[sequence] = sign * preset.slope(h) / 3 / share
@@ -104,12 +104,12 @@ def test_value_gradient_and_metrics(preset: Preset, per_token: bool) -> None:
     logps = sums(inputs.token_logps, inputs)
     assert {k: v.item() for k, v in out.metrics.items()} == pytest.approx(
         {
-            "rewards/chosen": preset.scale * sum(s[w] for w, _ in found) / 3,
-            "rewards/rejected": preset.scale * sum(s[l] for _, l in found) / 3,
+            "rewards/chosen": preset.scale * sum(s[best] for best, _ in found) / 3,
+            "rewards/rejected": preset.scale * sum(s[worst] for _, worst in found) / 3,
             "rewards/margins": preset.scale * sum(margins) / 3,
             "rewards/accuracies": sum(h > 0 for h in margins) / 3,
-            "logps/chosen": sum(logps[w] for w, _ in found) / 3,
-            "logps/rejected": sum(logps[l] for _, l in found) / 3,
+            "logps/chosen": sum(logps[best] for best, _ in found) / 3,
+            "logps/rejected": sum(logps[worst] for _, worst in found) / 3,
         },
         rel=1e-12,
     )
@@ -125,7 +125,9 @@ def test_coefficients_of_a_pair_cancel(preset: Preset) -> None:
     inputs = make(lengths=(2,) * 6)
     tokens = inputs.token_logps.requires_grad_()
     c = coefficients(LOSSES[preset.name](inputs, **preset.hyper).loss, tokens, inputs)
-    assert [c[w] + c[l] for w, l in pairs(inputs)] == pytest.approx([0] * 3, abs=1e-15)
+    assert [c[best] + c[worst] for best, worst in pairs(inputs)] == pytest.approx(
+        [0] * 3, abs=1e-15
+    )
 
 
 @every_preset
@@ -134,7 +136,9 @@ def test_a_constant_on_both_of_a_pair_changes_nothing(preset: Preset) -> None:
     shift = torch.tensor([5.0, 5.0, -2.0, -2.0, 7.0, 7.0], dtype=torch.float64)
     shifted = replace(inputs, token_logps=inputs.token_logps + shift)
     spec = LOSSES[preset.name]
-    torch.testing.assert_close(spec(shifted, **preset.hyper).loss, spec(inputs, **preset.hyper).loss)
+    torch.testing.assert_close(
+        spec(shifted, **preset.hyper).loss, spec(inputs, **preset.hyper).loss
+    )
 
 
 def test_swapping_a_pair_negates_the_margin() -> None:

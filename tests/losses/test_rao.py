@@ -21,7 +21,9 @@ def residuals(
 ) -> list[float]:
     assert inputs.rewards is not None
     found = []
-    for r, d, dx in zip(inputs.rewards.tolist(), ratios(inputs), prompt_ratios(inputs), strict=True):
+    for r, d, dx in zip(
+        inputs.rewards.tolist(), ratios(inputs), prompt_ratios(inputs), strict=True
+    ):
         log_z = {
             "detached": log_z0 + dx,
             "grad": log_z0 + dx,
@@ -221,7 +223,9 @@ def test_metrics() -> None:
     rewards = inputs.rewards.tolist()
     level = mean_of_means(log_z, GROUPED)
     logps = inputs.logps.tolist()
-    best = [max((i for i in range(6) if GROUPED[i] == g), key=rewards.__getitem__) for g in range(3)]
+    best = [
+        max((i for i in range(6) if GROUPED[i] == g), key=rewards.__getitem__) for g in range(3)
+    ]
     worst = [
         min((i for i in range(6) if GROUPED[i] == g), key=rewards.__getitem__) for g in range(3)
     ]
