@@ -128,7 +128,8 @@ def _run_user_loss(
     hyper: Mapping[str, Any],
     normalizer: Tensor | float | None,
 ) -> LossOutput:
-    result = function(inputs, **hyper)
+    with torch.autocast(inputs.token_logps.device.type, enabled=False):
+        result = function(inputs, **hyper)
     if isinstance(result, LossOutput):
         if normalizer is not None:
             raise InputError("normalizer", "None: the function reduces its values", normalizer)

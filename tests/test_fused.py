@@ -309,6 +309,19 @@ def test_user_function_with_prompts_and_its_own_output() -> None:
         fused_loss(regression, case.hidden, case.weight, case.batch, inputs=given, normalizer=2)
 
 
+def test_user_function_runs_without_autocast() -> None:
+    case = make("left", torch.float32)
+
+    def squared(inputs: LossInputs) -> Tensor:
+        table = torch.eye(6) * inputs.logps.float()
+        return (table @ table).diagonal()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = fused_loss(squared, case.hidden, case.weight, case.batch, inputs={})
+        logps = sequence_logps(case.hidden, case.weight, case.batch)
+    torch.testing.assert_close(out.values, logps.square())
+
+
 # Errors.
 
 
