@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError("transformers", "train") from error
 
-from .fused_head import FusedHead, FusedLMOutput, attach_fused_head, detach_fused_head
+from .fused_head import FusedLMOutput, attach_fused_head, detach_fused_head
+from .head import FusedHead
 
 __all__ = ["FusedHead", "FusedLMOutput", "attach_fused_head", "detach_fused_head"]

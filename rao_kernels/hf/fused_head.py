@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ..errors import InputError
-from ..ops import linear_token_stats
 from ..types import EngineOptions
+from .head import FusedHead, current_head, head_error, head_linears
 from .parity import find_difference
 from .transforms import HeadTransform, head_transform
 
@@ -68,40 +68,6 @@ class _Plan:
     balance_loss: Callable[..., Tensor] | None
 
 
-class FusedHead(nn.Linear):
-    """A head ``[V, D]`` that gives logits, or with `targets` the log-probs and no logits."""
-
-    def forward(  # type: ignore[override]
-        self,
-        input: Tensor,
-        targets: Tensor | None = None,
-        *,
-        grad_mask: Tensor | None = None,
-        stats: tuple[str, ...] = (),
-        transform: HeadTransform | None = None,
-        options: EngineOptions | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Logits ``[..., V]``; with `targets`, log-probs shaped like them and then `stats`.
-
-        A tuple of tensors and nothing else: the hooks of wrappers look for tensors in it.
-        """
-        if targets is None:
-            return super().forward(input)
-        score = functools.partial(
-            _token_stats,
-            stats=stats,
-            transform=transform or HeadTransform(),
-            options=options or {},
-        )
-        if grad_mask is None or not torch.is_grad_enabled():
-            return score(input, self.weight, self.bias, targets)
-        learned = score(input, self.weight, self.bias, targets.masked_fill(~grad_mask, -100))
-        with torch.no_grad():
-            scored = score(input, self.weight, self.bias, targets.masked_fill(grad_mask, -100))
-        pairs = zip(learned, scored, strict=True)
-        return tuple(torch.where(grad_mask, *pair) for pair in pairs)
-
-
 def attach_fused_head(
     model: Model, *, check_parity: Literal["raise", "warn", "off"] = "raise"
 ) -> Model:
@@ -133,7 +99,7 @@ def attach_fused_head(
     if check_parity not in ("raise", "warn", "off"):
         raise InputError("check_parity", "'raise', 'warn' or 'off'", repr(check_parity))
     lm = _causal_lm(model)
-    linears = _head_linears(lm)
+    linears = head_linears(lm)
     _check_forward(lm)
     patched = _is_patched(lm)
     if patched and all(isinstance(linear, FusedHead) for linear in linears):
@@ -172,29 +138,6 @@ def detach_fused_head(model: Model) -> Model:
     return model
 
 
-def _token_stats(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    *,
-    stats: tuple[str, ...],
-    transform: HeadTransform,
-    options: EngineOptions,
-) -> tuple[Tensor, ...]:
-    result = linear_token_stats(
-        hidden,
-        weight,
-        targets,
-        bias=bias,
-        logit_scale=transform.scale,
-        logit_softcap=transform.softcap,
-        stats=stats,
-        **options,
-    )
-    return (result.logps, *(getattr(result, name) for name in stats))
-
-
 def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., Any]:
     """The forward of an attached instance of `cls`. It holds no instance, so copies stay right."""
 
@@ -226,7 +169,7 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
 def _fused_forward(
     model: PreTrainedModel, plan: _Plan, inputs: dict[str, Any], request: _Request
 ) -> FusedLMOutput:
-    head = _fused_head(model)
+    head = current_head(model)
     if _wants_router_logits(model, inputs):
         inputs["output_router_logits"] = True
     outputs = model.base_model(**inputs)
@@ -241,7 +184,7 @@ def _fused_forward(
         options=request.options,
     )
     if not isinstance(scores, tuple):
-        raise _head_error(head)
+        raise head_error(head)
     aux_loss = None
     if inputs.get("output_router_logits"):
         aux_loss = _aux_loss(model, plan, outputs, inputs.get("attention_mask"))
@@ -385,54 +328,3 @@ def _check_forward(model: PreTrainedModel) -> None:
             "one that another library put on the instance",
             "Attach first; a model spread over devices with device_map is not supported.",
         )
-
-
-def _output_head(model: Any) -> Any:  # transformers gives this method no types
-    return model.get_output_embeddings()
-
-
-def _head_linears(model: PreTrainedModel) -> list[nn.Linear]:
-    """The modules that may act as the model's head: one, or original and copies under peft."""
-    head = _output_head(model)
-    if _is_peft_layer(head):
-        raise _head_error(head)
-    copies = getattr(head, "modules_to_save", None)
-    linears = (
-        [head.original_module, *copies.values()] if isinstance(copies, nn.ModuleDict) else [head]
-    )
-    for linear in linears:
-        plain = type(linear) in (nn.Linear, FusedHead) and type(linear.weight.data) is Tensor
-        if not plain or not linear.weight.is_floating_point() or "forward" in vars(linear):
-            raise _head_error(linear)
-    return linears
-
-
-def _fused_head(model: PreTrainedModel) -> nn.Module:
-    head: nn.Module = _output_head(model)
-    if not isinstance(head, FusedHead):
-        linears = _head_linears(model)
-        if not all(isinstance(linear, FusedHead) for linear in linears):
-            raise InputError(
-                "model",
-                "the head that attach_fused_head saw",
-                "a new one",
-                "Resizing the embeddings builds one: call attach_fused_head again after it.",
-            )
-    return head
-
-
-def _is_peft_layer(head: nn.Module | None) -> bool:
-    return any(cls.__name__ == "BaseTunerLayer" for cls in type(head).__mro__)
-
-
-def _head_error(head: nn.Module | None) -> InputError:
-    kind = f"{type(head).__module__}.{type(head).__name__}"
-    if _is_peft_layer(head):
-        fix = "Drop the head from target_modules, or train it whole with modules_to_save."
-        return InputError("model", "a head without an adapter on it", kind, fix)
-    if isinstance(head, nn.Linear) and type(head) in (nn.Linear, FusedHead):
-        kind += f" with weight {type(head.weight.data).__name__} of {head.weight.dtype}"
-        if "forward" in vars(head):
-            kind += " and a forward put on the instance"
-    fix = "Quantised, sharded and custom heads are not supported: keep the head out of them."
-    return InputError("model", "an output head that is a plain torch.nn.Linear", kind, fix)

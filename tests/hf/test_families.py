@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rao_kernels.errors import InputError
-from rao_kernels.hf import FusedHead, FusedLMOutput, attach_fused_head, fused_head
+from rao_kernels.hf import FusedHead, FusedLMOutput, attach_fused_head, fused_head, head
 from rao_kernels.hf.transforms import HeadTransform, head_transform
 
 from .models import FAMILIES, batch, gradients, logps_from_logits, tiny_model, upstream
@@ -111,10 +111,8 @@ def test_parity_check_misses_no_transform(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_parity_check_misses_no_bias(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("phi", dtype)
-    op = fused_head.linear_token_stats
-    monkeypatch.setattr(
-        fused_head, "linear_token_stats", lambda *a, bias, **k: op(*a, bias=None, **k)
-    )
+    op = head.linear_token_stats
+    monkeypatch.setattr(head, "linear_token_stats", lambda *a, bias, **k: op(*a, bias=None, **k))
     with pytest.raises(InputError, match="head's arithmetic differs"):
         attach_fused_head(model)
 
