@@ -16,6 +16,10 @@ from ._terms import Terms, weighted_mean
 
 Unit = Literal["prompt", "pair", "sequence", "token"]
 
+# Needs that many rows share.
+REFERENCE = "ref_logps|ref_token_logps"
+PAIR = ("groups", "preferred")
+
 
 @dataclass(frozen=True)
 class LossSpec:
@@ -30,6 +34,7 @@ class LossSpec:
         defaults: every hyperparameter and its default.
         paper: where the formula comes from.
         waived: input -> (hyperparameter, value) under which that input is not read.
+        notes: what public implementations do otherwise, and which option reproduces them.
     """
 
     name: str
@@ -40,6 +45,7 @@ class LossSpec:
     defaults: Mapping[str, Any]
     paper: str
     waived: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __call__(
         self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any

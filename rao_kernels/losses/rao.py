@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ._inputs import LossInputs
+from ._spec import REFERENCE, LossSpec
 from ._terms import (
     Terms,
     check_positive,
@@ -103,3 +104,20 @@ def _metrics(
     if inputs.prompt_logps is not None:
         metrics["logps/prompt"] = mean(inputs.prompt_logps.double())
     return metrics | reward_preference_metrics(inputs, implicit)
+
+
+ROWS: tuple[LossSpec, ...] = (
+    LossSpec(
+        name="rao",
+        unit="prompt",
+        terms=rao,
+        weights=prompt_weights,
+        needs=("rewards", REFERENCE, "prompt_logps", "ref_prompt_logps"),
+        defaults={"beta": 0.1, "log_z0": 50.0, "prompt_term": "detached"},
+        paper="Reward Alignment Optimization, Algorithm 1",
+        waived={
+            "prompt_logps": ("prompt_term", "none"),
+            "ref_prompt_logps": ("prompt_term", "none"),
+        },
+    ),
+)

@@ -5,15 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._inputs import LossInputs
-from ._terms import (
-    Terms,
-    check_positive,
-    logistic,
-    pair_terms,
-    per_token,
-    preferred_token_weights,
-    weighted_mean,
-)
+from ._spec import PAIR, LossSpec
+from ._terms import Terms, check_positive, logistic, pair_terms, pair_weights, per_token
 
 
 def simpo(inputs: LossInputs, *, beta: float, gamma: float) -> Terms:
@@ -29,7 +22,14 @@ def simpo(inputs: LossInputs, *, beta: float, gamma: float) -> Terms:
     return pair_terms(inputs, scores, surrogate)
 
 
-def sft(inputs: LossInputs) -> Terms:
-    """Cross-entropy per token, of the preferred responses where `preferred` is given."""
-    values = -inputs.token_logps.double()
-    return Terms(values, {"nll_loss": weighted_mean(values, preferred_token_weights(inputs))})
+ROWS: tuple[LossSpec, ...] = (
+    LossSpec(
+        name="simpo",
+        unit="pair",
+        terms=simpo,
+        weights=pair_weights,
+        needs=PAIR,
+        defaults={"beta": 2.0, "gamma": 0.5},
+        paper="Simple Preference Optimization, arXiv 2405.14734",
+    ),
+)

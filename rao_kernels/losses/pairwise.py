@@ -5,7 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._inputs import LossInputs
-from ._terms import Terms, check_positive, log_ratios, logistic, pair_terms, per_token
+from ._spec import PAIR, REFERENCE, LossSpec
+from ._terms import (
+    Terms,
+    check_positive,
+    log_ratios,
+    logistic,
+    pair_terms,
+    pair_weights,
+    per_token,
+)
 
 
 def sigmoid(inputs: LossInputs, *, beta: float) -> Terms:
@@ -27,3 +36,25 @@ def ipo(inputs: LossInputs, *, tau: float, length_normalized: bool) -> Terms:
         return ((margin - 0.5) / tau).square()
 
     return pair_terms(inputs, tau * scores, surrogate)
+
+
+ROWS: tuple[LossSpec, ...] = (
+    LossSpec(
+        name="sigmoid",
+        unit="pair",
+        terms=sigmoid,
+        weights=pair_weights,
+        needs=(*PAIR, REFERENCE),
+        defaults={"beta": 0.1},
+        paper="Direct Preference Optimization, arXiv 2305.18290",
+    ),
+    LossSpec(
+        name="ipo",
+        unit="pair",
+        terms=ipo,
+        weights=pair_weights,
+        needs=(*PAIR, REFERENCE),
+        defaults={"tau": 0.1, "length_normalized": False},
+        paper="Identity Preference Optimization, arXiv 2310.12036",
+    ),
+)
