@@ -5,8 +5,8 @@
 
 namespace rao::RAO_ISA {
 
-// e^x for x <= 88, to about one unit in the last place; exactly 1 at 0, exactly 0 below the
-// smallest normal number, NaN for NaN. Cephes' reduction and polynomial.
+// e^x for x <= 88, within one unit in the last place; exactly 1 at 0, exactly 0 below the smallest
+// normal number, NaN for NaN. The polynomial is the minimax one of degree 6 over half a binade.
 RAO_INLINE Floats exponential(Floats x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;
@@ -14,17 +14,16 @@ RAO_INLINE Floats exponential(Floats x) {
   constexpr float kSmallest = -87.33f;
   // Adding it rounds to an integer and leaves that integer in the low bits.
   constexpr float kRound = 12582912.0f;
-  const Floats bounded = x < kSmallest ? broadcast(kSmallest) : x;
-  const Floats rounded = bounded * kLog2E + kRound;
+  const Floats rounded = x * kLog2E + kRound;
   const Floats n = rounded - kRound;
-  Floats r = bounded - n * kLn2High;
+  Floats r = x - n * kLn2High;
   r = r - n * kLn2Low;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  Floats p = r * 1.3814602407e-3f + 8.3687152376e-3f;
+  p = p * r + 4.1668387879e-2f;
+  p = p * r + 1.6666520645e-1f;
+  p = p * r + 4.9999993449e-1f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
   const Floats power = as_floats((as_words(rounded) << 23) + 0x3f800000u);
   return x < kSmallest ? Floats{} : p * power;
 }

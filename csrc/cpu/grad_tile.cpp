@@ -16,7 +16,8 @@ int64_t block_rows(int64_t columns) {
   return fitting < kMicroRows ? kMicroRows : smaller<int64_t>(fitting, kRowBlock);
 }
 
-// dz in the products' element type: [N, stride], its words beyond W zero.
+// dz in the products' element type: [N, stride], its words beyond W zero up to a whole group. The
+// stride is off a power of two, or a column of dz would fall on a few lines of the caches.
 template <class Product>
 class LogitGradient {
  public:
@@ -24,33 +25,69 @@ class LogitGradient {
   using Storage = typename Element::Storage;
 
   LogitGradient(std::byte* memory, int64_t words)
-      : data_(reinterpret_cast<Storage*>(memory)), stride_(round_up(words, kGroup)) {}
+      : data_(reinterpret_cast<Storage*>(memory)), stride_(stride_of(words)) {}
 
   // A block of words that is transposed may start within kRowBlock words of a row's end.
   static int64_t bytes(int64_t rows, int64_t words) {
-    return (rows * round_up(words, kGroup) + kRowBlock) * static_cast<int64_t>(sizeof(Storage));
+    return (rows * stride_of(words) + kRowBlock) * static_cast<int64_t>(sizeof(Storage));
   }
 
   Storage* row(int64_t n) const { return data_ + n * stride_; }
   int64_t stride() const { return stride_; }
 
  private:
+  static int64_t stride_of(int64_t words) { return round_up(words, kGroup) + 32; }
+
   Storage* data_;
   int64_t stride_;
 };
 
+// The products of retained rows, for one group of words.
 template <class Source>
-void restore_row(const typename Source::Storage* values, float maximum_in, int width, float* row) {
-  int i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    store(row + i, Source::load(values + i) + maximum_in);
+class RetainedRows {
+ public:
+  using Storage = typename Source::Storage;
+
+  RetainedRows(const HeadTile& head, const Group& group, const RetainedTile& retained,
+               const int64_t* retained_row)
+      : group_(group), retained_(retained), index_(retained_row), words_(head.words) {}
+
+  bool present() const { return retained_.values != nullptr; }
+
+  void restore(int64_t n, float* row) const {
+    const Storage* values = values_of(n);
+    const float max = retained_.maxima[index_of(n) * ceil_div(words_, kGroup) + group_.index];
+    int i = 0;
+    for (; i + kLanes <= group_.width; i += kLanes) {
+      store(row + i, Source::load(values + i) + max);
+    }
+    if (i < group_.width) {
+      Storage tail[kLanes] = {};
+      std::memcpy(tail, values + i, (group_.width - i) * sizeof(Storage));
+      store(row + i, Source::load(tail) + max);
+    }
+    fill_tail(row, group_.width, 0.0f);
   }
-  if (i < width) {
-    typename Source::Storage tail[kLanes] = {};
-    std::memcpy(tail, values + i, (width - i) * sizeof(tail[0]));
-    store(row + i, Source::load(tail) + maximum_in);
+
+  // Rows are too far apart for the processor to see the next one coming.
+  RAO_INLINE void prefetch(int64_t n) const {
+    constexpr int kLine = 64 / sizeof(Storage);
+    for (int i = 0; i < group_.width; i += kLine) {
+      __builtin_prefetch(values_of(n) + i);
+    }
   }
-}
+
+ private:
+  int64_t index_of(int64_t n) const { return index_ == nullptr ? n : index_[n]; }
+  const Storage* values_of(int64_t n) const {
+    return static_cast<const Storage*>(retained_.values) + index_of(n) * words_ + group_.first;
+  }
+
+  const Group& group_;
+  const RetainedTile& retained_;
+  const int64_t* index_;
+  int64_t words_;
+};
 
 // The row's part of the formula of RowGradients, times the scale.
 struct RowFactors {
@@ -118,36 +155,26 @@ void differentiate(float* row, int64_t n, int64_t target, int width, const Trans
   fill_tail(row, width, 0.0f);
 }
 
-// One block of dz from its products.
-template <class Product>
+// One block of dz from its products, in place of which retained rows may stand.
+template <class Product, class Source>
 void differentiate_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
-                         float* block, const RowGradients& rows,
+                         float* block, const RowGradients& rows, const RetainedRows<Source>& kept,
                          const LogitGradient<Product>& dz) {
+  constexpr int64_t kAhead = 6;
   const Transform transform(head, group);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = first_row + i;
     float* row = block + i * kGroup;
+    if (kept.present()) {
+      kept.prefetch(smaller(n + kAhead, first_row + count - 1));
+      kept.restore(n, row);
+    }
     const int64_t target = head.targets[n] - head.first_word - group.first;
     differentiate(row, n, target, group.width, transform, rows);
     auto* out = dz.row(n) + group.first;
     for (int j = 0; j < kGroup; j += kLanes) {
       Product::Element::store(out + j, load<Floats>(row + j));
     }
-  }
-}
-
-template <class Source>
-void restore_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
-                   const RetainedTile& retained, const RowGradients& rows, float* block) {
-  const auto* values = static_cast<const typename Source::Storage*>(retained.values);
-  const int64_t groups = ceil_div(head.words, kGroup);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t n = first_row + i;
-    const int64_t kept = rows.retained_row == nullptr ? n : rows.retained_row[n];
-    float* row = block + i * kGroup;
-    restore_row<Source>(values + kept * head.words + group.first,
-                        retained.maxima[kept * groups + group.index], group.width, row);
-    fill_tail(row, group.width, 0.0f);
   }
 }
 
@@ -165,14 +192,13 @@ void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
     const Workbench bench = Workbench::of(scratch, part);
     for_share(part, parallel.parts, head.rows, groups, [&](int64_t g, int64_t first, int64_t end) {
       const Group group = group_of(head, g);
+      const RetainedRows<Source> kept(head, group, retained, rows.retained_row);
       for (int64_t row = first; row < end; row += kRowBlock) {
         const int64_t count = smaller<int64_t>(kRowBlock, end - row);
-        if (retained.values == nullptr) {
+        if (!kept.present()) {
           multiply_group<Product, Source>(head, group, row, count, packed, bench);
-        } else {
-          restore_block<Source>(head, group, row, count, retained, rows, bench.block);
         }
-        differentiate_block(head, group, row, count, bench.block, rows, dz);
+        differentiate_block(head, group, row, count, bench.block, rows, kept, dz);
       }
     });
   });
@@ -241,6 +267,7 @@ class TransposedColumns {
   Left operator()(int64_t k, int64_t count) const {
     constexpr int kStep = kLanes * Product::kPerWord;
     for (int64_t i = 0; i < count; i += kLanes) {
+      prefetch((k + i + kLanes) * Product::kPerWord);
       for (int64_t word = 0; word < count_; word += kStep) {
         transpose_block(k + i, word, buffer_ + word * kLeftStride + i);
       }
@@ -249,6 +276,17 @@ class TransposedColumns {
   }
 
  private:
+  // The next rows: too far apart for the processor to see them coming.
+  RAO_INLINE void prefetch(int64_t row) const {
+    constexpr int64_t kLine = 64 / sizeof(typename LogitGradient<Product>::Storage);
+    const int64_t end = smaller(rows_, row + kLanes * Product::kPerWord);
+    for (; row < end; ++row) {
+      for (int64_t word = 0; word < count_; word += kLine) {
+        __builtin_prefetch(dz_.row(row) + first_ + word);
+      }
+    }
+  }
+
   RAO_INLINE Words words_at(int64_t row, int64_t word) const {
     return row < rows_ ? load<Words>(dz_.row(row) + first_ + word) : Words{};
   }

@@ -64,29 +64,7 @@ RAO_INLINE Words widen(Halves value) { return __builtin_convertvector(value, Wor
 // NaN in `a` is passed over, which leaves it to the sums to tell.
 RAO_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
-RAO_INLINE float largest(Floats value) {
-  float lanes[kLanes];
-  store(lanes, value);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    }
-  }
-  return lanes[0];
-}
-
-RAO_INLINE float sum(Floats value) {
-  float lanes[kLanes];
-  store(lanes, value);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lanes[i] += lanes[i + width];
-    }
-  }
-  return lanes[0];
-}
-
-// lanes of `a` and `b` in turn: the lower halves, or the upper halves.
+// The lane numbers 0 ... kLanes - 1, for shuffles.
 template <int... kIndex>
 struct Indices {};
 template <int kCount, int... kIndex>
@@ -96,6 +74,32 @@ struct Count<0, kIndex...> {
   using Type = Indices<kIndex...>;
 };
 
+using Lanes = typename Count<kLanes>::Type;
+
+template <int kShift, int... kIndex>
+RAO_INLINE Floats rotate(Floats a, Indices<kIndex...>) {
+  return __builtin_shufflevector(a, a, ((kIndex + kShift) % kLanes)...);
+}
+
+template <int kWidth = kLanes / 2>
+RAO_INLINE float largest(Floats value) {
+  if constexpr (kWidth == 0) {
+    return value[0];
+  } else {
+    return largest<kWidth / 2>(maximum(value, rotate<kWidth>(value, Lanes{})));
+  }
+}
+
+template <int kWidth = kLanes / 2>
+RAO_INLINE float sum(Floats value) {
+  if constexpr (kWidth == 0) {
+    return value[0];
+  } else {
+    return sum<kWidth / 2>(value + rotate<kWidth>(value, Lanes{}));
+  }
+}
+
+// Lanes of `a` and `b` in turn: the lower halves (kFirst = 0), or the upper halves.
 template <int kFirst, int... kIndex>
 RAO_INLINE Words interleave(Words a, Words b, Indices<kIndex...>) {
   return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + (kIndex % 2) * kLanes)...);
@@ -104,7 +108,6 @@ RAO_INLINE Words interleave(Words a, Words b, Indices<kIndex...>) {
 // Transposes kLanes vectors in place: each round of perfect shuffles moves one bit of the row
 // index into the lane index.
 RAO_INLINE void transpose(Words (&rows)[kLanes]) {
-  using Lanes = typename Count<kLanes>::Type;
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {
     Words next[kLanes];
