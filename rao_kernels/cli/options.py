@@ -18,7 +18,8 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
     """Instances of the dataclasses `types`, from ``--config x.yaml`` and flags; flags win."""
     parser = HfArgumentParser(types, prog=prog, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
-    known = [name[2:] for action in parser._actions for name in action.option_strings if name[:2] == "--"]
+    strings = [name for action in parser._actions for name in action.option_strings]
+    known = [name.removeprefix("--") for name in strings if name.startswith("--")]
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     config, flags = first.parse_known_args(list(argv))
@@ -35,7 +36,7 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
 def _as_flags(path: Path, known: Sequence[str]) -> list[str]:
     """The options of a YAML file as command-line arguments."""
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependencyError("PyYAML", "train") from error
     try:

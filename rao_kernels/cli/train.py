@@ -7,6 +7,7 @@ metrics.jsonl, run.png and the cache of reference log-probs.
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..data import DataReport, load_records, split_records
+from ..data import DataReport, Record, load_records, split_records
 from ..errors import InputError, MissingDependencyError
 from ..train import RAOConfig, RAOTrainer
 from .options import parse_options
@@ -50,12 +51,13 @@ class RunArguments:
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and say what came of it."""
     arguments, config = parse_options("rao-kernels train", [RunArguments, RAOConfig], argv)
-    report = DataReport()
-    train_rows, eval_rows = _load(arguments, config, report)
+    train_rows, eval_rows = _load(arguments, config)
     if eval_rows and config.eval_strategy == "no":
         config.eval_strategy, config.eval_on_start = "epoch", True
     trainer = RAOTrainer(
-        AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)),
+        AutoModelForCausalLM.from_pretrained(
+            arguments.model, dtype=getattr(torch, arguments.dtype)
+        ),
         args=config,
         train_dataset=train_rows,
         eval_dataset=eval_rows or None,
@@ -66,17 +68,20 @@ def run(argv: Sequence[str]) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(_summary(trainer))
-    trainer.end()
+    trainer.end()  # type: ignore[no-untyped-call]
 
 
-def _load(arguments: RunArguments, config: RAOConfig, report: DataReport) -> tuple[Any, Any]:
+def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], list[Record]]:
     """Training and held-out records."""
-    records = load_records(
-        arguments.data, limit=arguments.limit, bad_rows=config.bad_rows, report=report
-    )
-    if arguments.eval_data is None:
+    report = DataReport()
+    read = functools.partial(load_records, bad_rows=config.bad_rows, report=report)
+    records = read(arguments.data, limit=arguments.limit)
+    held_out = read(arguments.eval_data) if arguments.eval_data else None
+    for skipped in report.skipped:
+        print(f"skipped {skipped}", file=sys.stderr)
+    if held_out is None:
         return split_records(records, arguments.eval_fraction)
-    return records, load_records(arguments.eval_data, bad_rows=config.bad_rows, report=report)
+    return records, held_out
 
 
 def _lora(arguments: RunArguments) -> Any:
@@ -106,7 +111,8 @@ def _summary(trainer: RAOTrainer) -> str:
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
-        lines.append(f"{'held-out':<20}{'step ' + str(first['step']):>12}{'step ' + str(last['step']):>12}")
+        steps = [f"step {entry['step']}" for entry in (first, last)]
+        lines.append(f"{'held-out':<20}{steps[0]:>12}{steps[1]:>12}")
         for name in _SUMMARY:
             if f"eval_{name}" in last:
                 before, after = first[f"eval_{name}"], last[f"eval_{name}"]

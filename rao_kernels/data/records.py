@@ -86,7 +86,7 @@ def load_records(
 def keep_good(
     items: Iterable[In], convert: Callable[[In], Out], report: DataReport, bad_rows: BadRows
 ) -> Iterator[Out]:
-    """Yield ``convert(item)``; a `DataError` is raised or noted in the report, as `bad_rows` says."""
+    """Yield ``convert(item)``; `bad_rows` says whether a `DataError` is raised or noted."""
     if bad_rows not in ("raise", "skip"):
         raise InputError("bad_rows", "'raise' or 'skip'", repr(bad_rows))
     for item in items:
@@ -101,7 +101,7 @@ def keep_good(
 def split_records(
     records: Sequence[Record], eval_fraction: float
 ) -> tuple[list[Record], list[Record]]:
-    """Split into train and held-out rows by a hash of the prompt, so that no prompt is on both sides."""
+    """Training and held-out rows by a hash of the prompt: no prompt is on both sides."""
     if not 0.0 <= eval_fraction < 1.0:
         raise InputError("eval_fraction", "a number in [0, 1)", eval_fraction)
     held_out = [_prompt_position(record.prompt) < eval_fraction for record in records]
@@ -208,7 +208,7 @@ def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
 
 
 def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
-    """TRL's preference rows; the prompt may be implicit in conversational `chosen` and `rejected`."""
+    """TRL's preference rows; conversational ones may hold the prompt in `chosen`, `rejected`."""
     turns = [_split_turns(row[key]) for key in ("chosen", "rejected")]
     if turns[0][0] != turns[1][0]:
         raise DataError(where, "`chosen` and `rejected` answer different prompts")
@@ -260,7 +260,9 @@ def _response_text(where: str, name: str, response: object) -> str:
         message = response[0]
         if message["role"] == "assistant":
             return str(message["content"])
-    raise DataError(where, f"`{name}` must be a text or one assistant message, got {response!r:.80}")
+    raise DataError(
+        where, f"`{name}` must be a text or one assistant message, got {response!r:.80}"
+    )
 
 
 def _check_rewards(where: str, rewards: object, count: int) -> list[float]:

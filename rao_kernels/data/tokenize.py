@@ -55,7 +55,7 @@ def tokenize_records(
     report: DataReport | None = None,
     progress: bool = False,
 ) -> list[TokenizedRow]:
-    """Tokenize every record; rows that do not fit are bad rows, responses that do not are counted."""
+    """Tokenize every record. A row that does not fit is a bad row; responses are counted."""
     report = DataReport() if report is None else report
     _check_options(tokenizer, options)
     items = _with_progress(records) if progress else records
@@ -147,9 +147,7 @@ def _tokenize(
     return _fit(row, options, report)
 
 
-def _is_chat(
-    record: Record, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions
-) -> bool:
+def _is_chat(record: Record, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> bool:
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if not isinstance(record.prompt, str):
         if not has_template:
@@ -181,13 +179,13 @@ def _cut_after_eos(sequence: list[int], tokenizer: PreTrainedTokenizerBase) -> l
     if eos not in sequence:
         return sequence
     end = len(sequence) - sequence[::-1].index(eos)
-    return sequence if tokenizer.decode(sequence[end:]).strip() else sequence[:end]
+    return sequence if str(tokenizer.decode(sequence[end:])).strip() else sequence[:end]
 
 
 def _encode_plain(
     record: Record, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[list[int]]]:
-    """BOS + prompt + response + EOS, each special token once and only where the tokenizer has it."""
+    """BOS + prompt + response + EOS, each special token once, if the tokenizer has it."""
     texts = [str(record.prompt)] + [f"{record.prompt}{response}" for response in record.responses]
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

@@ -39,9 +39,7 @@ def fill_cache(
     if policy not in ("reuse", "require", "rebuild"):
         raise InputError("policy", "'reuse', 'require' or 'rebuild'", repr(policy))
     if policy == "require" and not cache.directory.is_dir():
-        raise DataError(
-            str(cache.directory), f"no reference cache for this run; {cache.nearest()}"
-        )
+        raise DataError(str(cache.directory), f"no reference cache for this run; {cache.nearest()}")
     cache.prepare()
     shards = cache.shards()[rank::world_size]
     stale = shards if policy == "rebuild" else _unusable(cache, shards, policy)

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..errors import DataError, InputError, MissingDependencyError
 from .key import cache_key, differing_parts
 
-SHARD_ROWS = 64
+SHARD_ROWS = 16
 _MANIFEST = "manifest.json"
 
 
@@ -93,9 +94,7 @@ class ReferenceCache:
         """Store the values of a shard."""
         tensors = {name: tensor.contiguous() for name, tensor in values.tensors().items()}
         safetensors = _safetensors()
-        write_atomic(
-            self.path(rows), safetensors.torch.save(tensors, self._header(rows, tensors))
-        )
+        write_atomic(self.path(rows), safetensors.torch.save(tensors, self._header(rows, tensors)))
 
     def read(self, rows: range) -> ShardValues:
         """The values of a shard; a missing, foreign or damaged file is a `DataError`."""
@@ -123,8 +122,8 @@ class ReferenceCache:
         for rows in self.shards():
             values = self.read(rows)
             layout = [self.layout[row] for row in rows]
-            responses = values.responses.split([row.responses for row in layout])
-            tokens = values.tokens.split([row.tokens for row in layout])
+            responses = torch.split(values.responses, [row.responses for row in layout])
+            tokens = torch.split(values.tokens, [row.tokens for row in layout])
             for prompt, own, per_token in zip(
                 values.prompt.tolist(), responses, tokens, strict=True
             ):
@@ -143,9 +142,8 @@ class ReferenceCache:
     def _header(self, rows: range, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         digest = hashlib.sha256()
         for name in sorted(tensors):
-            flat = tensors[name].view(torch.uint8).numpy()
             digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
-            digest.update(memoryview(flat))
+            digest.update(tensors[name].view(torch.uint8).numpy().data)
         return {
             "key": self.key,
             "start": str(rows.start),
@@ -209,7 +207,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     return metadata
 
 
-def _safetensors():  # type: ignore[no-untyped-def]
+def _safetensors() -> ModuleType:
     try:
         import safetensors
         import safetensors.torch

@@ -37,7 +37,7 @@ class RAOConfig(TrainingArguments):
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
 
     loss: str = _option("rao", "Name of the loss; `rao-kernels losses` lists them.")
-    beta: float | None = _option(None, "Strength of the pull to the reference (default: the loss's).")
+    beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
     log_z0: str = _option(
         "auto",
         "RAO's log Z(t0) in nats, or 'auto': mean over prompts of mean reward / beta, fitted once "
@@ -68,7 +68,7 @@ class RAOConfig(TrainingArguments):
     grad_tolerance: float = _option(0.0, "Probability each token may drop in backward.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.log_z0 = str(self.log_z0)
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
@@ -89,10 +89,11 @@ class RAOConfig(TrainingArguments):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Every hyperparameter of the loss. `log_z0` may be "auto": the trainer fits it."""
-        named = {"beta": self.beta, "prompt_term": self.prompt_term}
+        named: dict[str, Any] = {"beta": self.beta, "prompt_term": self.prompt_term}
         given = {name: value for name, value in named.items() if value is not None}
         if "log_z0" in self.spec.defaults or self.log_z0 != "auto":
             given["log_z0"] = _parse_log_z0(self.log_z0)
+        assert not isinstance(self.loss_kwargs, str)
         return self.spec.bind({**given, **(self.loss_kwargs or {})})
 
     def engine_options(self) -> EngineOptions:

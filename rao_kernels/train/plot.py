@@ -35,20 +35,20 @@ class RunRecorder(TrainerCallback):
         """The file becomes what the state knows: nothing after the checkpoint resumed from."""
         if state.is_world_process_zero:
             lines = "".join(f"{json.dumps(entry)}\n" for entry in state.log_history)
-            write_atomic(Path(args.output_dir) / METRICS_FILE, lines.encode())
+            write_atomic(Path(str(args.output_dir)) / METRICS_FILE, lines.encode())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            with open(Path(args.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
+            with open(Path(str(args.output_dir)) / METRICS_FILE, "a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(state.log_history[-1])}\n")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            plot_run(state.log_history, Path(args.output_dir) / PLOT_FILE)
+            plot_run(state.log_history, Path(str(args.output_dir)) / PLOT_FILE)
 
 
 def plot_run(history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -68,7 +68,9 @@ def plot_run(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name, color in zip(names, _COLORS, strict=False):
             label = name.rpartition("/")[2]
             axes.plot(*_series(history, name), color=color, label=label)
-            axes.plot(*_series(history, f"eval_{name}"), "o--", color=color, label=f"{label} (eval)")
+            axes.plot(
+                *_series(history, f"eval_{name}"), "o--", color=color, label=f"{label} (eval)"
+            )
         axes.set(title=title, xlabel="step")
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -141,7 +141,7 @@ class ReferenceScorer:
 
     def _root(self) -> Path:
         given = self.config.ref_cache_dir
-        return Path(given) if given else Path(self.config.output_dir) / "ref_cache"
+        return Path(given) if given else Path(str(self.config.output_dir)) / "ref_cache"
 
     def _parts(self, dataset: PreferenceDataset) -> dict[str, str]:
         """Everything the values depend on."""

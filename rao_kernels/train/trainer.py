@@ -60,6 +60,10 @@ class RAOTrainer(Trainer):
     # The loss is divided by the units of the whole window and of all ranks, not by micro-batch.
     loss_is_scaled_for_ga = True
     _tag_names = ["rao", "rao-kernels"]  # noqa: RUF012
+    args: RAOConfig
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -78,7 +82,8 @@ class RAOTrainer(Trainer):
         _check_launch(args)
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(_name_of(model))
         if peft_config is not None:
             model = _add_adapter(model, peft_config, args.seed)
         attach_fused_head(model)
@@ -86,10 +91,10 @@ class RAOTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=make_collator(tokenizer),
-            train_dataset=_tokenized(train_dataset, "training data", args, tokenizer),
-            eval_dataset=_tokenized(eval_dataset, "evaluation data", args, tokenizer),
-            processing_class=tokenizer,
+            data_collator=make_collator(processing_class),
+            train_dataset=_tokenized(train_dataset, "training data", args, processing_class),
+            eval_dataset=_tokenized(eval_dataset, "evaluation data", args, processing_class),
+            processing_class=processing_class,
             callbacks=[RunRecorder(), *callbacks],
             optimizers=optimizers,
         )
@@ -112,6 +117,7 @@ class RAOTrainer(Trainer):
         if not any(need.startswith("ref_") for need in self._needs):
             return None
         reference = self.model if ref_model is None else ref_model.to(self.args.device)
+        assert reference is not None
         return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
 
     def _add_references(self, datasets: Datasets) -> None:
@@ -203,7 +209,7 @@ class RAOTrainer(Trainer):
             return None
         counts = [count_units(self.spec, batch) for batch in batch_samples]
         total = torch.stack(counts).sum().to(device)
-        return self.accelerator.reduce(total, "sum").clamp(min=1)
+        return self._reduce(total, "sum").clamp(min=1)
 
     def _prepare_input(self, data: Any) -> Any:
         """Moves without casting: DeepSpeed's cast would round rewards and log-probs."""
@@ -219,9 +225,9 @@ class RAOTrainer(Trainer):
         super().log(logs, start_time)
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
-        if how == "sum":
-            return self.accelerator.reduce(values, "sum")
-        return self.accelerator.gather(values[None]).amax(0)
+        """Joins the values of all ranks by "sum" or "max"."""
+        joined: Tensor = self.accelerator.gather(values[None])
+        return joined.sum(0) if how == "sum" else joined.amax(0)
 
     def prediction_step(
         self,
@@ -253,7 +259,8 @@ class RAOTrainer(Trainer):
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return prompts
         before = self.args.process_index * self.args.eval_batch_size
-        return min(max(state.remainder - before, 0), prompts)
+        left: int = state.remainder - before
+        return min(max(left, 0), prompts)
 
     def evaluation_loop(
         self,
@@ -267,12 +274,11 @@ class RAOTrainer(Trainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         means = self._meters["eval"].pop(self._reduce)
+        assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in means.items()})
         return output
 
-    def evaluate(
-        self, eval_dataset: Any = None, *args: Any, **kwargs: Any
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         if eval_dataset is not None and not isinstance(eval_dataset, (str, PreferenceDataset)):
             self._check_reference_is_here()
             eval_dataset = _tokenized(
@@ -308,7 +314,7 @@ class RAOTrainer(Trainer):
         if not asked:
             return None
         if asked is True:
-            newest = checkpoints.newest_complete(Path(self.args.output_dir))
+            newest = checkpoints.newest_complete(Path(str(self.args.output_dir)))
             found = f"resuming from {newest}" if newest else "no complete checkpoint: new start"
             _say(self.args, found)
             return newest
@@ -330,7 +336,7 @@ class RAOTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
             checkpoints.write_state(folder, {"loss": self.spec.name, **self.hyper})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -387,6 +393,11 @@ def _check_launch(args: RAOConfig) -> None:
             f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
             "CUDA_VISIBLE_DEVICES to one GPU.",
         )
+
+
+def _name_of(model: Any) -> str:
+    """Folder or name the model was loaded from."""
+    return str(model.config._name_or_path)
 
 
 def _add_adapter(model: nn.Module, peft_config: PeftConfig, seed: int) -> nn.Module:

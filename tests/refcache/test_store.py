@@ -21,7 +21,7 @@ from rao_kernels.refcache import (
 from rao_kernels.refcache.build import RowValues
 
 PARTS = {"model": "m", "data": "d", "dtype": "float32"}
-LAYOUT = [RowLayout(responses=1 + row % 3, tokens=4) for row in range(150)]
+LAYOUT = [RowLayout(responses=1 + row % 3, tokens=4) for row in range(40)]
 
 
 def values_of(rows: range) -> ShardValues:
@@ -43,7 +43,7 @@ def filled(root: Path) -> ReferenceCache:
 
 def test_round_trip_in_order(tmp_path: Path) -> None:
     cache = filled(tmp_path)
-    assert [(rows.start, rows.stop) for rows in cache.shards()] == [(0, 64), (64, 128), (128, 150)]
+    assert [(rows.start, rows.stop) for rows in cache.shards()] == [(0, 16), (16, 32), (32, 40)]
     for row, values in enumerate(cache.load()):
         assert values.prompt == -1.0 * row
         assert torch.equal(values.responses, -0.5 * row - torch.arange(1 + row % 3))
@@ -76,11 +76,11 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
         return values_of(rows)
 
     fill_cache(cache, score)
-    assert scored == [64, 128]
+    assert scored == [16, 32]
     fill_cache(cache, score)
-    assert scored == [64, 128]
+    assert scored == [16, 32]
     fill_cache(cache, score, policy="rebuild")
-    assert scored == [64, 128, 0, 64, 128]
+    assert scored == [16, 32, 0, 16, 32]
 
 
 def test_ranks_share_the_shards(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_ranks_share_the_shards(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing from the reference cache"):
         cache.load()
     fill_cache(cache, values_of, rank=0, world_size=2)
-    assert len(cache.load()) == 150
+    assert len(cache.load()) == 40
 
 
 def _cut(path: Path) -> None:
@@ -107,11 +107,11 @@ def _empty(path: Path) -> None:
 
 
 def _foreign(path: Path) -> None:
-    safetensors.torch.save_file({"prompt": torch.zeros(64)}, path)
+    safetensors.torch.save_file({"prompt": torch.zeros(16)}, path)
 
 
 def _swapped(path: Path) -> None:
-    path.write_bytes(path.with_name("rows-00000064-00000128.safetensors").read_bytes())
+    path.write_bytes(path.with_name("rows-00000016-00000032.safetensors").read_bytes())
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, _empty, _foreign, _swapped])
@@ -121,7 +121,7 @@ def test_damaged_shard_is_named_and_scored_again(
     cache = filled(tmp_path)
     good = cache.load()
     damage(cache.path(cache.shards()[0]))  # type: ignore[operator]
-    with pytest.raises(DataError, match=r"rows-00000000-00000064.safetensors: damaged"):
+    with pytest.raises(DataError, match=r"rows-00000000-00000016.safetensors: damaged"):
         cache.load()
     with pytest.raises(DataError, match="damaged"):
         fill_cache(cache, values_of, policy="require")
@@ -139,7 +139,7 @@ def test_not_finite_or_wrong_size_is_refused(tmp_path: Path) -> None:
     cache.write(rows, bad)
     with pytest.raises(DataError, match="not finite"):
         cache.read(rows)
-    cache.write(rows, values_of(range(0, 10)))
+    cache.write(rows, values_of(range(10)))
     with pytest.raises(DataError, match="where the rows need"):
         cache.read(rows)
 

@@ -45,12 +45,16 @@ def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
     )
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    evaluation = trainer.evaluate()
     return {
         "steps": gradients.steps,
-        "history": [{k: v for k, v in entry.items() if "/" in k or k == "loss"} for entry in history],
-        "evaluation": {k: v for k, v in evaluation.items() if "/" in k or k == "eval_loss"},
+        "history": [_numbers(entry, "loss") for entry in history],
+        "evaluation": _numbers(trainer.evaluate(), "eval_loss"),
     }
+
+
+def _numbers(entry: dict[str, float], loss: str) -> dict[str, float]:
+    """The loss and our metrics, without clocks."""
+    return {name: value for name, value in entry.items() if "/" in name or name == loss}
 
 
 if __name__ == "__main__":
@@ -61,3 +65,4 @@ if __name__ == "__main__":
         for batch, accumulation in ((2, 1), (1, 2)):
             result = run(out / f"{name}-{batch}", name, batch, accumulation)
             torch.save(result, out / f"{name}-{batch}-rank{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()

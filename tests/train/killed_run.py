@@ -37,7 +37,7 @@ def train(folder: Path, model: Path, *, steps: int = STEPS) -> None:
         use_cpu=True,
     )
     # More rows than a shard of the cache holds: it dies between shards too.
-    run = RAOTrainer(str(model), args=config, train_dataset=tiny_rows(150))
+    run = RAOTrainer(str(model), args=config, train_dataset=tiny_rows(60))
     run.train(resume_from_checkpoint=True)
 
 

@@ -87,7 +87,9 @@ def test_output_loads_in_transformers(tmp_path: Path) -> None:
         ids = torch.arange(5, 15)[None]
         for folder in (out, checkpoints.newest_complete(out)):
             loaded = loader.from_pretrained(folder)
-            torch.testing.assert_close(loaded(input_ids=ids).logits, run.model(input_ids=ids).logits)
+            torch.testing.assert_close(
+                loaded(input_ids=ids).logits, run.model(input_ids=ids).logits
+            )
         assert (out / "run.png").read_bytes()[:4] == b"\x89PNG"
         assert [path.name for path in checkpoints.all_checkpoints(out)] == [
             "checkpoint-4",

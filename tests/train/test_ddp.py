@@ -34,9 +34,7 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         expected = run(tmp_path / f"{loss}-single", loss, 4, 1)
         for size in (2, 1):
             for rank in (0, 1):
-                found = torch.load(
-                    tmp_path / f"{loss}-{size}-rank{rank}.pt", weights_only=True
-                )
+                found = torch.load(tmp_path / f"{loss}-{size}-rank{rank}.pt", weights_only=True)
                 assert len(found["steps"]) == len(expected["steps"]) == 2
                 for step, own in zip(expected["steps"], found["steps"], strict=True):
                     for name, gradient in step.items():

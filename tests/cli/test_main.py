@@ -1,0 +1,43 @@
+"""The commands that need no model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from rao_kernels.cli.main import COMMANDS, main
+from rao_kernels.losses import LOSSES
+
+
+def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_losses_lists_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses"]) == 0
+    printed = capsys.readouterr().out
+    for name, spec in LOSSES.items():
+        assert f"{name}  ({spec.paper})" in printed
+    assert "beta=0.1, log_z0=50.0" in printed
+
+
+def test_doctor_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch " in printed
+    assert "cpu float64: runs eager" in printed
+    assert "    not cpu: " in printed
+
+
+def test_doctor_needs_no_transformers() -> None:
+    """It must run where the trainer's packages are missing."""
+    code = "import sys; sys.modules['transformers'] = None; from rao_kernels.cli.main import main; "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit(main(['doctor']))"], check=False)
+    assert done.returncode == 0

@@ -1,0 +1,107 @@
+"""`rao-kernels train` on a tiny model: flags, YAML, files written, errors in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rao_kernels.cli.main import main
+from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tiny(tmp_path / "model")
+    write_jsonl(tmp_path / "data.jsonl", tiny_rows(20))
+    return tmp_path
+
+
+def flags(folder: Path, *more: str) -> list[str]:
+    return [
+        *("train", "--model", str(folder / "model"), "--data", str(folder / "data.jsonl")),
+        *("--output_dir", str(folder / "out"), "--use_cpu", "--max_steps", "2"),
+        *("--disable_tqdm", "true", "--logging_steps", "1", *more),
+    ]
+
+
+def test_writes_model_metrics_and_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags(folder, "--eval_fraction", "0.3")) == 0
+    printed = capsys.readouterr().out
+    assert "target log-ratios (nats)" in printed
+    assert "held-out" in printed
+    assert "peak memory" in printed
+    entries = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").open()]
+    evaluations = [entry["step"] for entry in entries if "eval_loss" in entry]
+    assert evaluations == [0, 2]
+    assert (folder / "out" / "run.png").stat().st_size > 5000
+    AutoModelForCausalLM.from_pretrained(folder / "out")
+
+
+def test_flags_override_the_file(folder: Path) -> None:
+    (folder / "run.yaml").write_text(
+        f"""
+model: {folder / "model"}
+data: [{folder / "data.jsonl"}]
+output_dir: {folder / "out"}
+loss: ipo
+loss_kwargs: {{tau: 0.3}}
+max_steps: 5
+limit: 8
+eval_fraction: 0.0
+lora_r: 2
+learning_rate: 1e-3
+use_cpu: true
+disable_tqdm: true
+eval_data: null
+"""
+    )
+    assert main(["train", "--config", str(folder / "run.yaml"), "--max-steps", "1"]) == 0
+    state = json.loads((folder / "out" / "rao_state.json").read_text())
+    assert state == {"loss": "ipo", "tau": 0.3, "length_normalized": False}
+    assert (folder / "out" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+    assert "eval_loss" not in (folder / "out" / "metrics.jsonl").read_text()
+
+
+def test_held_out_file_and_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = write_jsonl(folder / "eval.jsonl", tiny_rows(25)[20:])
+    more = ("--eval_data", str(held_out), "--save_steps", "1", "--resume_from_checkpoint", "auto")
+    assert main(flags(folder, *more)) == 0
+    assert "no complete checkpoint: new start" in capsys.readouterr().out
+    assert main(flags(folder, *more, "--max_steps", "3")) == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert (folder / "out" / "checkpoint-3" / "complete.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (("--learning_rat", "1"), "Did you mean --learning_rate?"),
+        (("--loss", "roa"), "Did you mean 'rao'?"),
+        (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),
+        (("--lora_r", "-1"), "`lora_r`"),
+        (("--max_length", "9"), "data.jsonl:5: its prompt has 11 tokens"),
+        (("--ref_cache", "require"), "no reference cache for this run"),
+    ],
+)
+def test_errors_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], problem: str
+) -> None:
+    assert main(flags(folder, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rao-kernels train: error: ")
+    assert problem in error
+
+
+def test_yaml_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, problem in {
+        "learning-rat: 1": "Did you mean --learning-rate?",
+        "- a": "a YAML mapping of options, got list",
+        "a: [": "a YAML file, got",
+    }.items():
+        (folder / "bad.yaml").write_text(text)
+        assert main(flags(folder, "--config", str(folder / "bad.yaml"))) == 2
+        assert problem in capsys.readouterr().err
+    assert main(flags(folder, "--config", str(folder / "none.yaml"))) == 2
