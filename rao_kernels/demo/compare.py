@@ -125,12 +125,12 @@ class _Bar(TrainerCallback):
     """One progress bar with the loss and the margin; the trainer's own prints every metric."""
 
     def __init__(self, label: str) -> None:
-        self.bar = tqdm(desc=label, unit="step")
+        self.label = label
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.bar.reset(total=state.max_steps)
+        self.bar = tqdm(total=state.max_steps, desc=self.label, unit="step")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -71,16 +71,25 @@ def measure(problem: Problem) -> dict[str, Cost]:
         logps, prompt_logps = sequence_and_prompt_logps(
             problem.hidden, problem.weight, problem.batch
         )
-    reference = {"ref_logps": logps, "ref_prompt_logps": prompt_logps}
 
     def ours(hidden: Tensor, weight: Tensor) -> Tensor:
         return rao_loss(
-            hidden, weight, problem.batch, rewards=problem.rewards, log_z0=0.0, **reference
+            hidden,
+            weight,
+            problem.batch,
+            rewards=problem.rewards,
+            ref_logps=logps,
+            ref_prompt_logps=prompt_logps,
+            log_z0=0.0,
         ).loss
 
     def dense(hidden: Tensor, weight: Tensor) -> Tensor:
-        logps = _dense_logps(problem, hidden, weight)
-        given = problem.batch.loss_inputs(logps, rewards=problem.rewards, **reference)
+        given = problem.batch.loss_inputs(
+            _dense_logps(problem, hidden, weight),
+            rewards=problem.rewards,
+            ref_logps=logps,
+            ref_prompt_logps=prompt_logps,
+        )
         return LOSSES["rao"](given, beta=0.1, log_z0=0.0).loss
 
     calls = {"rao_kernels": ours, "plain torch": dense}
@@ -109,7 +118,7 @@ def _step(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
     weight = problem.weight.requires_grad_()
     result = loss(hidden, weight)
     torch.autograd.grad(result, [hidden, weight])
-    return float(result)
+    return float(result.detach())
 
 
 def _peak_bytes(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> int:

@@ -184,8 +184,8 @@ def draw(figures: Figures, path: Path) -> None:
 def _draw_rewards(axes: Axes, rewards: Mapping[str, Tensor]) -> None:
     for name, value in rewards.items():
         mean, error = mean_and_error(value)
-        axes.bar(name, mean, yerr=error, color=_COLORS[name], capsize=6)
-        axes.text(name, mean + error + 0.01, f"{mean:.3f}", ha="center")
+        bar = axes.bar(name, mean, yerr=error, color=_COLORS[name], capsize=6)
+        axes.bar_label(bar, [f"{mean:.3f}"], padding=6)
     axes.set(title="mean reward of fresh held-out answers", ylim=(0, 1))
 
 

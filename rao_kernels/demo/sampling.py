@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Cache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -59,7 +60,7 @@ def sample_answers(
 
 def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return Answer(text, ids[-1] == tokenizer.eos_token_id)
+    return Answer(str(text), ids[-1] == tokenizer.eos_token_id)
 
 
 def _sample(
@@ -98,7 +99,7 @@ def _read_prompts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     answers: int,
-) -> tuple[Tensor, Tensor, object]:
+) -> tuple[Tensor, Tensor, Cache]:
     """Mask ``[B, T]``, logits of the first token ``[B, V]`` and cache; B = P * answers."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     texts = [

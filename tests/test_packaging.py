@@ -1,0 +1,109 @@
+"""What is installed, and the files that must say the same thing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import rao_kernels
+from rao_kernels import _env
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def environment_page() -> str:
+    """ENVIRONMENT.md, from the table of the only reader of environment variables."""
+    rows = "".join(f"| `{name}` | {text} |\n" for name, text in _env.VARIABLES.items())
+    return (
+        "# Environment variables\n\n"
+        "Written by `python tests/test_packaging.py` from `rao_kernels/_env.py`.\n\n"
+        f"| variable | meaning |\n|---|---|\n{rows}"
+    )
+
+
+def _pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {_normal(name): version for name, version in pairs}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirement_names(requirements: list[str]) -> set[str]:
+    return {_normal(re.match(r"[\w.-]+", one)[0]) for one in requirements} - {"rao-kernels"}
+
+
+def test_environment_page_is_in_step() -> None:
+    assert (ROOT / "ENVIRONMENT.md").read_text() == environment_page()
+
+
+def test_core_needs_torch_alone() -> None:
+    assert _requirement_names(PROJECT["dependencies"]) == {"torch"}
+
+
+def test_every_requirement_is_pinned() -> None:
+    pins = _pins()
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        assert _requirement_names(requirements) <= set(pins), extra
+    assert next(iter(pins)) == "torch"
+
+
+def test_pre_commit_runs_the_pinned_versions() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    pins = _pins()
+    found = re.findall(r"# (\S+)\n\s+rev: v(\S+)", text)
+    assert {name for name, _ in found} == {"ruff", "clang-format", "mypy"}
+    for name, version in found:
+        assert pins[name] == version
+
+
+def test_version_is_written_once() -> None:
+    text = (ROOT / "rao_kernels" / "__init__.py").read_text()
+    assert f'__version__ = "{rao_kernels.__version__}"' in text
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {rao_kernels.__version__}" in changelog
+
+
+def test_installed_metadata() -> None:
+    try:
+        found = metadata.metadata("rao-kernels")
+    except metadata.PackageNotFoundError:
+        pytest.skip("rao-kernels is not installed, only on the path")
+    assert found["Version"] == rao_kernels.__version__
+    assert found["License-Expression"] == "Apache-2.0"
+
+
+def test_typed() -> None:
+    assert (ROOT / "rao_kernels" / "py.typed").exists()
+
+
+def test_command_line_entry_point() -> None:
+    assert PROJECT["scripts"] == {"rao-kernels": "rao_kernels.cli.main:main"}
+    result = subprocess.run(
+        [sys.executable, "-m", "rao_kernels.cli", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0
+    assert {"train", "demo", "doctor", "losses"} <= set(result.stdout.split())
+
+
+def test_make_targets_and_ci_agree_with_the_readme() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    for command in ("make demo", "make test", "pip install --no-build-isolation ."):
+        assert command in readme
+    assert "make test" in ci
+
+
+if __name__ == "__main__":
+    (ROOT / "ENVIRONMENT.md").write_text(environment_page())
