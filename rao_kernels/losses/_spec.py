@@ -33,7 +33,7 @@ class LossSpec:
         needs: fields of `LossInputs` it reads; ``a|b`` is satisfied by either.
         defaults: every hyperparameter and its default.
         paper: where the formula comes from.
-        waived: input -> (hyperparameter, value) under which that input is not read.
+        waived: input -> (hyperparameter, value) pairs under any of which that input is not read.
         notes: what public implementations do otherwise, and which option reproduces them.
     """
 
@@ -44,7 +44,7 @@ class LossSpec:
     needs: tuple[str, ...]
     defaults: Mapping[str, Any]
     paper: str
-    waived: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    waived: Mapping[str, tuple[tuple[str, Any], ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __call__(
@@ -72,7 +72,7 @@ class LossSpec:
         bound = self.bind(hyper)
 
         def waived(need: str) -> bool:
-            return need in self.waived and bound[self.waived[need][0]] == self.waived[need][1]
+            return any(bound[name] == value for name, value in self.waived.get(need, ()))
 
         return tuple(need for need in self.needs if not waived(need))
 

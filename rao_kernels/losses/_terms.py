@@ -37,6 +37,13 @@ def log_ratios(inputs: LossInputs) -> Tensor:
     return segment_sum(differences, inputs.segments, inputs.num_sequences)
 
 
+def reference_logps(inputs: LossInputs) -> Tensor:
+    """``[S]`` log-probability of each response under the reference."""
+    if inputs.ref_token_logps is None:
+        return inputs.require("ref_logps").double()
+    return segment_sum(inputs.ref_token_logps, inputs.segments, inputs.num_sequences)
+
+
 def prompt_log_ratios(inputs: LossInputs) -> Tensor:
     """``[S]`` DX = log-ratio of the prompt after its shared prefix."""
     reference = inputs.require("ref_prompt_logps")
@@ -56,12 +63,45 @@ def logistic(margin: Tensor) -> Tensor:
     return -F.logsigmoid(margin)
 
 
+# Groups: over the responses to one prompt.
+
+
+def group_sum(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` sum of `values` ``[S]`` over the group of each sequence, the same bits every time."""
+    groups = inputs.groups
+    if groups is None:
+        return values
+    order = groups.argsort(stable=True)
+    return segment_sum(values[order], groups[order], inputs.num_sequences)[groups]
+
+
+def group_mean(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` mean of `values` ``[S]`` over the group of each sequence."""
+    return group_sum(values, inputs) / _group_sizes(inputs)
+
+
+def group_logsumexp(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` log of the sum of ``exp(values)`` over the group of each sequence."""
+    groups = inputs.groups
+    if groups is None:
+        return values
+    level = values.detach()
+    level = torch.empty_like(level).scatter_reduce(0, groups, level, "amax", include_self=False)
+    level = level[groups]
+    return level + group_sum((values - level).exp(), inputs).log()
+
+
 # Weights: how much each value counts; their sum is the number of units.
 
 
 def prompt_weights(inputs: LossInputs) -> Tensor:
     """``[S]`` 1 / (responses of the prompt): a mean over responses within each prompt."""
     return _group_sizes(inputs).double().reciprocal()
+
+
+def sequence_weights(inputs: LossInputs) -> Tensor:
+    """``[S]`` one each."""
+    return _ones(inputs.num_sequences, inputs)
 
 
 def pair_weights(inputs: LossInputs) -> Tensor:
@@ -150,15 +190,20 @@ def pair_terms(
     """``surrogate(margin)`` of each pair's implicit rewards, given per sequence ``[S]``."""
     pairs = pair_up(inputs)
     chosen, rejected = pairs.split(implicit_rewards)
+    return Terms(surrogate(chosen - rejected), pair_metrics(inputs, pairs, implicit_rewards))
+
+
+def pair_metrics(inputs: LossInputs, pairs: Pairs, implicit_rewards: Tensor) -> dict[str, Tensor]:
+    """Means over pairs of implicit rewards, given per sequence ``[S]``, and of log-probs."""
+    chosen, rejected = pairs.split(implicit_rewards.detach())
     logps = inputs.logps.detach()
-    metrics = _preference_metrics(
-        chosen.detach(),
-        rejected.detach(),
+    return _preference_metrics(
+        chosen,
+        rejected,
         logps[pairs.chosen],
         logps[pairs.rejected],
         _ones(len(chosen), inputs),
     )
-    return Terms(surrogate(chosen - rejected), metrics)
 
 
 # Means and metrics.

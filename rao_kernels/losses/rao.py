@@ -116,8 +116,8 @@ ROWS: tuple[LossSpec, ...] = (
         defaults={"beta": 0.1, "log_z0": 50.0, "prompt_term": "detached"},
         paper="Reward Alignment Optimization, Algorithm 1",
         waived={
-            "prompt_logps": ("prompt_term", "none"),
-            "ref_prompt_logps": ("prompt_term", "none"),
+            "prompt_logps": (("prompt_term", "none"),),
+            "ref_prompt_logps": (("prompt_term", "none"),),
         },
     ),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rao_kernels.losses import LossInputs
+from rao_kernels.losses._inputs import FIELD_SHAPES
 
 # Responses of several lengths, one of them empty.
 LENGTHS = (5, 1, 7, 3, 0, 4)
@@ -39,6 +40,10 @@ def make(
     tokens, reference = logps(sum(lengths)), logps(sum(lengths))
     prompt, ref_prompt = logps(count), logps(count)
     rewards = torch.randn(count, generator=generator, dtype=torch.float64)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
     leaders = [groups.index(g) for g in groups] if groups else list(range(count))
     segments = torch.repeat_interleave(torch.tensor(lengths))
     sums = torch.zeros(count, dtype=torch.float64).index_add(0, segments, reference)
@@ -53,6 +58,12 @@ def make(
         rewards=rewards.to(dtype),
         groups=torch.tensor(groups) if groups else None,
         preferred=torch.tensor(preferred) if preferred else None,
+        values=numbers(count),
+        reward_ensemble=numbers(3, count),
+        ref_rewards=numbers(4 * count),
+        ref_reward_groups=torch.arange(count).repeat(4),
+        token_entropy=numbers(sum(lengths)).abs(),
+        token_log_sum_sq=-numbers(sum(lengths)).abs(),
     )
 
 
@@ -96,15 +107,23 @@ def permuted(inputs: LossInputs, order: list[int]) -> LossInputs:
     """The same sequences in another order."""
     where = [torch.nonzero(inputs.segments == s)[:, 0] for s in order]
     rows = torch.cat(where)
-    changes: dict[str, Tensor] = {}
-    for name in ("ref_logps", "prompt_logps", "ref_prompt_logps", "rewards", "groups", "preferred"):
-        value = getattr(inputs, name)
-        if value is not None:
-            changes[name] = value[order]
-    if inputs.ref_token_logps is not None:
-        changes["ref_token_logps"] = inputs.ref_token_logps[rows]
+    changes = selected(inputs, torch.tensor(order), rows)
     segments = torch.repeat_interleave(torch.tensor([len(w) for w in where]))
-    return replace(inputs, token_logps=inputs.token_logps[rows], segments=segments, **changes)
+    return replace(inputs, segments=segments, **changes)
+
+
+def selected(inputs: LossInputs, sequences: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """Fields of `inputs` for these sequences, whose tokens these are."""
+    found: dict[str, Tensor] = {}
+    for name, shapes in FIELD_SHAPES.items():
+        value = getattr(inputs, name)
+        if value is None or shapes == ("K",) or name == "segments":
+            continue
+        if value.shape[-1] == inputs.num_sequences and shapes[0] != "N":
+            found[name] = value[..., sequences]
+        else:
+            found[name] = value[rows]
+    return found
 
 
 def coefficients(loss: Tensor, tokens: Tensor, inputs: LossInputs) -> list[float]:

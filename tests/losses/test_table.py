@@ -11,7 +11,7 @@ import torch
 from rao_kernels.errors import InputError
 from rao_kernels.losses import LOSSES, LossInputs, reduce_units
 
-from .cases import make, permuted
+from .cases import make, permuted, selected
 
 NAMES = sorted(LOSSES)
 HYPER = {
@@ -30,7 +30,9 @@ def test_rows_describe_themselves() -> None:
         assert spec.paper
         assert spec.unit in ("prompt", "pair", "sequence", "token")
         assert {part for need in spec.needs for part in need.split("|")} <= known
-        assert {hyper for hyper, _ in spec.waived.values()} <= set(spec.defaults)
+        waivers = [pair for pairs in spec.waived.values() for pair in pairs]
+        assert {hyper for hyper, _ in waivers} <= set(spec.defaults)
+        assert set(spec.waived) <= set(spec.needs)
 
 
 @presets
@@ -90,11 +92,9 @@ def test_normalizer_makes_parts_add_up(name: str, hyper: dict[str, object]) -> N
 
 def part(inputs: LossInputs, sequences: list[int]) -> LossInputs:
     rows = torch.isin(inputs.segments, torch.tensor(sequences))
-    names = ("ref_logps", "prompt_logps", "ref_prompt_logps", "rewards", "groups", "preferred")
-    changes = {name: getattr(inputs, name)[sequences] for name in names}
+    changes = selected(inputs, torch.tensor(sequences), rows)
     return replace(
         inputs,
-        token_logps=inputs.token_logps[rows],
         segments=inputs.segments[rows] - sequences[0],
         num_sequences=len(sequences),
         **changes,
