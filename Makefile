@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --progress-bar on --constraint constraints.txt
+INSTALL := $(PIP) install --constraint constraints.txt
 NATIVE := setup.py $(wildcard csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*)
 
 .PHONY: demo test lint format clean
@@ -34,15 +34,13 @@ clean:
 $(VENV)/torch.done: constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	  'Python 3.11 to 3.13 is needed; say which with make PYTHON=...')"
-	@echo "== 1/3 torch, into $(VENV)"
+	@echo "== 1/2 torch, into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) torch setuptools wheel
 	@touch $@
 
-# The extras' packages first, then the package itself: compiled against the torch just installed.
+# The other packages, then rao-kernels itself, compiled against the torch just installed.
 $(VENV)/%.done: $(VENV)/torch.done pyproject.toml $(NATIVE)
-	@echo "== 2/3 packages of the extra [$*]"
-	@$(INSTALL) $$($(BIN)/python tools/extra.py $*)
-	@echo "== 3/3 rao-kernels, compiling its CPU kernels"
-	@$(INSTALL) --no-build-isolation --no-deps --editable .
+	@echo "== 2/2 rao-kernels[$*], compiling its CPU kernels"
+	@$(INSTALL) --no-build-isolation --editable '.[$*]'
 	@touch $@
