@@ -31,6 +31,7 @@ class LossSpec:
         terms: values and metrics from the inputs and the hyperparameters.
         weights: weight of each value; the sum is the number of units.
         needs: fields of `LossInputs` it reads; ``a|b`` is satisfied by either.
+        optional: further fields it reads where they are given.
         defaults: every hyperparameter and its default.
         paper: where the formula comes from.
         waived: input -> (hyperparameter, value) pairs under any of which that input is not read.
@@ -46,6 +47,7 @@ class LossSpec:
     paper: str
     waived: Mapping[str, tuple[tuple[str, Any], ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def __call__(
         self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any

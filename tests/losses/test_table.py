@@ -33,6 +33,7 @@ def test_rows_describe_themselves() -> None:
         waivers = [pair for pairs in spec.waived.values() for pair in pairs]
         assert {hyper for hyper, _ in waivers} <= set(spec.defaults)
         assert set(spec.waived) <= set(spec.needs)
+        assert set(spec.optional) <= known
 
 
 @presets
@@ -152,6 +153,7 @@ def test_inputs_it_does_not_need_are_ignored(name: str, hyper: dict[str, object]
         field: None
         for field in ("rewards", "prompt_logps", "ref_prompt_logps", "ref_logps", "groups")
         if not any(field in need.split("|") for need in spec.required_inputs(hyper))
+        and field not in spec.optional
         and not (name == "rao" and field == "groups")
     }
     expected, out = spec(inputs, **hyper), spec(replace(inputs, **optional), **hyper)
@@ -161,7 +163,7 @@ def test_inputs_it_does_not_need_are_ignored(name: str, hyper: dict[str, object]
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_inputs_are_named(name: str) -> None:
     spec = LOSSES[name]
-    for need in spec.needs:
+    for need in spec.required_inputs({}):
         fields = need.split("|")
         with pytest.raises(InputError, match=f"`{fields[0]}`.*`{name}` needs `{fields[0]}`"):
             spec(replace(make(), **dict.fromkeys(fields)))
