@@ -16,6 +16,7 @@ from ..data import (
     PreferenceDataset,
     Record,
     Reference,
+    TokenizedRow,
     TokenizeOptions,
     as_pairs,
     check_shared_start,
@@ -70,33 +71,39 @@ def prepare_dataset(
     report = DataReport()
     if not (isinstance(source, list) and source and isinstance(source[0], Record)):
         source = load_records(source, bad_rows=config.bad_rows, report=report)
-    options = TokenizeOptions(config.max_length, config.truncate_responses, config.prompt_format)
     rows = tokenize_records(
         source,
         tokenizer,
-        options,
+        TokenizeOptions(config.max_length, config.truncate_responses, config.prompt_format),
         bad_rows=config.bad_rows,
         report=report,
         progress=not config.disable_tqdm,
     )
-    spec, needs = config.spec, config.spec.required_inputs(config.hyperparameters())
-    if spec.unit == "pair":
+    rows = _rows_for_loss(rows, config, report)
+    say(f"{name}: {report.describe()}")
+    for skipped in report.skipped:
+        logger.warning("skipped %s", skipped)
+    if not rows:
+        raise DataError(name, f"no row is left for the loss {config.loss!r}")
+    return PreferenceDataset(rows)
+
+
+def _rows_for_loss(
+    rows: list[TokenizedRow], config: RAOConfig, report: DataReport
+) -> list[TokenizedRow]:
+    """The rows as the loss reads them; what it needs and they lack is an error."""
+    needs = config.spec.required_inputs(config.hyperparameters())
+    if config.spec.unit == "pair":
         rows = as_pairs(rows, report)
     elif "rewards" not in needs:
         rows = mark_preferred(rows)
     for row in rows:
         if "rewards" in needs and row.rewards is None:
-            raise DataError(
-                row.where, f"no rewards, which the loss {spec.name!r} needs", "Score it first."
-            )
+            problem = f"no rewards, which the loss {config.loss!r} needs"
+            raise DataError(row.where, problem, "Score it first.")
     if "prompt_logps" in needs:
         check_shared_start(rows, config.prefix_length)
-    say(f"{name}: {report.describe()}")
-    for skipped in report.skipped:
-        logger.warning("skipped %s", skipped)
-    if not rows:
-        raise DataError(name, f"no row is left for the loss {spec.name!r}")
-    return PreferenceDataset(rows)
+    return rows
 
 
 class ReferenceScorer:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, set_seed
+from transformers import AutoTokenizer, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset
-from ..errors import InputError, MissingDependencyError
-from ..hf import attach_fused_head
+from ..errors import InputError
 from ..losses import LossInputs, LossSpec
 from ..sequence import SequenceBatch
 from . import checkpoints
 from .config import RAOConfig
 from .metrics import Meter
+from .model import name_of, prepare_model
 from .plot import RunRecorder
 from .prepare import (
     ReferenceScorer,
@@ -80,14 +80,9 @@ class RAOTrainer(Trainer):
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
         _check_launch(args)
-        if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(_name_of(model))
-        if peft_config is not None:
-            model = _add_adapter(model, peft_config, args.seed)
-        attach_fused_head(model)
-        _disable_dropout(model)
+            processing_class = AutoTokenizer.from_pretrained(name_of(model))
         super().__init__(
             model=model,
             args=args,
@@ -110,8 +105,6 @@ class RAOTrainer(Trainer):
         if self.train_dataset is not None and self.hyper.get("log_z0") == "auto":
             self.hyper["log_z0"] = fit_log_z0(self.train_dataset, self.hyper["beta"])
             _say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
-
-    # Reference.
 
     def _make_scorer(self, ref_model: nn.Module | None) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
@@ -362,6 +355,7 @@ def count_units(spec: LossSpec, batch: Mapping[str, Tensor]) -> Tensor:
         num_sequences=len(batch["input_ids"]),
         groups=batch["groups"],
         preferred=batch.get("preferred"),
+        rewards=batch.get("rewards"),
     )
     return spec.count_units(inputs)
 
@@ -393,31 +387,6 @@ def _check_launch(args: RAOConfig) -> None:
             f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
             "CUDA_VISIBLE_DEVICES to one GPU.",
         )
-
-
-def _name_of(model: Any) -> str:
-    """Folder or name the model was loaded from."""
-    return str(model.config._name_or_path)
-
-
-def _add_adapter(model: nn.Module, peft_config: PeftConfig, seed: int) -> nn.Module:
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingDependencyError("peft", "train") from error
-    # Trainer seeds later; the adapter's start must be the same in every run.
-    set_seed(seed)
-    return peft.get_peft_model(model, peft_config)
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    """Noise in the log-probs of the policy is an error in every log-ratio."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 @contextlib.contextmanager

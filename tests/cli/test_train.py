@@ -82,7 +82,10 @@ def test_held_out_file_and_resume(folder: Path, capsys: pytest.CaptureFixture[st
         (("--loss", "roa"), "Did you mean 'rao'?"),
         (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),
         (("--lora_r", "-1"), "`lora_r`"),
-        (("--max_length", "9"), "data.jsonl:5: its prompt has 11 tokens"),
+        (
+            ("--max_length", "11", "--truncate_responses"),
+            "data.jsonl:5: its prompt has 11 tokens",
+        ),
         (("--ref_cache", "require"), "no reference cache for this run"),
     ],
 )

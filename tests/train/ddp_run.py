@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
             save_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
-            ddp_backend="gloo",
+            ddp_backend="gloo" if "RANK" in os.environ else None,
         ),
         train_dataset=tiny_rows(8, responses=(2, 4, 3)),
         eval_dataset=tiny_rows(5, responses=(3, 2)),
@@ -58,8 +59,6 @@ def _numbers(entry: dict[str, float], loss: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import os
-
     out = Path(sys.argv[1])
     for name in sys.argv[2].split(","):
         for batch, accumulation in ((2, 1), (1, 2)):

@@ -84,9 +84,9 @@ def main(folder: Path, model: Path) -> None:
         newest = checkpoints.newest_complete(folder / "killed")
         seen.append(-1 if newest is None else int(newest.name.split("-")[1]))
     assert seen == sorted(seen), f"a complete checkpoint was lost: {seen}"
-    print("newest complete checkpoint after each kill:", seen)
     assert finish(fork(lambda: train(folder / "killed", model))) == 0
     assert finish(fork(lambda: train(folder / "straight", model))) == 0
+    print("newest complete checkpoint after each kill:", seen)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""The model as the trainer wants it: adapter on, head fused, dropout off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, set_seed
+
+from ..errors import MissingDependencyError
+from ..hf import attach_fused_head
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def prepare_model(model: str | nn.Module, peft_config: PeftConfig | None, seed: int) -> nn.Module:
+    """Load (fp32 weights), add the adapter where there is one, attach the op, disable dropout."""
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert isinstance(model, nn.Module)
+    if peft_config is not None:
+        model = _add_adapter(model, peft_config, seed)
+    _disable_dropout(model)
+    return attach_fused_head(model)
+
+
+def name_of(model: Any) -> str:
+    """Folder or name the model was loaded from."""
+    return str(model.config._name_or_path)
+
+
+def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError("peft", "train") from error
+    # Trainer seeds later; the adapter's start must be the same in every run.
+    set_seed(seed)
+    return peft.get_peft_model(model, peft_config)
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Noise in the log-probs of the policy is an error in every log-ratio."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
