@@ -13,6 +13,7 @@ from . import (
     rao,
     reference_free,
     regression,
+    reward_pairs,
     sft,
     unpaired,
 )
@@ -25,6 +26,7 @@ _ROWS = (
     *regression.ROWS,
     *pairwise.ROWS,
     *pointwise_pairs.ROWS,
+    *reward_pairs.ROWS,
     *group.ROWS,
     *reference_free.ROWS,
     *unpaired.ROWS,

@@ -63,6 +63,12 @@ def logistic(margin: Tensor) -> Tensor:
     return -F.logsigmoid(margin)
 
 
+def bernoulli_kl(a: Tensor, b: Tensor) -> Tensor:
+    """KL of Bernoulli(sigmoid(a)) to Bernoulli(sigmoid(b))."""
+    heads = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
+    return heads + torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
+
+
 # Groups: over the responses to one prompt.
 
 
@@ -77,7 +83,7 @@ def group_sum(values: Tensor, inputs: LossInputs) -> Tensor:
 
 def group_mean(values: Tensor, inputs: LossInputs) -> Tensor:
     """``[S]`` mean of `values` ``[S]`` over the group of each sequence."""
-    return group_sum(values, inputs) / _group_sizes(inputs)
+    return group_sum(values, inputs) / group_sizes(inputs)
 
 
 def group_logsumexp(values: Tensor, inputs: LossInputs) -> Tensor:
@@ -96,7 +102,7 @@ def group_logsumexp(values: Tensor, inputs: LossInputs) -> Tensor:
 
 def prompt_weights(inputs: LossInputs) -> Tensor:
     """``[S]`` 1 / (responses of the prompt): a mean over responses within each prompt."""
-    return _group_sizes(inputs).double().reciprocal()
+    return group_sizes(inputs).double().reciprocal()
 
 
 def sequence_weights(inputs: LossInputs) -> Tensor:
@@ -120,7 +126,7 @@ def _ones(count: int, inputs: LossInputs) -> Tensor:
     return torch.ones(count, dtype=torch.float64, device=inputs.token_logps.device)
 
 
-def _group_sizes(inputs: LossInputs) -> Tensor:
+def group_sizes(inputs: LossInputs) -> Tensor:
     """``[S]`` number of sequences in the group of each."""
     if inputs.groups is None:
         return torch.ones(inputs.num_sequences, dtype=torch.int64, device=inputs.token_logps.device)
@@ -156,7 +162,7 @@ def pair_up(inputs: LossInputs) -> Pairs:
     groups, preferred = inputs.require("groups"), inputs.require("preferred").bool()
     if groups.numel() % 2:
         raise _pair_error(groups, preferred)
-    order = _order_within_groups(preferred, groups, descending=True).view(-1, 2)
+    order = order_within_groups(preferred, groups, descending=True).view(-1, 2)
     same, first = groups[order], preferred[order]
     valid = (same[:, 0] == same[:, 1]) & first[:, 0] & ~first[:, 1]
     if groups.device.type == "cpu" and not bool(valid.all()):
@@ -178,7 +184,7 @@ def _pair_error(groups: Tensor, preferred: Tensor) -> InputError:
     )
 
 
-def _order_within_groups(keys: Tensor, groups: Tensor, *, descending: bool) -> Tensor:
+def order_within_groups(keys: Tensor, groups: Tensor, *, descending: bool) -> Tensor:
     """``[S]`` order by group, then by key; ties keep their order."""
     by_key = keys.argsort(stable=True, descending=descending)
     return by_key[groups[by_key].argsort(stable=True)]
@@ -225,8 +231,8 @@ def reward_preference_metrics(inputs: LossInputs, implicit_rewards: Tensor) -> d
     groups = inputs.groups
     if groups is None:
         groups = torch.arange(inputs.num_sequences, device=rewards.device)
-    best = _order_within_groups(rewards, groups, descending=True)
-    worst = _order_within_groups(rewards, groups, descending=False)
+    best = order_within_groups(rewards, groups, descending=True)
+    worst = order_within_groups(rewards, groups, descending=False)
     ordered = groups[best]
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[1:] = ordered[1:] != ordered[:-1]
@@ -270,4 +276,10 @@ def _preference_metrics(
 def check_positive(name: str, value: float) -> float:
     if not value > 0:
         raise InputError(name, "a number above 0", value)
+    return value
+
+
+def check_fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InputError(name, "a number from 0 to 1", value)
     return value

@@ -1,3 +1,234 @@
-"""Options of the pair losses: what stands for a log-ratio, smoothing and weights."""
+"""How pair losses with a reference are put together, and the options they share.
+
+Legend: N response tokens, S sequences, P pairs; w chosen, l rejected; D log-ratio of a response to
+the reference, a = beta D, u = beta (D_w - D_l).
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..segments import segment_offsets, segment_sum
+from ._inputs import LossInputs
+from ._spec import PAIR, REFERENCE, LossSpec
+from ._terms import (
+    Pairs,
+    Terms,
+    check_fraction,
+    check_positive,
+    log_ratios,
+    pair_metrics,
+    pair_up,
+    pair_weights,
+    per_token,
+)
+
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+Surrogate = Callable[[Tensor], Tensor]
+
+# Beyond this exponent an exponential goes on as its tangent: e^70 times a log-ratio of 1e4 is
+# still a fp32 number, and a constant instead would stop the gradient where it matters most.
+MAX_EXPONENT = 70.0
+
+
+class PairOptions(TypedDict):
+    """Options of every pair loss with a reference.
+
+    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO,
+        arXiv 2409.06411).
+    ld_reference: whether those weights apply to the reference too.
+    wpo: weigh each pair by the product of its responses' ``exp(mean(l_t - log sum_v p_v^2))``,
+        without gradient (WPO, arXiv 2406.11827); "clamped": the product is at most 1.
+    """
+
+    ld_alpha: float
+    ld_reference: bool
+    wpo: Literal["clamped"] | bool
+
+
+class ScoreOptions(PairOptions):
+    """Options of every function of the margin: there the log-partition function cancels.
+
+    f_divergence: which divergence to the reference the reward is regularised by (f-DPO,
+        arXiv 2309.16240); its derivative replaces D.
+    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL.
+    """
+
+    f_divergence: Divergence
+    f_alpha: float
+
+
+PAIR_DEFAULTS: dict[str, Any] = {"ld_alpha": 1.0, "ld_reference": True, "wpo": False}
+SCORE_DEFAULTS: dict[str, Any] = {**PAIR_DEFAULTS, "f_divergence": "reverse_kl", "f_alpha": 0.5}
+NEEDS = (REFERENCE, "ref_token_logps", "token_log_sum_sq")
+WAIVED = {
+    "ref_token_logps": (("ld_alpha", 1.0), ("ld_reference", False)),
+    "token_log_sum_sq": (("wpo", False),),
+}
+NOTES = (
+    "ld_alpha: TRL weighs policy and reference (as here), LLaMA-Factory the policy only "
+    "(ld_reference=False).",
+    "wpo: TRL does not clamp the weight (as here), the authors' code clamps it at 1 "
+    '(wpo="clamped").',
+)
+SCORE_NOTES = (
+    *NOTES,
+    "f_alpha is the paper's; TRL's f_alpha_divergence_coef is 1 minus it. Scores agree up to a "
+    "constant, which cancels. Where exponents are capped, TRL's gradient stops; ours goes on.",
+)
+
+
+def pair_ratios(inputs: LossInputs, pairs: Pairs, *, ld_alpha: float, ld_reference: bool) -> Tensor:
+    """``[S]`` D, length-desensitised where `ld_alpha` is not 1."""
+    if check_fraction("ld_alpha", ld_alpha) == 1:
+        return log_ratios(inputs)
+    shared = torch.minimum(inputs.lengths[pairs.chosen], inputs.lengths[pairs.rejected])
+    limits = torch.empty_like(inputs.lengths)
+    limits = limits.scatter(0, pairs.chosen, shared).scatter(0, pairs.rejected, shared)
+    offsets = segment_offsets(inputs.segments, inputs.num_sequences)
+    place = torch.arange(len(inputs.segments), device=offsets.device) - offsets[inputs.segments]
+    beyond = place >= limits[inputs.segments]
+    weights = torch.where(beyond, ld_alpha, 1.0).double()
+    if ld_reference:
+        differences = inputs.token_logps.double() - inputs.require("ref_token_logps").double()
+        return segment_sum(weights * differences, inputs.segments, inputs.num_sequences)
+    tail = (1 - weights) * inputs.token_logps.double()
+    return log_ratios(inputs) - segment_sum(tail, inputs.segments, inputs.num_sequences)
+
+
+def divergence_scores(ratios: Tensor, divergence: Divergence, alpha: float) -> Tensor:
+    """``f'(e^D)`` up to a constant: D, ``1 - e^-D``, ``log(2 sigmoid(D))``, ``(1 - e^-aD)/a``."""
+    if divergence not in get_args(Divergence):
+        raise InputError("f_divergence", f"one of {get_args(Divergence)}", repr(divergence))
+    if divergence == "js":
+        return F.logsigmoid(ratios) + math.log(2)
+    slope = {"reverse_kl": 0.0, "forward_kl": 1.0, "alpha": alpha}[divergence]
+    return ratios if slope == 0 else -expm1(-slope * ratios) / slope
+
+
+def expm1(exponent: Tensor) -> Tensor:
+    """``exp(exponent) - 1``, from `MAX_EXPONENT` on its tangent there."""
+    beyond = F.relu(exponent - MAX_EXPONENT)
+    return torch.expm1(exponent - beyond) + math.exp(MAX_EXPONENT) * beyond
+
+
+def smoothed(surrogate: Surrogate, label_smoothing: float) -> Surrogate:
+    """``(1 - e) L(u) + e L(-u)``: a share e of the labels is taken to be flipped."""
+    if check_fraction("label_smoothing", label_smoothing) == 0:
+        return surrogate
+
+    def mixed(margin: Tensor) -> Tensor:
+        straight, flipped = surrogate(margin), surrogate(-margin)
+        return (1 - label_smoothing) * straight + label_smoothing * flipped
+
+    return mixed
+
+
+def pair_importance(
+    inputs: LossInputs, pairs: Pairs, wpo: Literal["clamped"] | bool
+) -> Tensor | float:
+    """``[P]`` weights of WPO, without gradient; 1 where it is off."""
+    if wpo not in (True, False, "clamped"):
+        raise InputError("wpo", "True, False or 'clamped'", repr(wpo))
+    if wpo is False:
+        return 1.0
+    aligned = inputs.token_logps.detach().double() - inputs.require("token_log_sum_sq").double()
+    means = per_token(segment_sum(aligned, inputs.segments, inputs.num_sequences), inputs)
+    chosen, rejected = pairs.split(means)
+    weight = (chosen + rejected).exp()
+    return weight.clamp(max=1) if wpo == "clamped" else weight
+
+
+# Put together.
+
+
+def margin_terms(
+    inputs: LossInputs,
+    pairs: Pairs,
+    beta: float,
+    surrogate: Surrogate,
+    *,
+    length_normalized: bool = False,
+    **options: Unpack[ScoreOptions],
+) -> Terms:
+    """``surrogate(u)`` of each pair, under the options of a function of the margin."""
+    ratios = pair_ratios(
+        inputs, pairs, ld_alpha=options["ld_alpha"], ld_reference=options["ld_reference"]
+    )
+    scores = divergence_scores(ratios, options["f_divergence"], options["f_alpha"])
+    if length_normalized:
+        scores = per_token(scores, inputs)
+    implicit = beta * scores
+    chosen, rejected = pairs.split(implicit)
+    weight = pair_importance(inputs, pairs, options["wpo"])
+    return Terms(weight * surrogate(chosen - rejected), pair_metrics(inputs, pairs, implicit))
+
+
+def pointwise_terms(
+    inputs: LossInputs,
+    beta: float,
+    surrogate: Callable[[Tensor, Tensor], Tensor],
+    **options: Unpack[PairOptions],
+) -> Terms:
+    """``surrogate(a_w, a_l)`` of each pair, under the options of a pair loss."""
+    check_positive("beta", beta)
+    pairs = pair_up(inputs)
+    ratios = pair_ratios(
+        inputs, pairs, ld_alpha=options["ld_alpha"], ld_reference=options["ld_reference"]
+    )
+    implicit = beta * ratios
+    weight = pair_importance(inputs, pairs, options["wpo"])
+    values = weight * surrogate(*pairs.split(implicit))
+    return Terms(values, pair_metrics(inputs, pairs, implicit))
+
+
+def margin_row(
+    name: str,
+    terms: Callable[..., Terms],
+    defaults: dict[str, Any],
+    paper: str,
+    *,
+    needs: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> LossSpec:
+    """The row of a function of the margin: with the options of `ScoreOptions`."""
+    return LossSpec(
+        name=name,
+        unit="pair",
+        terms=terms,
+        weights=pair_weights,
+        needs=(*PAIR, *needs, *NEEDS),
+        defaults={**defaults, **SCORE_DEFAULTS},
+        paper=paper,
+        waived=WAIVED,
+        notes=(*notes, *SCORE_NOTES),
+    )
+
+
+def pair_row(
+    name: str,
+    terms: Callable[..., Terms],
+    defaults: dict[str, Any],
+    paper: str,
+    *,
+    notes: tuple[str, ...] = (),
+) -> LossSpec:
+    """The row of another pair loss: with the options of `PairOptions`."""
+    return LossSpec(
+        name=name,
+        unit="pair",
+        terms=terms,
+        weights=pair_weights,
+        needs=(*PAIR, *NEEDS),
+        defaults={**defaults, **PAIR_DEFAULTS},
+        paper=paper,
+        waived=WAIVED,
+        notes=(*notes, *NOTES),
+    )

@@ -1,60 +1,293 @@
-"""Pair-wise losses with a reference: functions of the margin between two implicit rewards."""
+"""Pair losses with a reference that are functions of the margin.
+
+Legend: w chosen, l rejected; D log-ratio of a response to the reference, n its length;
+h = D_w - D_l, u = beta h; sp(a) = log(1 + exp(a)); P pairs.
+Where a row takes `f_divergence`, its score stands for D (see `modifiers`).
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ._inputs import LossInputs
 from ._spec import PAIR, REFERENCE, LossSpec
 from ._terms import (
     Terms,
+    bernoulli_kl,
     check_positive,
     log_ratios,
     logistic,
-    pair_terms,
+    pair_metrics,
+    pair_up,
     pair_weights,
     per_token,
+    reference_logps,
 )
+from .modifiers import ScoreOptions, expm1, margin_row, margin_terms, smoothed
 
 
-def sigmoid(inputs: LossInputs, *, beta: float) -> Terms:
-    """DPO: ``-log sigmoid(beta (D_w - D_l))`` per pair (arXiv 2305.18290)."""
-    return pair_terms(inputs, check_positive("beta", beta) * log_ratios(inputs), logistic)
+def sigmoid(
+    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """DPO: ``sp(-u)``; dL/dD_w = -beta sigmoid(-u) (arXiv 2305.18290).
+
+    `label_smoothing` e adds ``e u``: that is cDPO, smallest at ``u = log((1 - e) / e)``.
+    """
+    check_positive("beta", beta)
+    surrogate = smoothed(logistic, label_smoothing)
+    return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
 
 
-def ipo(inputs: LossInputs, *, tau: float, length_normalized: bool) -> Terms:
-    """IPO: ``(D_w - D_l - 1 / (2 tau))^2`` per pair (arXiv 2310.12036).
+def sigmoid_norm(
+    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """Length-normalised DPO: ``sp(-beta (D_w / n_w - D_l / n_l))`` (arXiv 2411.15124)."""
+    check_positive("beta", beta)
+    surrogate = smoothed(logistic, label_smoothing)
+    return margin_terms(inputs, pair_up(inputs), beta, surrogate, length_normalized=True, **options)
+
+
+def robust(
+    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """Robust DPO: ``((1 - e) sp(-u) - e sp(u)) / (1 - 2 e)`` (arXiv 2403.00409).
+
+    Equal to ``sp(-u) - e u / (1 - 2 e)``, which is how it is computed; not bounded below.
+    """
+    check_positive("beta", beta)
+    if not 0 <= label_smoothing < 0.5:
+        raise InputError("label_smoothing", "a number in [0, 0.5)", label_smoothing)
+    slope = label_smoothing / (1 - 2 * label_smoothing)
+
+    def surrogate(margin: Tensor) -> Tensor:
+        return logistic(margin) - slope * margin
+
+    return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
+
+
+def ipo(
+    inputs: LossInputs,
+    *,
+    tau: float,
+    length_normalized: bool,
+    label_smoothing: float,
+    **options: Unpack[ScoreOptions],
+) -> Terms:
+    """IPO: ``(h - 1 / (2 tau))^2`` (arXiv 2310.12036).
 
     D is the paper's sum over tokens, or with `length_normalized` the mean. The implicit rewards
     are tau D.
     """
     check_positive("tau", tau)
-    ratios = log_ratios(inputs)
-    scores = per_token(ratios, inputs) if length_normalized else ratios
 
     def surrogate(margin: Tensor) -> Tensor:
         return ((margin - 0.5) / tau).square()
 
-    return pair_terms(inputs, tau * scores, surrogate)
+    return margin_terms(
+        inputs,
+        pair_up(inputs),
+        tau,
+        smoothed(surrogate, label_smoothing),
+        length_normalized=length_normalized,
+        **options,
+    )
+
+
+def hinge(
+    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """``max(0, 1 - u)`` (SLiC's hinge on normalised margins, RSO, arXiv 2309.06657)."""
+    check_positive("beta", beta)
+
+    def surrogate(margin: Tensor) -> Tensor:
+        return F.relu(1 - margin)
+
+    return margin_terms(
+        inputs, pair_up(inputs), beta, smoothed(surrogate, label_smoothing), **options
+    )
+
+
+def exo_pair(
+    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """EXO: KL of Bernoulli(sigmoid(u)) to Bernoulli(1 - e) (arXiv 2402.00856)."""
+    check_positive("beta", beta)
+    if not 0 < label_smoothing < 1:
+        fix = "The target probability of the rejected response; the paper recommends 1e-3."
+        raise InputError("label_smoothing", "a number in (0, 1)", label_smoothing, fix)
+    target = math.log1p(-label_smoothing) - math.log(label_smoothing)
+
+    def surrogate(margin: Tensor) -> Tensor:
+        return bernoulli_kl(margin, margin.new_full((), target))
+
+    return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
+
+
+def discopop(
+    inputs: LossInputs, *, beta: float, tau: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """DiscoPOP: ``(1 - g) sp(-u) + g exp(-u)``, ``g = sigmoid(u / tau)`` (arXiv 2406.08414).
+
+    At u = 0 the slope is positive for tau = 0.05: the first step shrinks the margin.
+    """
+    check_positive("beta", beta)
+    check_positive("tau", tau)
+
+    def surrogate(margin: Tensor) -> Tensor:
+        exponential = expm1(-margin + F.logsigmoid(margin / tau)) + 1
+        return torch.sigmoid(-margin / tau) * logistic(margin) + exponential
+
+    return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
+
+
+def r_dpo(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    alpha: float,
+    label_smoothing: float,
+    **options: Unpack[ScoreOptions],
+) -> Terms:
+    """Length-regularised DPO: ``sp(-(u + alpha (n_w - n_l)))`` (arXiv 2403.19159).
+
+    alpha is a cost per token on the reward: a chosen response that is longer teaches less.
+    """
+    check_positive("beta", beta)
+    pairs = pair_up(inputs)
+    longer = alpha * (inputs.lengths[pairs.chosen] - inputs.lengths[pairs.rejected])
+    smooth = smoothed(logistic, label_smoothing)
+
+    def surrogate(margin: Tensor) -> Tensor:
+        return smooth(margin + longer)
+
+    return margin_terms(inputs, pairs, beta, surrogate, **options)
+
+
+def dpo_nll(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    sft_weight: float,
+    label_smoothing: float,
+    **options: Unpack[ScoreOptions],
+) -> Terms:
+    """DPO with likelihood: ``sp(-u) - sft_weight l_w / n_w`` (Iterative RPO, arXiv 2404.19733)."""
+    terms = sigmoid(inputs, beta=beta, label_smoothing=label_smoothing, **options)
+    nll = -per_token(inputs.logps, inputs)[pair_up(inputs).chosen]
+    return Terms(terms.values + sft_weight * nll, {**terms.metrics, "nll_loss": nll.mean()})
+
+
+def aot(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
+    """AOT: ``sp(-beta (m_(k) - mref_(k)))``, m = l_w - l_l, each sorted (arXiv 2406.05882).
+
+    Value k belongs to rank k, not to pair k. The sort couples the pairs of one call: the parts of
+    a batch do not add up to the whole.
+    """
+    check_positive("beta", beta)
+    pairs = pair_up(inputs)
+    chosen, rejected = pairs.split(inputs.logps)
+    ref_chosen, ref_rejected = pairs.split(reference_logps(inputs))
+    gap = (chosen - rejected).sort().values - (ref_chosen - ref_rejected).sort().values
+    values = smoothed(logistic, label_smoothing)(beta * gap)
+    return Terms(values, pair_metrics(inputs, pairs, beta * log_ratios(inputs)))
 
 
 ROWS: tuple[LossSpec, ...] = (
-    LossSpec(
-        name="sigmoid",
-        unit="pair",
-        terms=sigmoid,
-        weights=pair_weights,
-        needs=(*PAIR, REFERENCE),
-        defaults={"beta": 0.1},
-        paper="Direct Preference Optimization, arXiv 2305.18290",
+    margin_row(
+        "sigmoid",
+        sigmoid,
+        {"beta": 0.1, "label_smoothing": 0.0},
+        "Direct Preference Optimization, arXiv 2305.18290",
+        notes=("TRL's sigmoid and Liger's ignore label_smoothing.",),
+    ),
+    margin_row(
+        "cdpo",
+        sigmoid,
+        {"beta": 0.1, "label_smoothing": 0.1},
+        "Conservative DPO, ericmitchell.ai/cdpo.pdf",
+        notes=("Has no key in TRL and Liger; HALOs smooths by 0.2.",),
+    ),
+    margin_row(
+        "robust",
+        robust,
+        {"beta": 0.1, "label_smoothing": 0.1},
+        "Provably Robust DPO, arXiv 2403.00409",
+        notes=("TRL smooths by 0 unless told; TRL through Liger always, which is sigmoid.",),
+    ),
+    margin_row(
+        "sigmoid_norm",
+        sigmoid_norm,
+        {"beta": 0.1, "label_smoothing": 0.0},
+        "length-normalised DPO of Tulu 3, arXiv 2411.15124",
+        notes=("TRL divides by the length of the mask, which counts the same tokens.",),
+    ),
+    margin_row(
+        "ipo",
+        ipo,
+        {"tau": 0.1, "length_normalized": False, "label_smoothing": 0.0},
+        "Identity Preference Optimization, arXiv 2310.12036",
+        notes=(
+            "Sums over tokens as in the paper, OpenRLHF and NeMo-Aligner; TRL, HALOs, AReaL, "
+            "LLaMA-Factory and ms-swift take means (length_normalized=True). TRL's beta is tau.",
+        ),
+    ),
+    margin_row(
+        "hinge",
+        hinge,
+        {"beta": 0.1, "label_smoothing": 0.0},
+        "Statistical Rejection Sampling Optimization, arXiv 2309.06657",
+    ),
+    margin_row(
+        "exo_pair",
+        exo_pair,
+        {"beta": 0.1, "label_smoothing": 1e-3},
+        "Efficient Exact Optimization, arXiv 2402.00856",
+        notes=(
+            "The authors' code takes log-probabilities 0 and -10 for the two targets. TRL through "
+            "Liger refuses it.",
+        ),
+    ),
+    margin_row(
+        "discopop",
+        discopop,
+        {"beta": 0.05, "tau": 0.05},
+        "Discovered Preference Optimization, arXiv 2406.08414",
+        notes=("TRL through Liger always takes tau = 0.05.",),
+    ),
+    margin_row(
+        "dpo_nll",
+        dpo_nll,
+        {"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
+        "Iterative Reasoning Preference Optimization, arXiv 2404.19733",
+        notes=(
+            'The likelihood is a mean over tokens for each pair. TRL\'s loss_type=["sigmoid", '
+            '"sft"] takes it over all tokens: LOSSES.combine({"sigmoid": 1.0, "sft": 1.0}).',
+        ),
+    ),
+    margin_row(
+        "r_dpo",
+        r_dpo,
+        {"beta": 0.1, "alpha": 0.01, "label_smoothing": 0.0},
+        "Disentangling Length from Quality in DPO, arXiv 2403.19159",
+        notes=(
+            "The sign follows from the paper's penalty of alpha per token on the reward; it is "
+            "printed the other way round in some tables, which is a negative alpha here.",
+        ),
     ),
     LossSpec(
-        name="ipo",
+        name="aot",
         unit="pair",
-        terms=ipo,
+        terms=aot,
         weights=pair_weights,
         needs=(*PAIR, REFERENCE),
-        defaults={"tau": 0.1, "length_normalized": False},
-        paper="Identity Preference Optimization, arXiv 2310.12036",
+        defaults={"beta": 0.01, "label_smoothing": 0.0},
+        paper="Alignment via Optimal Transport, arXiv 2406.05882",
+        notes=("Sorted over the pairs of one call; TRL sorts over those of one device.",),
     ),
 )

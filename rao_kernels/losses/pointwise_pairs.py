@@ -1,7 +1,183 @@
-"""Pair losses with a reference that are no function of the margin alone."""
+"""Pair losses with a reference that are no function of the margin alone.
+
+Legend: w chosen, l rejected; D log-ratio of a response to the reference, h = D_w - D_l,
+a = beta D, u = beta h; sp(x) = log(1 + exp(x)); P pairs. These fix the level of D, not only the
+gap: where the log-partition function does not cancel, no f-divergence is defined.
+"""
 
 from __future__ import annotations
 
-from ._spec import LossSpec
+from typing import Unpack
 
-ROWS: tuple[LossSpec, ...] = ()
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._inputs import LossInputs
+from ._spec import LossSpec
+from ._terms import Terms, check_fraction, logistic
+from .modifiers import PairOptions, pair_row, pointwise_terms
+
+
+def cal_dpo(
+    inputs: LossInputs, *, beta: float, calibration_weight: float, **options: Unpack[PairOptions]
+) -> Terms:
+    """Cal-DPO: ``sp(-h) + w ((D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2)``.
+
+    The contrastive term has no beta (arXiv 2412.14516).
+    """
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        contrast = logistic((chosen - rejected) / beta)
+        return contrast + calibration_weight * _squares_to_half(chosen, rejected, beta)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def sppo_hard(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]) -> Terms:
+    """SPPO at win probabilities 1 and 0: ``(D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2``.
+
+    arXiv 2405.00675, beta = 1 / eta.
+    """
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return _squares_to_half(chosen, rejected, beta)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def _squares_to_half(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """``((a_w - 1/2)^2 + (a_l + 1/2)^2) / beta^2``."""
+    return (((chosen - 0.5) / beta).square()) + ((rejected + 0.5) / beta).square()
+
+
+def dpop(
+    inputs: LossInputs, *, beta: float, dpop_lambda: float, **options: Unpack[PairOptions]
+) -> Terms:
+    """DPO-Positive: ``sp(-beta (h - dpop_lambda max(0, -D_w)))`` (arXiv 2402.13228).
+
+    The penalty stands inside the sigmoid: a chosen response below the reference counts against.
+    """
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return logistic(chosen - rejected - dpop_lambda * F.relu(-chosen))
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def dpo_shift(
+    inputs: LossInputs, *, beta: float, shift: float, **options: Unpack[PairOptions]
+) -> Terms:
+    """DPO-Shift: ``sp(-beta (D_w - shift D_l))`` (arXiv 2502.07599); a shift of 1 is DPO."""
+    check_fraction("shift", shift)
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return logistic(chosen - shift * rejected)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def apo_zero(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]) -> Terms:
+    """APO-zero: ``sigmoid(-a_w) + sigmoid(a_l)`` (arXiv 2408.06266, Eq. 7)."""
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def apo_down(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]) -> Terms:
+    """APO-down: ``sigmoid(a_w) + sigmoid(-u)`` (arXiv 2408.06266, Eq. 8)."""
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def nca_pair(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]) -> Terms:
+    """NCA on pairs: ``sp(-a_w) + sp(a_w) / 2 + sp(a_l) / 2`` (arXiv 2402.05369)."""
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return logistic(chosen) + 0.5 * logistic(-chosen) + 0.5 * logistic(-rejected)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+def bco_pair(
+    inputs: LossInputs, *, beta: float, delta: Tensor | float, **options: Unpack[PairOptions]
+) -> Terms:
+    """BCO on pairs: ``sp(-(a_w - delta)) + sp(a_l - delta)`` (arXiv 2404.04656).
+
+    delta: a running mean of the implicit rewards a, kept by the caller; without gradient.
+    """
+    level = delta.detach().double() if isinstance(delta, Tensor) else delta
+
+    def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return logistic(chosen - level) + logistic(level - rejected)
+
+    return pointwise_terms(inputs, beta, surrogate, **options)
+
+
+ROWS: tuple[LossSpec, ...] = (
+    pair_row(
+        "cal_dpo",
+        cal_dpo,
+        {"beta": 0.1, "calibration_weight": 1.0},
+        "Calibrated DPO, arXiv 2412.14516",
+        notes=("The authors' code weighs the calibration by 1/2.",),
+    ),
+    pair_row(
+        "dpop",
+        dpop,
+        {"beta": 0.3, "dpop_lambda": 50.0},
+        "Smaug: DPO-Positive, arXiv 2402.13228",
+        notes=("Some public code puts the penalty outside the sigmoid, where it is a reward.",),
+    ),
+    pair_row(
+        "dpo_shift",
+        dpo_shift,
+        {"beta": 0.1, "shift": 0.95},
+        "DPO-Shift, arXiv 2502.07599",
+        notes=("The authors also vary the shift over the steps; here the caller does.",),
+    ),
+    pair_row(
+        "apo_down",
+        apo_down,
+        {"beta": 0.1},
+        "Anchored Preference Optimization, arXiv 2408.06266",
+    ),
+    pair_row(
+        "apo_zero",
+        apo_zero,
+        {"beta": 0.1},
+        "Anchored Preference Optimization, arXiv 2408.06266",
+    ),
+    pair_row(
+        "nca_pair",
+        nca_pair,
+        {"beta": 0.01},
+        "Noise Contrastive Alignment, arXiv 2402.05369",
+        notes=("TRL's beta is 0.1 unless told.",),
+    ),
+    pair_row(
+        "bco_pair",
+        bco_pair,
+        {"beta": 0.01, "delta": 0.0},
+        "Binary Classifier Optimization, arXiv 2404.04656",
+        notes=(
+            "TRL and Liger take delta = 0 (as here) and beta = 0.1; LLaMA-Factory and ms-swift a "
+            "running mean. TRL's paper index prints the sigmoid loss instead.",
+        ),
+    ),
+    pair_row(
+        "sppo_hard",
+        sppo_hard,
+        {"beta": 1e-3},
+        "Self-Play Preference Optimization, arXiv 2405.00675",
+        notes=(
+            "Sum over the two responses as in TRL and Liger, whose beta is 0.1 unless told; the "
+            "authors' code takes their mean.",
+        ),
+    ),
+)

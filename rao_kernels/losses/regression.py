@@ -1,7 +1,301 @@
-"""Point-wise reward regression: RAO's siblings, which differ in how they know log Z."""
+"""Point-wise reward regression: RAO's siblings, which differ in how they know log Z.
+
+Legend: S sequences, K reference samples; r reward of a response, D its log-ratio to the reference,
+k responses per prompt. Every loss is the square of ``target - beta D``.
+"""
 
 from __future__ import annotations
 
-from ._spec import LossSpec
+import math
+from typing import Literal, get_args
 
-ROWS: tuple[LossSpec, ...] = ()
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ._inputs import LossInputs
+from ._spec import PAIR, REFERENCE, LossSpec
+from ._terms import (
+    Terms,
+    check_positive,
+    group_logsumexp,
+    group_mean,
+    group_sizes,
+    log_ratios,
+    pair_metrics,
+    pair_up,
+    pair_weights,
+    per_token,
+    prompt_weights,
+    reference_logps,
+    reward_preference_metrics,
+    sequence_weights,
+)
+
+QuantileReward = Literal["identity", "log", "normal"]
+Baseline = Literal["mean", "log_mean_exp"]
+
+
+def _regression(
+    inputs: LossInputs, target: Tensor, implicit: Tensor, scale: float | Tensor
+) -> Terms:
+    """``scale (target - implicit)^2`` per sequence."""
+    metrics = reward_preference_metrics(inputs, implicit)
+    return Terms(scale * (target - implicit).square(), metrics)
+
+
+def _rewards(inputs: LossInputs) -> Tensor:
+    return inputs.require("rewards").double()
+
+
+# The level of the reward known from outside.
+
+
+def dro_value(inputs: LossInputs, *, tau: float) -> Terms:
+    """DRO-V: ``(r - V - tau D)^2 / 2`` (arXiv 2405.19107).
+
+    V is the value model's estimate for the prompt and is trained by the same loss:
+    dL/dD = -tau (r - V - tau D), dL/dV = -(r - V - tau D), over S.
+    """
+    check_positive("tau", tau)
+    values = inputs.require("values")
+    if values.numel() != inputs.num_sequences:
+        raise InputError("values", "shape [S], one value per prompt", list(values.shape))
+    target = _rewards(inputs) - values.double()
+    return _regression(inputs, target, tau * log_ratios(inputs), 0.5)
+
+
+def reward_partition(inputs: LossInputs, *, tau: float, length_normalized: bool) -> Terms:
+    """Reward partitioning: ``(D - (r - V) / tau)^2 / 2`` (arXiv 2506.13702).
+
+    ``V = tau log sum_i pi_ref(y_i) exp(r_i / tau)`` over the responses of the prompt, so that
+    targets are a softmax restricted to them. With one response the reward cancels and the target
+    is probability one.
+    """
+    check_positive("tau", tau)
+    ratios, reference = log_ratios(inputs), reference_logps(inputs)
+    if length_normalized:
+        ratios, reference = per_token(ratios, inputs), per_token(reference, inputs)
+    scaled = _rewards(inputs) / tau
+    target = scaled - group_logsumexp(reference + scaled, inputs)
+    return _regression(inputs, tau * target, tau * ratios, 0.5 / tau**2)
+
+
+def a2po(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
+    """A*-PO: ``(r - V - beta2 D)^2`` (arXiv 2505.20686).
+
+    ``V = beta1 log mean exp(r_ref / beta1)`` over the reference samples of the prompt.
+    """
+    check_positive("beta1", beta1)
+    check_positive("beta2", beta2)
+    mine, samples = _reference_samples(inputs)
+    scaled = (samples / beta1).expand(mine.shape).masked_fill(~mine, -torch.inf)
+    value = beta1 * (scaled.logsumexp(1) - mine.sum(1).log())
+    return _regression(inputs, _rewards(inputs) - value, beta2 * log_ratios(inputs), 1.0)
+
+
+def qrpo(inputs: LossInputs, *, beta: float, quantile_reward: QuantileReward) -> Terms:
+    """QRPO: ``(R(q) - beta log Z - beta D)^2`` with an exact Z (arXiv 2507.08068).
+
+    q is the share of the prompt's reference samples whose reward is at most r: uniform under the
+    reference, so that Z depends on R and beta only. R: "identity"; "log"; "normal", the normal
+    quantile. For the latter two q stays half a sample away from 0 and 1.
+    """
+    check_positive("beta", beta)
+    if quantile_reward not in get_args(QuantileReward):
+        choices = f"one of {get_args(QuantileReward)}"
+        raise InputError("quantile_reward", choices, repr(quantile_reward))
+    mine, samples = _reference_samples(inputs)
+    count = mine.sum(1).double()
+    below = (mine & (samples <= _rewards(inputs)[:, None])).sum(1).double()
+    if quantile_reward != "identity":
+        below = torch.minimum(below.clamp(min=0.5), count - 0.5)
+    target = _quantile_reward(below / count, quantile_reward)
+    target = target - beta * _log_partition(beta, quantile_reward)
+    return _regression(inputs, target, beta * log_ratios(inputs), 1.0)
+
+
+def _quantile_reward(quantile: Tensor, name: QuantileReward) -> Tensor:
+    if name == "log":
+        return quantile.log()
+    return torch.special.ndtri(quantile) if name == "normal" else quantile
+
+
+def _log_partition(beta: float, name: QuantileReward) -> float:
+    """``log`` of the integral of ``exp(R(q) / beta)`` over q from 0 to 1."""
+    if name == "log":
+        return -math.log1p(1 / beta)
+    if name == "normal":
+        return 0.5 / beta**2
+    return math.log(beta) + 1 / beta + math.log(-math.expm1(-1 / beta))
+
+
+def _reference_samples(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    """``[S, K]`` which reference samples answer the prompt of a sequence, and rewards ``[1, K]``.
+
+    A prompt without any gives NaN, and an error that names it where the inputs are on the CPU.
+    """
+    rewards = inputs.require("ref_rewards").double()
+    groups, owners = inputs.require("groups"), inputs.require("ref_reward_groups")
+    if owners.shape != rewards.shape:
+        expected = f"shape {list(rewards.shape)}, like `ref_rewards`"
+        raise InputError("ref_reward_groups", expected, list(owners.shape))
+    mine = groups[:, None] == owners
+    if groups.device.type == "cpu" and not bool(mine.any(1).all()):
+        lonely = int(groups[(~mine.any(1)).to(torch.int8).argmax()])
+        raise InputError("ref_reward_groups", "a sample for each prompt", f"none of group {lonely}")
+    return mine, rewards[None]
+
+
+# The level taken from the group.
+
+
+def kimi(inputs: LossInputs, *, tau: float, baseline: Baseline) -> Terms:
+    """Kimi k1.5: ``(r - V - tau D)^2 / (2 tau)``, mean over prompts of means (arXiv 2501.12599).
+
+    V is the group's mean reward or, as derived, ``tau log mean exp(r / tau)``; the reference is
+    the policy of the previous iteration. dL/dD = -(r - V - tau D) / k.
+    """
+    return _group_regression(inputs, 1.0, check_positive("tau", tau), baseline)
+
+
+def dgro(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
+    """DGRO: ``(beta1 (r - mean r) - beta2 D)^2 / (2 beta2)`` (arXiv 2505.12951).
+
+    beta1 scales the policy gradient, beta2 the distance to the sampling policy, which is the
+    reference: dL/dD = -(beta1 (r - mean r) - beta2 D) / k.
+    """
+    check_positive("beta1", beta1)
+    return _group_regression(inputs, beta1, check_positive("beta2", beta2), "mean")
+
+
+def _group_regression(
+    inputs: LossInputs, reward_scale: float, tau: float, baseline: Baseline
+) -> Terms:
+    """``(scale (r - V) - tau D)^2 / (2 tau)`` for each response of a group."""
+    if baseline not in get_args(Baseline):
+        raise InputError("baseline", f"one of {get_args(Baseline)}", repr(baseline))
+    rewards = _rewards(inputs)
+    if baseline == "mean":
+        level = group_mean(rewards, inputs)
+    else:
+        level = tau * (group_logsumexp(rewards / tau, inputs) - group_sizes(inputs).log())
+    target = reward_scale * (rewards - level)
+    return _regression(inputs, target, tau * log_ratios(inputs), 0.5 / tau)
+
+
+def agro(inputs: LossInputs, *, beta: float, unbiased: bool) -> Terms:
+    """AGRO: half the variance of ``r - beta D`` within each prompt (arXiv 2503.19612).
+
+    ``sum_i (rho_i - mean rho)^2 / (2 k)``, with `unbiased` over ``2 (k - 1)``; zero for a single
+    response. dL/dD_i = -beta (rho_i - mean rho) / k.
+    """
+    check_positive("beta", beta)
+    implicit = beta * log_ratios(inputs)
+    level = group_mean(_rewards(inputs) - implicit, inputs)
+    sizes = group_sizes(inputs).double()
+    scale = 0.5 * sizes / (sizes - 1).clamp(min=1) if unbiased else 0.5
+    return _regression(inputs, _rewards(inputs) - level, implicit, scale)
+
+
+def rebel(inputs: LossInputs, *, eta: float) -> Terms:
+    """REBEL: ``((D_w - D_l) - eta (r_w - r_l))^2`` (arXiv 2404.16767).
+
+    D is against the policy that sampled; the implicit rewards are D / eta.
+    """
+    check_positive("eta", eta)
+    pairs = pair_up(inputs)
+    ratios = log_ratios(inputs)
+    chosen, rejected = pairs.split(ratios - eta * _rewards(inputs))
+    return Terms((chosen - rejected).square(), pair_metrics(inputs, pairs, ratios / eta))
+
+
+ROWS: tuple[LossSpec, ...] = (
+    LossSpec(
+        name="dro_value",
+        unit="sequence",
+        terms=dro_value,
+        weights=sequence_weights,
+        needs=("rewards", REFERENCE, "values"),
+        defaults={"tau": 1.0},
+        paper="Direct Reward Optimisation, arXiv 2405.19107",
+        notes=(
+            "The paper divides the policy's gradient by tau; its two networks have their own "
+            "learning rates.",
+            "verl and Tinker call `dro` a loss per token, whose sum of squares is another.",
+        ),
+    ),
+    LossSpec(
+        name="reward_partition",
+        unit="sequence",
+        terms=reward_partition,
+        weights=sequence_weights,
+        needs=("rewards", REFERENCE, "groups"),
+        defaults={"tau": 5.0, "length_normalized": False},
+        paper="Reward Partitioning Optimization, arXiv 2506.13702",
+        notes=(
+            "The authors' code averages log-probs over tokens (length_normalized=True) and "
+            "standardises rewards over the data set beforehand.",
+        ),
+    ),
+    LossSpec(
+        name="a2po",
+        unit="sequence",
+        terms=a2po,
+        weights=sequence_weights,
+        needs=("rewards", REFERENCE, "groups", "ref_rewards", "ref_reward_groups"),
+        defaults={"beta1": 0.5, "beta2": 1e-3},
+        paper="A*-PO, arXiv 2505.20686",
+    ),
+    LossSpec(
+        name="qrpo",
+        unit="sequence",
+        terms=qrpo,
+        weights=sequence_weights,
+        needs=("rewards", REFERENCE, "groups", "ref_rewards", "ref_reward_groups"),
+        defaults={"beta": 0.1, "quantile_reward": "identity"},
+        paper="Quantile Reward Policy Optimization, arXiv 2507.08068",
+        notes=("The authors' code drops log(1 - exp(-1 / beta)) from log Z.",),
+    ),
+    LossSpec(
+        name="kimi",
+        unit="prompt",
+        terms=kimi,
+        weights=prompt_weights,
+        needs=("rewards", REFERENCE),
+        defaults={"tau": 0.1, "baseline": "mean"},
+        paper="Kimi k1.5, arXiv 2501.12599",
+        notes=(
+            "The report publishes no tau. Trinity-RFT's k2 regulariser is per token and has no "
+            "factor 1/2.",
+        ),
+    ),
+    LossSpec(
+        name="dgro",
+        unit="prompt",
+        terms=dgro,
+        weights=prompt_weights,
+        needs=("rewards", REFERENCE),
+        defaults={"beta1": 1.0, "beta2": 0.1},
+        paper="Decoupled Group Reward Optimization, arXiv 2505.12951",
+    ),
+    LossSpec(
+        name="agro",
+        unit="prompt",
+        terms=agro,
+        weights=prompt_weights,
+        needs=("rewards", REFERENCE),
+        defaults={"beta": 0.1, "unbiased": False},
+        paper="Any-Generation Reward Optimization, arXiv 2503.19612",
+        notes=("GVPO (arXiv 2504.19599) and TB-VarGrad (arXiv 2503.18929) share its gradient.",),
+    ),
+    LossSpec(
+        name="rebel",
+        unit="pair",
+        terms=rebel,
+        weights=pair_weights,
+        needs=(*PAIR, REFERENCE, "rewards"),
+        defaults={"eta": 1.0},
+        paper="REBEL, arXiv 2404.16767",
+    ),
+)
