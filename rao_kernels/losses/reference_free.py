@@ -1,26 +1,182 @@
-"""Losses without a reference model."""
+"""Pair losses without a reference model.
+
+Legend: w chosen, l rejected; L log-probability of a response, n its length, lbar = L / n;
+sp(a) = log(1 + exp(a)); NLL token mean over the batch's responses named; P pairs.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ._inputs import LossInputs
 from ._spec import PAIR, LossSpec
-from ._terms import Terms, check_positive, logistic, pair_terms, pair_weights, per_token
+from ._terms import (
+    Pairs,
+    Terms,
+    check_positive,
+    logistic,
+    order_within_groups,
+    pair_metrics,
+    pair_terms,
+    pair_up,
+    pair_weights,
+    per_token,
+)
+from .modifiers import expm1, smoothed
+
+# A mean log-probability is held below this: at 0 the odds are infinite.
+_ALMOST_CERTAIN = -1e-12
 
 
-def simpo(inputs: LossInputs, *, beta: float, gamma: float) -> Terms:
-    """SimPO: ``-log sigmoid(beta (lbar_w - lbar_l) - gamma)`` per pair (arXiv 2405.14734).
-
-    lbar is the mean token log-probability; gamma the target margin.
-    """
+def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: float) -> Terms:
+    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734)."""
     scores = check_positive("beta", beta) * per_token(inputs.logps, inputs)
+    return _beyond_margin(inputs, scores, gamma, label_smoothing)
 
-    def surrogate(margin: Tensor) -> Tensor:
-        return logistic(margin - gamma)
 
-    return pair_terms(inputs, scores, surrogate)
+def alphapo(
+    inputs: LossInputs, *, beta: float, gamma: float, alpha: float, label_smoothing: float
+) -> Terms:
+    """AlphaPO: ``sp(gamma - (R_w - R_l))``, ``R = beta (1 - exp(-alpha lbar)) / alpha``.
 
+    Mean over pairs. Alpha 0 is SimPO (arXiv 2501.03884).
+    """
+    means = per_token(inputs.logps, inputs)
+    shaped = means if alpha == 0 else -expm1(-alpha * means) / alpha
+    return _beyond_margin(inputs, check_positive("beta", beta) * shaped, gamma, label_smoothing)
+
+
+def _beyond_margin(
+    inputs: LossInputs, scores: Tensor, gamma: float, label_smoothing: float
+) -> Terms:
+    """``log(1 + exp(gamma - (score_w - score_l)))`` of scores ``[S]``."""
+    surrogate = smoothed(logistic, label_smoothing)
+    return pair_terms(inputs, scores, lambda margin: surrogate(margin - gamma))
+
+
+def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: float) -> Terms:
+    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417)."""
+    scores = check_positive("beta", beta) * inputs.logps
+    terms = pair_terms(inputs, scores, smoothed(logistic, label_smoothing))
+    return _with_nll(terms, batch_nll(inputs, pair_up(inputs).chosen), sft_weight)
+
+
+def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
+    """SLiC-HF: ``max(0, margin - (L_w - L_l)) - sft_weight L_w``, mean over pairs.
+
+    At the kink the subgradient is 0 (arXiv 2305.10425).
+    """
+    logps = inputs.logps
+    terms = pair_terms(inputs, logps, lambda difference: F.relu(margin - difference))
+    return _with_nll(terms, -pair_up(inputs).split(logps)[0], sft_weight)
+
+
+def orpo(inputs: LossInputs, *, lam: float) -> Terms:
+    """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``.
+
+    Mean over pairs. The implicit rewards are the log-odds o (arXiv 2403.07691).
+    """
+    means = per_token(inputs.logps, inputs)
+    terms = pair_terms(inputs, log_odds(means), lambda margin: lam * logistic(margin))
+    return _with_nll(terms, -pair_up(inputs).split(means)[0], 1.0)
+
+
+def log_odds(logps: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of log-probabilities, finite up to p = 1."""
+    held = logps.clamp(max=_ALMOST_CERTAIN)
+    near = held > -math.log(2)
+    # Each branch sees only arguments it is exact for, so that neither spoils the gradient.
+    complement = torch.where(
+        near,
+        (-torch.expm1(held.clamp(min=-1.0))).log(),
+        torch.log1p(-held.clamp(max=-0.5).exp()),
+    )
+    return held - complement
+
+
+def tpo(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    sft_weight: float,
+    length_normalized: bool,
+    gamma: float,
+    label_smoothing: float,
+) -> Terms:
+    """TPO: ``sp(gamma - beta (L_w - L_l)) + sft_weight NLL(gold)``, mean over triples.
+
+    Three responses to each prompt: gold, preferred and neither. With `length_normalized` lbar
+    stands for L: TPO-L (arXiv 2405.16681).
+    """
+    logps = inputs.logps
+    scores = check_positive("beta", beta) * (
+        per_token(logps, inputs) if length_normalized else logps
+    )
+    gold, pairs = triple_up(inputs)
+    chosen, rejected = pairs.split(scores)
+    values = smoothed(logistic, label_smoothing)(chosen - rejected - gamma)
+    terms = Terms(values, pair_metrics(inputs, pairs, scores))
+    return _with_nll(terms, batch_nll(inputs, gold), sft_weight)
+
+
+def triple_up(inputs: LossInputs) -> tuple[Tensor, Pairs]:
+    """Gold sequences ``[P]``, and the pairs of the other two in each group of three.
+
+    Checked as `pair_up` checks.
+    """
+    groups = inputs.require("groups")
+    gold, preferred = inputs.require("gold").bool(), inputs.require("preferred").bool()
+    if groups.numel() % 3:
+        raise _triple_error(groups)
+    rank = gold.long() * 2 + (preferred & ~gold).long()
+    order = order_within_groups(rank, groups, descending=True).view(-1, 3)
+    same = (groups[order] == groups[order[:, :1]]).all(1)
+    ranked = rank[order]
+    valid = same & (ranked[:, 0] == 2) & (ranked[:, 1] == 1) & (ranked[:, 2] == 0)
+    if groups.device.type == "cpu" and not bool(valid.all()):
+        raise _triple_error(groups[order[~valid][0]])
+    poison = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
+    pairs = Pairs(order[:, 1], order[:, 2], poison.masked_fill(~valid, torch.nan))
+    return order[:, 0], pairs
+
+
+def _triple_error(groups: Tensor) -> InputError:
+    return InputError(
+        "gold",
+        "three sequences in each group: one gold, and of the others one preferred",
+        f"{groups.numel()} sequences" if groups.numel() % 3 else f"group {int(groups[0])}",
+    )
+
+
+def batch_nll(inputs: LossInputs, sequences: Tensor) -> Tensor:
+    """``[P]`` of sequences ``[P]``, whose mean is their negative log-probability per token."""
+    count = inputs.lengths[sequences].sum().clamp(min=1)
+    return -inputs.logps[sequences] * (len(sequences) / count)
+
+
+def _with_nll(terms: Terms, nll: Tensor, weight: float) -> Terms:
+    """`terms` with ``weight * nll`` ``[P]`` added."""
+    if not weight >= 0:
+        raise InputError("sft_weight", "a number of at least 0", weight)
+    mean = nll.detach().sum() / max(len(nll), 1)
+    return Terms(terms.values + weight * nll, {**terms.metrics, "nll_loss": mean})
+
+
+def triple_weights(inputs: LossInputs) -> Tensor:
+    """``[P]`` one for each three sequences."""
+    device = inputs.token_logps.device
+    return torch.ones(inputs.num_sequences // 3, dtype=torch.float64, device=device)
+
+
+_NLL_NOTE = (
+    "The NLL is a token mean over this batch, as in TRL and Liger; each batch counts by its pairs "
+    "under a shared normaliser."
+)
 
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
@@ -29,7 +185,85 @@ ROWS: tuple[LossSpec, ...] = (
         terms=simpo,
         weights=pair_weights,
         needs=PAIR,
-        defaults={"beta": 2.0, "gamma": 0.5},
+        defaults={"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0},
         paper="Simple Preference Optimization, arXiv 2405.14734",
+        notes=(
+            "gamma is the margin itself, as in TRL (simpo_gamma) and Liger; the paper and its "
+            "code also give gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
+            "(cpo_alpha 1): for that, combine with `sft`.",
+        ),
+    ),
+    LossSpec(
+        name="alphapo",
+        unit="pair",
+        terms=alphapo,
+        weights=pair_weights,
+        needs=PAIR,
+        defaults={"beta": 2.5, "gamma": 0.1, "alpha": 0.25, "label_smoothing": 0.0},
+        paper="AlphaPO, arXiv 2501.03884",
+        notes=(
+            "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
+            " underflows; here one expm1, which goes on as its tangent from 70.",
+        ),
+    ),
+    LossSpec(
+        name="cpo",
+        unit="pair",
+        terms=cpo,
+        weights=pair_weights,
+        needs=PAIR,
+        defaults={"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
+        paper="Contrastive Preference Optimization, arXiv 2401.08417",
+        notes=(
+            _NLL_NOTE,
+            "The authors' repository now scales the rejected term by a penalty on lengths; that "
+            "is not offered.",
+        ),
+    ),
+    LossSpec(
+        name="slic",
+        unit="pair",
+        terms=slic,
+        weights=pair_weights,
+        needs=PAIR,
+        defaults={"margin": 1.0, "sft_weight": 0.1},
+        paper="SLiC-HF, arXiv 2305.10425",
+        notes=("The target of the regularisation is the chosen response, summed, as in HALOs.",),
+    ),
+    LossSpec(
+        name="orpo",
+        unit="pair",
+        terms=orpo,
+        weights=pair_weights,
+        needs=PAIR,
+        defaults={"lam": 0.1},
+        paper="Odds Ratio Preference Optimization, arXiv 2403.07691",
+        notes=(
+            "The NLL is minus the chosen response's mean log-probability, averaged over pairs, as "
+            "in LLaMA-Factory. TRL's is a token mean over the batch and over prompt and response, "
+            "Liger's a token mean over the responses.",
+            "TRL's lam is called beta. At p = 1 TRL, Liger and the authors' code give infinities; "
+            "here lbar is held at -1e-12.",
+        ),
+    ),
+    LossSpec(
+        name="tpo",
+        unit="pair",
+        terms=tpo,
+        weights=triple_weights,
+        needs=(*PAIR, "gold"),
+        defaults={
+            "beta": 0.01,
+            "sft_weight": 1.0,
+            "length_normalized": False,
+            "gamma": 0.0,
+            "label_smoothing": 0.0,
+        },
+        paper="Triple Preference Optimization, arXiv 2405.16681",
+        notes=(
+            _NLL_NOTE,
+            "TRL's 'tpo-l' is `length_normalized=True` with gamma 0.5; its 'hinge' and 'ipo' forms "
+            "are not offered.",
+        ),
     ),
 )

@@ -1,6 +1,8 @@
-"""Maximum likelihood."""
+"""Maximum likelihood, of the preferred responses where `preferred` is given."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from ._inputs import LossInputs
 from ._spec import LossSpec
@@ -8,9 +10,19 @@ from ._terms import Terms, preferred_token_weights, weighted_mean
 
 
 def sft(inputs: LossInputs) -> Terms:
-    """Cross-entropy per token, of the preferred responses where `preferred` is given."""
+    """SFT: ``-l_t``, the negative log-probability, mean over tokens."""
     values = -inputs.token_logps.double()
-    return Terms(values, {"nll_loss": weighted_mean(values, preferred_token_weights(inputs))})
+    return Terms(values, _metrics(inputs, values))
+
+
+def dft(inputs: LossInputs) -> Terms:
+    """DFT: ``-sg(exp(l_t)) l_t``, mean over tokens (arXiv 2508.05629)."""
+    logps = inputs.token_logps.double()
+    return Terms(-logps.detach().exp() * logps, _metrics(inputs, -logps))
+
+
+def _metrics(inputs: LossInputs, nll: Tensor) -> dict[str, Tensor]:
+    return {"nll_loss": weighted_mean(nll.detach(), preferred_token_weights(inputs))}
 
 
 ROWS: tuple[LossSpec, ...] = (
@@ -20,7 +32,18 @@ ROWS: tuple[LossSpec, ...] = (
         terms=sft,
         weights=preferred_token_weights,
         needs=(),
+        optional=("preferred",),
         defaults={},
         paper="maximum likelihood",
+    ),
+    LossSpec(
+        name="dft",
+        unit="token",
+        terms=dft,
+        weights=preferred_token_weights,
+        needs=(),
+        optional=("preferred",),
+        defaults={},
+        paper="Dynamic Fine-Tuning, arXiv 2508.05629",
     ),
 )

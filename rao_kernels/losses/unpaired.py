@@ -1,7 +1,200 @@
-"""Losses on single responses with a label or a win probability."""
+"""Losses on single responses with a label or a win probability.
+
+Legend: D log-ratio of a response to the reference, sp(a) = log(1 + exp(a)), S sequences.
+A response is desirable where `preferred` is True.
+"""
 
 from __future__ import annotations
 
-from ._spec import LossSpec
+import torch
+from torch import Tensor
 
-ROWS: tuple[LossSpec, ...] = ()
+from ..errors import InputError
+from ._inputs import LossInputs
+from ._spec import REFERENCE, LossSpec
+from ._terms import (
+    Pairs,
+    Terms,
+    check_positive,
+    log_ratios,
+    logistic,
+    pair_metrics,
+    pair_weights,
+    sequence_weights,
+    weighted_mean,
+)
+from .modifiers import smoothed
+
+
+def kto(
+    inputs: LossInputs, *, beta: float, desirable_weight: float, undesirable_weight: float
+) -> Terms:
+    """KTO: ``lamD sigmoid(-beta (D - z0))`` or ``lamU sigmoid(beta (D - z0))``, over sequences.
+
+    The former for desirable responses; ``z0 = max(0, mean(log-ratio of mismatched pairs))`` over
+    the batch, without gradient (arXiv 2402.01306).
+    """
+    mismatched = inputs.require("kl_logps").double() - inputs.require("ref_kl_logps").double()
+    z0 = mismatched.detach().mean().clamp(min=0)
+    scores = check_positive("beta", beta) * log_ratios(inputs)
+    terms = _saturating(inputs, scores, beta * z0, desirable_weight, undesirable_weight)
+    return Terms(terms.values, {**terms.metrics, "kl": z0})
+
+
+def apo_zero_unpaired(
+    inputs: LossInputs, *, beta: float, desirable_weight: float, undesirable_weight: float
+) -> Terms:
+    """APO-zero: ``lamD sigmoid(-beta D)`` or ``lamU sigmoid(beta D)``, mean over sequences.
+
+    The former for desirable responses (arXiv 2408.06266).
+    """
+    scores = check_positive("beta", beta) * log_ratios(inputs)
+    zero = torch.zeros_like(scores[0])
+    return _saturating(inputs, scores, zero, desirable_weight, undesirable_weight)
+
+
+def _saturating(
+    inputs: LossInputs, scores: Tensor, origin: Tensor, desirable: float, undesirable: float
+) -> Terms:
+    """``sigmoid(-(score - origin))`` of desirable responses, its complement of others."""
+    good = inputs.require("preferred").bool()
+    weight = torch.full_like(scores, check_positive("undesirable_weight", undesirable))
+    weight = weight.masked_fill(good, check_positive("desirable_weight", desirable))
+    distance = torch.where(good, origin - scores, scores - origin)
+    return Terms(weight * distance.sigmoid(), label_metrics(inputs, scores))
+
+
+def bco(inputs: LossInputs, *, beta: float, delta: float | None) -> Terms:
+    """BCO: ``sp(delta - beta D)`` or ``sp(beta D - delta)``, mean over sequences.
+
+    The former for desirable responses; delta is the caller's running mean of ``beta D``, or None
+    for the batch's own, without gradient (arXiv 2404.04656).
+    """
+    scores = check_positive("beta", beta) * log_ratios(inputs)
+    mean = scores.detach().mean()
+    origin = mean if delta is None else torch.full_like(mean, delta)
+    good = inputs.require("preferred").bool()
+    values = logistic(torch.where(good, scores - origin, origin - scores))
+    return Terms(values, {**label_metrics(inputs, scores), "bco/mean_reward": mean})
+
+
+def sppo(inputs: LossInputs, *, eta: float) -> Terms:
+    """SPPO: ``(D - eta (P - 1/2))^2``, mean over sequences.
+
+    P is the probability of winning against the reference, which is the previous iterate; it
+    stands in `rewards` (arXiv 2405.00675). The implicit rewards are D / eta.
+    """
+    ratios = log_ratios(inputs)
+    target = check_positive("eta", eta) * (inputs.require("rewards").double() - 0.5)
+    metrics = {
+        "rewards/mean": (ratios / eta).mean(),
+        "logps/mean": inputs.logps.mean(),
+    }
+    return Terms((ratios - target).square(), metrics)
+
+
+def aot_unpaired(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
+    """Unpaired AOT: ``sp(-beta (D_w(k) - D_l(k)))``, mean over ranks k.
+
+    Desirable and undesirable responses, as many of each, are sorted by D apart
+    (arXiv 2406.05882).
+    """
+    scores = check_positive("beta", beta) * log_ratios(inputs)
+    pairs = _pair_by_rank(scores.detach(), inputs.require("preferred").bool())
+    desirable, undesirable = pairs.split(scores)
+    values = smoothed(logistic, label_smoothing)(desirable - undesirable)
+    return Terms(values, pair_metrics(inputs, pairs, scores))
+
+
+def _pair_by_rank(scores: Tensor, good: Tensor) -> Pairs:
+    """Pair the k-th smallest score of the desirable with that of the undesirable.
+
+    Unequal counts are an error where the inputs are on the CPU, and give NaN elsewhere.
+    """
+    by_score = scores.argsort(stable=True)
+    order = by_score[good[by_score].long().argsort(stable=True, descending=True)]
+    half = len(order) // 2
+    valid = good[order[:half]] & ~good[order[half : 2 * half]]
+    if len(order) % 2 or (good.device.type == "cpu" and not bool(valid.all())):
+        raise InputError("preferred", "as many True as False", f"{len(order)} sequences otherwise")
+    poison = torch.zeros(half, dtype=torch.float64, device=scores.device)
+    return Pairs(order[:half], order[half:], poison.masked_fill(~valid, torch.nan))
+
+
+def label_metrics(inputs: LossInputs, implicit_rewards: Tensor) -> dict[str, Tensor]:
+    """Means of implicit rewards and log-probs over desirable and undesirable responses."""
+    good = inputs.require("preferred").double()
+    rewards, logps = implicit_rewards.detach(), inputs.logps.detach()
+    chosen, rejected = weighted_mean(rewards, good), weighted_mean(rewards, 1 - good)
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "logps/chosen": weighted_mean(logps, good),
+        "logps/rejected": weighted_mean(logps, 1 - good),
+    }
+
+
+_WEIGHTS = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+
+ROWS: tuple[LossSpec, ...] = (
+    LossSpec(
+        name="kto",
+        unit="sequence",
+        terms=kto,
+        weights=sequence_weights,
+        needs=("preferred", REFERENCE, "kl_logps", "ref_kl_logps"),
+        defaults=_WEIGHTS,
+        paper="Kahneman-Tversky Optimization, arXiv 2402.01306",
+        notes=(
+            "z0 is of the batch given; TRL takes the mean over ranks. Liger has no weights for "
+            "the labels, and clamps nothing: it takes z0 as given.",
+        ),
+    ),
+    LossSpec(
+        name="bco",
+        unit="sequence",
+        terms=bco,
+        weights=sequence_weights,
+        needs=("preferred", REFERENCE),
+        defaults={"beta": 0.01, "delta": None},
+        paper="Binary Classifier Optimization, arXiv 2404.04656",
+        notes=(
+            "TRL's running mean starts with the batch's own; keep one of the metric "
+            "`bco/mean_reward` and give it as `delta`. TRL's beta is 0.1. Its density-ratio "
+            "weights of undesirable responses are not offered.",
+        ),
+    ),
+    LossSpec(
+        name="apo_zero_unpaired",
+        unit="sequence",
+        terms=apo_zero_unpaired,
+        weights=sequence_weights,
+        needs=("preferred", REFERENCE),
+        defaults=_WEIGHTS,
+        paper="Anchored Preference Optimization, arXiv 2408.06266",
+    ),
+    LossSpec(
+        name="aot_unpaired",
+        unit="pair",
+        terms=aot_unpaired,
+        weights=pair_weights,
+        needs=("preferred", REFERENCE),
+        defaults={"beta": 0.01, "label_smoothing": 0.0},
+        paper="Alignment via Optimal Transport, arXiv 2406.05882",
+        notes=("Sorting is within the batch given; TRL sorts per device. TRL's beta is 0.1.",),
+    ),
+    LossSpec(
+        name="sppo",
+        unit="sequence",
+        terms=sppo,
+        weights=sequence_weights,
+        needs=("rewards", REFERENCE),
+        defaults={"eta": 1000.0},
+        paper="Self-Play Preference Optimization, arXiv 2405.00675",
+        notes=(
+            "eta is 1 / beta of TRL, Liger and the authors' code. `sppo_hard` sums winner and "
+            "loser instead of averaging.",
+        ),
+    ),
+)

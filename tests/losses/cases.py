@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from rao_kernels.losses._inputs import FIELD_SHAPES
 LENGTHS = (5, 1, 7, 3, 0, 4)
 PAIRED = (0, 0, 1, 1, 2, 2)
 PREFERRED = (True, False, False, True, True, False)
+GOLD = (False, True, False, False, True, False)
+TRIPLES = (0, 0, 0, 1, 1, 1)
 # Prompts with three, one and two responses, not next to each other.
 GROUPED = (0, 1, 0, 2, 2, 0)
 
@@ -64,7 +67,25 @@ def make(
         ref_reward_groups=torch.arange(count).repeat(4),
         token_entropy=numbers(sum(lengths)).abs(),
         token_log_sum_sq=-numbers(sum(lengths)).abs(),
+        gold=torch.tensor(GOLD[:count]),
+        old_token_logps=(tokens + numbers(sum(lengths)).double() / 4).to(dtype),
+        returns=numbers(sum(lengths)),
+        old_values=numbers(sum(lengths)),
+        kl_logps=numbers(count),
+        ref_kl_logps=numbers(count) - 1,
     )
+
+
+def make_for(name: str, *, seed: int = 0, **options: Any) -> LossInputs:
+    """`make` with what the loss `name` needs beyond what others can do with too."""
+    if name == "tpo":
+        return make(TRIPLES, seed=seed, **options)
+    inputs = make(seed=seed, **options)
+    if name != "ppo":
+        return inputs
+    generator = torch.Generator().manual_seed(seed)
+    advantages = torch.randn(inputs.token_logps.shape, generator=generator, dtype=torch.float64)
+    return replace(inputs, advantages=advantages.to(inputs.token_logps.dtype))
 
 
 def sums(values: Tensor, inputs: LossInputs) -> list[float]:

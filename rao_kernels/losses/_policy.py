@@ -1,0 +1,260 @@
+"""The named pieces policy gradients are composed of.
+
+Level of the ratio, advantage, surrogate, penalty and mean are chosen independently. All are per
+token ``[N]`` until the mean; what belongs to a sequence stands at each of its tokens.
+
+Legend: N response tokens, S sequences, G responses in a group, rho the ratio of the policy's
+probability to the sampling policy's, A the advantage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..segments import segment_sum
+from ._inputs import LossInputs
+from ._terms import Terms, check_positive, group_sum, per_token, weighted_mean
+from .modifiers import MAX_EXPONENT, expm1
+
+Mean = Callable[[Tensor, LossInputs], Tensor]
+
+
+class ClipOptions(TypedDict):
+    """Options of PPO's surrogate.
+
+    clip_low, clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``.
+    dual_clip: bound on the ratio where the advantage is negative; None for none.
+    """
+
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+
+
+class StdOptions(TypedDict):
+    """Options of advantages that are divided by a standard deviation.
+
+    eps: what is added to it. population_std: divide the squares by G instead of G - 1.
+    """
+
+    eps: float
+    population_std: bool
+
+
+class PolicyOptions(ClipOptions):
+    """kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given."""
+
+    kl_beta: float
+
+
+class GroupOptions(PolicyOptions, StdOptions):
+    """PPO's surrogate with standardised rewards for advantages."""
+
+
+# Levels: which ratio a token has.
+
+
+def old_token_logps(inputs: LossInputs) -> Tensor:
+    """``[N]`` under the policy that sampled; not given, it is the current one."""
+    old = inputs.old_token_logps
+    return (inputs.token_logps if old is None else old).detach().double()
+
+
+def token_log_ratios(inputs: LossInputs) -> Tensor:
+    """``[N]`` log rho of each token."""
+    return inputs.token_logps.double() - old_token_logps(inputs)
+
+
+def sequence_log_ratios(inputs: LossInputs) -> Tensor:
+    """``[N]`` sum of log rho over the token's sequence."""
+    return sequence_sums(token_log_ratios(inputs), inputs)[inputs.segments]
+
+
+def mean_log_ratios(inputs: LossInputs) -> Tensor:
+    """``[N]`` mean of log rho over the token's sequence."""
+    return sequence_means(token_log_ratios(inputs), inputs)[inputs.segments]
+
+
+# Advantages.
+
+
+def spread(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[N]`` of fp64 values per sequence or per token; per sequence where S = N."""
+    values = values.double()
+    return values[inputs.segments] if values.numel() == inputs.num_sequences else values
+
+
+def advantages_of(inputs: LossInputs, estimate: Callable[[], Tensor]) -> Tensor:
+    """``[N]`` the advantages given, else an estimate ``[S]``; without gradient."""
+    given = inputs.advantages
+    return spread(estimate() if given is None else given, inputs).detach()
+
+
+def centred(rewards: Tensor, inputs: LossInputs, counted: Tensor | None = None) -> Tensor:
+    """``[S]`` ``r - mean(r)`` within each group; exactly 0 where all of a group are equal.
+
+    The mean is over the sequences `counted` ``[S]``, None for all; 0 in a group without one.
+    """
+    rewards, groups = rewards.double(), inputs.require("groups")
+    counted = torch.ones_like(groups, dtype=torch.bool) if counted is None else counted
+    known = rewards.masked_fill(~counted, math.inf)
+    lowest = torch.empty_like(rewards).scatter_reduce(0, groups, known, "amin", include_self=False)
+    lowest = lowest[groups]
+    above = rewards - torch.where(lowest.isinf(), rewards, lowest)
+    count = group_sum(counted.double(), inputs).clamp(min=1)
+    return above - group_sum(above.masked_fill(~counted, 0), inputs) / count
+
+
+def standardized(
+    rewards: Tensor,
+    inputs: LossInputs,
+    counted: Tensor | None = None,
+    *,
+    eps: float,
+    population_std: bool,
+) -> Tensor:
+    """``[S]`` ``(r - mean(r)) / (std(r) + eps)`` within each group; 0 in a group of one.
+
+    The statistics are of the sequences `counted` ``[S]``, None for all.
+    """
+    deviation = centred(rewards, inputs, counted)
+    counted = torch.ones_like(deviation, dtype=torch.bool) if counted is None else counted
+    count = group_sum(counted.double(), inputs)
+    freedom = (count if population_std else count - 1).clamp(min=1)
+    variance = group_sum(deviation.square().masked_fill(~counted, 0), inputs) / freedom
+    return deviation / (variance.sqrt() + check_positive("eps", eps))
+
+
+def leave_one_out(rewards: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` ``r - mean of the others' r`` within each group; 0 in a group of one."""
+    deviation = centred(rewards, inputs)
+    count = group_sum(torch.ones_like(deviation), inputs)
+    return deviation * count / (count - 1).clamp(min=1)
+
+
+# Surrogates ``[N]``.
+
+
+def ratio(log_ratios: Tensor) -> Tensor:
+    """``exp(log_ratios)``, from `MAX_EXPONENT` on its tangent there."""
+    beyond = F.relu(log_ratios - MAX_EXPONENT)
+    return (log_ratios - beyond).exp() * (1 + beyond)
+
+
+def clipped(
+    log_ratios: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> Tensor:
+    """``-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``; rho <= dual_clip where A < 0.
+
+    The bounds are on log rho: a ratio that overflows has no part in a branch that is clipped.
+    """
+    low, high = log_bounds(clip_low, clip_high)
+    if dual_clip is not None and not dual_clip > 1:
+        raise InputError("dual_clip", "None, or a number above 1", dual_clip)
+    held = one_sided(log_ratios, advantages, low, high)
+    if dual_clip is not None:
+        held = torch.where(advantages < 0, held.clamp(max=math.log(dual_clip)), held)
+    return -advantages * ratio(held)
+
+
+def one_sided(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """PPO's pessimism: at most `high` where A >= 0, at least `low` where A < 0."""
+    return torch.where(advantages < 0, log_ratios.clamp(min=low), log_ratios.clamp(max=high))
+
+
+def log_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
+    """``log(1 - clip_low)`` and ``log(1 + clip_high)``."""
+    if not 0 <= clip_low <= 1:
+        raise InputError("clip_low", "a number from 0 to 1", clip_low)
+    check_clip("clip_high", clip_high)
+    return math.log1p(-clip_low) if clip_low < 1 else -math.inf, math.log1p(clip_high)
+
+
+def check_clip(name: str, value: float) -> float:
+    """A width of at least 0."""
+    if not value >= 0:
+        raise InputError(name, "a number of at least 0", value)
+    return value
+
+
+# Penalty ``[N]``.
+
+
+def k3(inputs: LossInputs) -> Tensor:
+    """``exp(d) - d - 1`` with d = log(pi_ref / pi): estimates KL(pi to pi_ref), never below 0."""
+    reference = inputs.require("ref_token_logps").detach().double()
+    difference = reference - inputs.token_logps.double()
+    return expm1(difference) - difference
+
+
+# Means: from ``[N]`` to values per unit.
+
+
+def sequence_sums(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` sum over the tokens of each sequence."""
+    return segment_sum(values, inputs.segments, inputs.num_sequences)
+
+
+def sequence_means(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` mean over the tokens of each sequence; 0 for an empty one."""
+    return per_token(sequence_sums(values, inputs), inputs)
+
+
+def batch_token_means(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[S]`` whose mean over sequences is the mean over all tokens of this batch."""
+    return sequence_sums(values, inputs) * (inputs.num_sequences / max(values.numel(), 1))
+
+
+def tokens(values: Tensor, inputs: LossInputs) -> Tensor:
+    """``[N]`` as they are: their mean is over the tokens of all batches under one normaliser."""
+    return values
+
+
+def policy_terms(
+    inputs: LossInputs,
+    surrogate: Tensor,
+    mean: Mean,
+    *,
+    kl_beta: float,
+    metrics: dict[str, Tensor],
+) -> Terms:
+    """`surrogate` ``[N]`` reduced by `mean`, with the penalty where it has a weight."""
+    if kl_beta == 0:
+        return Terms(mean(surrogate, inputs), metrics)
+    penalty = k3(inputs)
+    total = surrogate + check_positive("kl_beta", kl_beta) * penalty
+    return Terms(mean(total, inputs), {**metrics, "kl": token_mean(penalty)})
+
+
+def ratio_metrics(
+    log_ratios: Tensor, advantages: Tensor, low: float = -math.inf, high: float = math.inf
+) -> dict[str, Tensor]:
+    """The mean ratio, and the shares of tokens clipped on either side."""
+    return {
+        "ratio/mean": token_mean(ratio(log_ratios)),
+        "clip_ratio/low_mean": token_mean((log_ratios < low) & (advantages < 0)),
+        "clip_ratio/high_mean": token_mean((log_ratios > high) & (advantages > 0)),
+    }
+
+
+def token_weights(inputs: LossInputs) -> Tensor:
+    """``[N]`` one each."""
+    return torch.ones_like(inputs.token_logps, dtype=torch.float64, requires_grad=False)
+
+
+def token_mean(values: Tensor) -> Tensor:
+    """Mean over tokens; 0 without one."""
+    values = values.double()
+    return weighted_mean(values, torch.ones_like(values))
