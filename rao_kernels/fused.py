@@ -7,18 +7,21 @@ Hidden states are ``[B, T, D]`` or ``[N, D]``, like the ids the batch was built 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .losses import LOSSES, LossInputs, LossSpec, reduce_units
-from .ops.linear_logprobs import linear_logprobs
+from .losses import LOSSES, CombinedLoss, Loss, LossInputs, LossSpec, reduce_units
+from .ops.linear_logprobs import linear_token_stats
 from .sequence import SequenceBatch
-from .types import EngineOptions, LossOutput
+from .types import EngineOptions, LossOutput, TokenStats
 
 Prompts = Literal["skipped", "detached", "grad"]
+# Inputs of losses that the op gives in the same pass as log-probs.
+_STATS = {"token_entropy": "entropy", "token_log_sum_sq": "log_sum_sq_probs"}
 UserLoss = Callable[..., Tensor | LossOutput]
 
 
@@ -62,7 +65,7 @@ def rao_loss(
 
 
 def fused_loss(
-    name_or_function: str | UserLoss,
+    name_or_function: str | Loss | UserLoss,
     hidden: Tensor,
     weight: Tensor,
     batch: SequenceBatch,
@@ -75,21 +78,26 @@ def fused_loss(
     """A loss of `LOSSES`, or a function of the user's, on hidden states.
 
     Args:
-        name_or_function: a key of `LOSSES`, or ``f(inputs: LossInputs, **hyper)`` that returns
-            values ``[S]``, of which the loss is the mean over sequences, or a `LossOutput`. A
-            function that is given `ref_prompt_logps` finds `prompt_logps` too.
+        name_or_function: a key of `LOSSES`, a loss of it or several joined by `LOSSES.combine`,
+            or ``f(inputs: LossInputs, **hyper)`` that returns values ``[S]``, of which the loss
+            is the mean over sequences, or a `LossOutput`. A function that is given
+            `ref_prompt_logps` finds `prompt_logps` too.
         inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
-            per token are shaped like the ids.
+            per token are shaped like the ids. `token_entropy` and `token_log_sum_sq` come from
+            the op where a loss needs them and they are not given.
         hyper: hyperparameters. normalizer: see `LossSpec`.
     """
     hyper = {} if hyper is None else hyper
     if isinstance(name_or_function, str):
-        spec = _spec(name_or_function)
-        loss_inputs = _score(
-            hidden, weight, batch, _prompts_of(spec, hyper), inputs=inputs, **options
-        )
+        name_or_function = _named(name_or_function)
+    if isinstance(name_or_function, LossSpec | CombinedLoss):
+        spec = name_or_function
+        prompts = _prompts_of(spec, hyper)
+        needs = spec.required_inputs(hyper)
+        stats = tuple(name for name in _STATS if name in needs and inputs.get(name) is None)
+        loss_inputs = _score(hidden, weight, batch, prompts, inputs=inputs, stats=stats, **options)
         return spec(loss_inputs, normalizer=normalizer, **hyper)
-    prompts: Prompts = "skipped" if inputs.get("ref_prompt_logps") is None else "detached"
+    prompts = "skipped" if inputs.get("ref_prompt_logps") is None else "detached"
     loss_inputs = _score(hidden, weight, batch, prompts, inputs=inputs, **options)
     return _run_user_loss(name_or_function, loss_inputs, hyper, normalizer)
 
@@ -110,13 +118,13 @@ def sequence_and_prompt_logps(
     return inputs.logps.to(inputs.dtype), inputs.require("prompt_logps").to(inputs.dtype)
 
 
-def _spec(name: str) -> LossSpec:
+def _named(name: str) -> LossSpec:
     if name not in LOSSES:
         raise InputError("name_or_function", f"a function or one of {', '.join(LOSSES)}", name)
     return LOSSES[name]
 
 
-def _prompts_of(spec: LossSpec, hyper: Mapping[str, Any]) -> Prompts:
+def _prompts_of(spec: Loss, hyper: Mapping[str, Any]) -> Prompts:
     if "prompt_logps" not in spec.required_inputs(hyper):
         return "skipped"
     return "grad" if spec.bind(hyper).get("prompt_term") == "grad" else "detached"
@@ -151,9 +159,11 @@ def _score(
     prompts: Prompts,
     *,
     inputs: Mapping[str, Tensor | None],
+    stats: tuple[str, ...] = (),
     **options: Unpack[HeadOptions],
 ) -> LossInputs:
-    """Log-probs of the response rows, and of the prompt rows if wanted, joined with `inputs`."""
+    """Log-probs of the response rows, and of the prompt rows if wanted, joined with `inputs` and
+    `stats`: names out of `_STATS`."""
     if tuple(hidden.shape[:-1]) != batch.token_shape:
         raise InputError(
             "hidden", f"shape {[*batch.token_shape, 'D']}, like the ids", list(hidden.shape)
@@ -166,19 +176,24 @@ def _score(
         )
     flat = hidden.reshape(-1, hidden.shape[-1])
 
-    def score(rows: Tensor, targets: Tensor) -> Tensor:
-        return linear_logprobs(
-            flat.index_select(0, rows), weight, targets, ignore_index=None, **options
+    def score(rows: Tensor, targets: Tensor, stats: tuple[str, ...]) -> TokenStats:
+        return linear_token_stats(
+            flat.index_select(0, rows),
+            weight,
+            targets,
+            ignore_index=None,
+            stats=tuple(_STATS[name] for name in stats),
+            **options,
         )
 
+    rows, targets, size = batch.response_rows, batch.response_targets, batch.response_rows.numel()
     if prompts == "grad":
-        rows = torch.cat([batch.response_rows, batch.prompt_rows])
-        logps = score(rows, torch.cat([batch.response_targets, batch.prompt_targets]))
-        size = batch.response_rows.numel()
-        return batch.row_loss_inputs(logps[:size], logps[size:], **inputs)
-    response = score(batch.response_rows, batch.response_targets)
-    if prompts == "skipped":
-        return batch.row_loss_inputs(response, None, **inputs)
-    with torch.no_grad():
-        prompt = score(batch.prompt_rows, batch.prompt_targets)
-    return batch.row_loss_inputs(response, prompt, **inputs)
+        rows = torch.cat([rows, batch.prompt_rows])
+        targets = torch.cat([targets, batch.prompt_targets])
+    scores = score(rows, targets, stats)
+    prompt = scores.logps[size:] if prompts == "grad" else None
+    if prompts == "detached":
+        with torch.no_grad():
+            prompt = score(batch.prompt_rows, batch.prompt_targets, ()).logps
+    found = batch.row_loss_inputs(scores.logps[:size], prompt, **inputs)
+    return replace(found, **{name: getattr(scores, _STATS[name])[:size] for name in stats})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from . import (
     group,
     pairwise,
@@ -19,21 +16,31 @@ from . import (
 )
 from ._inputs import LossInputs
 from ._spec import LossSpec, reduce_units
+from ._table import CombinedLoss, Loss, LossTable
 from .reward_model import bradley_terry_loss
 
-_ROWS = (
-    *rao.ROWS,
-    *regression.ROWS,
-    *pairwise.ROWS,
-    *pointwise_pairs.ROWS,
-    *reward_pairs.ROWS,
-    *group.ROWS,
-    *reference_free.ROWS,
-    *unpaired.ROWS,
-    *policy_gradient.ROWS,
-    *sft.ROWS,
+LOSSES = LossTable(
+    (
+        *rao.ROWS,
+        *regression.ROWS,
+        *pairwise.ROWS,
+        *pointwise_pairs.ROWS,
+        *reward_pairs.ROWS,
+        *group.ROWS,
+        *reference_free.ROWS,
+        *unpaired.ROWS,
+        *policy_gradient.ROWS,
+        *sft.ROWS,
+    )
 )
 
-LOSSES: Mapping[str, LossSpec] = MappingProxyType({row.name: row for row in _ROWS})
-
-__all__ = ["LOSSES", "LossInputs", "LossSpec", "bradley_terry_loss", "reduce_units"]
+__all__ = [
+    "LOSSES",
+    "CombinedLoss",
+    "Loss",
+    "LossInputs",
+    "LossSpec",
+    "LossTable",
+    "bradley_terry_loss",
+    "reduce_units",
+]

@@ -1,0 +1,143 @@
+"""The table of losses, and sums of several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..types import LossOutput
+from ._inputs import LossInputs
+from ._spec import LossSpec, Unit
+
+
+class LossTable(Mapping[str, LossSpec]):
+    """Losses by name."""
+
+    def __init__(self, rows: Iterable[LossSpec]) -> None:
+        self._rows = {row.name: row for row in rows}
+
+    def __getitem__(self, name: str) -> LossSpec:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def combine(self, weights: Mapping[str, float]) -> CombinedLoss:
+        """``sum_k weights[k] * loss_k``: usable wherever a loss is.
+
+        Example: ``LOSSES.combine({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
+        """
+        if not weights:
+            raise InputError("weights", "at least one loss", weights)
+        for name in weights:
+            if name not in self:
+                raise InputError("weights", f"names out of {', '.join(self)}", repr(name))
+        return CombinedLoss(tuple((self[name], float(w)) for name, w in weights.items()))
+
+
+@dataclass(frozen=True)
+class CombinedLoss:
+    """A weighted sum of losses, each a mean over its own units.
+
+    A hyperparameter ``name`` goes to every part that has it, ``part.name`` to that part alone;
+    what is not given is each part's own default. `values` of the result are the parts' weighted
+    values one after another, its metrics the parts' (the first's, where two share a name) and
+    ``loss/part`` of each.
+    """
+
+    parts: tuple[tuple[LossSpec, float], ...]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(f"{weight:g} {spec.name}" for spec, weight in self.parts)
+
+    @property
+    def unit(self) -> Unit:
+        """Pairs where any part needs pairs, else the first part's unit."""
+        units = [spec.unit for spec, _ in self.parts]
+        return "pair" if "pair" in units else units[0]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return _union(spec.needs for spec, _ in self.parts)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyperparameters on whose default all parts that have them agree."""
+        found: dict[str, list[Any]] = {}
+        for spec, _ in self.parts:
+            for name, value in spec.defaults.items():
+                found.setdefault(name, []).append(value)
+        return {name: v[0] for name, v in found.items() if all(one == v[0] for one in v)}
+
+    def __call__(
+        self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any
+    ) -> LossOutput:
+        """The loss of `inputs`; `normalizer`: None, or one number per part as `count_units`."""
+        self.bind(hyper)
+        units = self._normalizers(normalizer)
+        outputs = [
+            spec(inputs, normalizer=own, **self._own(spec, hyper))
+            for (spec, _), own in zip(self.parts, units, strict=True)
+        ]
+        weighted = [(weight, out) for (_, weight), out in zip(self.parts, outputs, strict=True)]
+        metrics: dict[str, Tensor] = {}
+        for (spec, _), out in zip(self.parts, outputs, strict=True):
+            metrics = {f"loss/{spec.name}": out.loss.detach(), **out.metrics, **metrics}
+        return LossOutput(
+            torch.stack([weight * out.loss for weight, out in weighted]).sum(),
+            torch.cat([weight * out.values for weight, out in weighted]),
+            metrics,
+        )
+
+    def bind(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """`hyper`, over the defaults the parts agree on."""
+        known = [
+            key
+            for spec, _ in self.parts
+            for name in spec.defaults
+            for key in (name, f"{spec.name}.{name}")
+        ]
+        for name in hyper:
+            if name not in known:
+                plain = ", ".join(dict.fromkeys(key for key in known if "." not in key))
+                raise InputError(name, f"a hyperparameter of `{self.name}` ({plain})", "another")
+        return {**self.defaults, **hyper}
+
+    def required_inputs(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
+        """What any part needs under these hyperparameters."""
+        return _union(spec.required_inputs(self._own(spec, hyper)) for spec, _ in self.parts)
+
+    def count_units(self, inputs: LossInputs) -> Tensor:
+        """``[parts]`` number of units of each."""
+        return torch.stack([spec.count_units(inputs) for spec, _ in self.parts])
+
+    def _own(self, spec: LossSpec, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyperparameters of one part; those that name it win."""
+        shared = {name: value for name, value in hyper.items() if name in spec.defaults}
+        prefix = f"{spec.name}."
+        named = {name: value for name, value in hyper.items() if name.startswith(prefix)}
+        return shared | {name.removeprefix(prefix): value for name, value in named.items()}
+
+    def _normalizers(self, normalizer: Tensor | float | None) -> list[Tensor | None]:
+        if normalizer is None:
+            return [None] * len(self.parts)
+        if not isinstance(normalizer, Tensor) or normalizer.shape != (len(self.parts),):
+            expected = f"None, or a tensor of {len(self.parts)} numbers of units, one per loss"
+            raise InputError("normalizer", expected, normalizer)
+        return list(normalizer.unbind())
+
+
+Loss = LossSpec | CombinedLoss
+
+
+def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for group in groups for name in group))
