@@ -3,14 +3,17 @@
 from .backward import Needs, differentiate
 from .forward import Scores, Statistics, score
 from .plan import tile_width, tiles, workspace_bytes
+from .sparsity import Sparsity, order_by_sample
 from .work import Work, record_work
 
 __all__ = [
     "Needs",
     "Scores",
+    "Sparsity",
     "Statistics",
     "Work",
     "differentiate",
+    "order_by_sample",
     "record_work",
     "score",
     "tile_width",

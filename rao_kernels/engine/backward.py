@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Gradients, Head, RowGradients
+from ..backends import Gradients, Head, RetainedTile, RowGradients, Tile
 from . import plan
+from .sparsity import Sparsity, gather, gather_gradients, in_order, needed_rows
 from .work import count
 
 
@@ -29,27 +32,96 @@ def differentiate(
     memory: Tensor,
     scored_rows: int,
     needs: Needs,
+    sparse: Sparsity | None = None,
 ) -> Gradients:
     """Gradients of the rows in `head`; dhidden and dbias in the accumulator dtype.
 
     memory: the retained buffer of the forward pass over `scored_rows` rows.
+    sparse: what that pass learnt about its tiles; None: nothing is dropped.
     """
-    module = backends.get(backend)
-    vocabulary, device = head.weight.shape[0], head.hidden.device
-    cut = plan.tiles(vocabulary, device.type)
+    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type)
     slots = plan.RetainedBuffer(memory, scored_rows, head.hidden.dtype).slots(cut)
     rows, factor = _in_range(rows, head.hidden.dtype)
-    out = _buffers(head, needs, None if factor is None else factor.to(head.accumulator))
+    out = _buffers(head, needs, factor)
     if head.rows:
-        scratch = module.scratch(head, cut[0].width, backward=True)
-        for tile, slot in zip(cut, slots, strict=True):
-            module.grad_tile(head, tile, rows, slot, out, scratch)
+        walk = _dense_walk if sparse is None else partial(_sparse_walk, sparse)
+        for tile, slot, kept in walk(head, backend, rows, cut, slots, out):
             products = (slot is None) + needs.dhidden + needs.dweight
-            count(gemm_flops=2 * products * head.rows * tile.width * head.weight.shape[1])
+            count(
+                gemm_flops=2 * products * kept * tile.width * head.weight.shape[1],
+                row_tiles=head.rows,
+                row_tiles_kept=kept,
+            )
     count(rows_differentiated=head.rows)
     if out.dhidden is not None and factor is not None:
         out.dhidden.mul_(factor)
     return out
+
+
+def _dense_walk(
+    head: Head,
+    backend: str,
+    rows: RowGradients,
+    cut: list[Tile],
+    slots: list[RetainedTile | None],
+    out: Gradients,
+) -> Iterator[tuple[Tile, RetainedTile | None, int]]:
+    """Every tile with all rows; yields it, its slot, and the number of rows."""
+    module = backends.get(backend)
+    scratch = module.scratch(head, cut[0].width, backward=True)
+    for tile, slot in zip(cut, slots, strict=True):
+        module.grad_tile(head, tile, rows, slot, out, scratch)
+        yield tile, slot, head.rows
+
+
+def _sparse_walk(
+    sparse: Sparsity,
+    head: Head,
+    backend: str,
+    rows: RowGradients,
+    cut: list[Tile],
+    slots: list[RetainedTile | None],
+    out: Gradients,
+) -> Iterator[tuple[Tile, RetainedTile | None, int]]:
+    """Every tile with the rows that need it, gathered."""
+    module = backends.get(backend)
+    ordered = in_order(head, sparse.order)
+    needed = needed_rows(sparse, ordered, cut)
+    for tile, slot, index in zip(cut, slots, needed, strict=True):
+        words = sparse.order[tile.start : tile.stop]
+        own = gather(ordered, words, tile.start, index)
+        part = _tile_buffers(own, out, reuse_dhidden=index is None)
+        if own.rows:
+            scratch = module.scratch(own, tile.width, backward=True)
+            own_rows = gather_gradients(rows, index)
+            module.grad_tile(own, Tile(0, tile.width), own_rows, slot, part, scratch)
+        _scatter(part, out, words, index)
+        yield tile, slot, own.rows
+
+
+def _tile_buffers(own: Head, out: Gradients, *, reuse_dhidden: bool) -> Gradients:
+    """Gradients of one gathered tile."""
+    dhidden = out.dhidden
+    if dhidden is not None and not reuse_dhidden:
+        dhidden = dhidden.new_zeros(own.hidden.shape)
+    make = torch.empty if own.rows else torch.zeros
+    device, size = own.hidden.device, own.weight.shape
+    return Gradients(
+        dhidden,
+        None if out.dweight is None else make(*size, dtype=out.dweight.dtype, device=device),
+        None if out.dbias is None else make(size[0], dtype=out.dbias.dtype, device=device),
+        out.unscale,
+    )
+
+
+def _scatter(part: Gradients, out: Gradients, words: Tensor, index: Tensor | None) -> None:
+    """Put a tile's gradients where they belong: its words, its rows."""
+    if out.dweight is not None and part.dweight is not None:
+        out.dweight[words] = part.dweight
+    if out.dbias is not None and part.dbias is not None:
+        out.dbias[words] = part.dbias
+    if out.dhidden is not None and part.dhidden is not None and index is not None:
+        out.dhidden.index_add_(0, index, part.dhidden)
 
 
 def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Tensor | None]:

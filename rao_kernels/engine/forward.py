@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Head, RowState
-from . import plan
+from ..backends import Head, RowState, Tile
+from . import plan, sparsity
 from .work import count
 
 
@@ -28,6 +28,7 @@ class Scores:
 
     ``logp = (target_logit - row_max) - log_sum``: the maximum and the log of the sum stay apart,
     because one rounded lse loses what rows with a peaked softmax need.
+    tile_mass: ``[N, K]``, the probability that each of the K tiles holds; None without an order.
     """
 
     logp: Tensor
@@ -37,56 +38,96 @@ class Scores:
     entropy: Tensor | None
     log_sum_sq_probs: Tensor | None
     mean_logits: Tensor | None
+    tile_mass: Tensor | None
 
 
-def score(head: Head, backend: str, wanted: Statistics, memory: Tensor) -> Scores:
-    """Walk all tiles, retaining in `memory` (flat bytes, possibly empty) those that fit."""
+def score(
+    head: Head, backend: str, wanted: Statistics, memory: Tensor, order: Tensor | None = None
+) -> Scores:
+    """Walk all tiles, retaining in `memory` (flat bytes, possibly empty) those that fit.
+
+    order: ``[V]`` the words in the order of the walk, for a sparse backward; None: as they are.
+    """
     module = backends.get(backend)
     cut = plan.tiles(head.weight.shape[0], head.hidden.device.type)
     buffer = plan.RetainedBuffer(memory, head.rows, head.hidden.dtype)
-    state = _initial_state(head, wanted)
+    states = _initial_states(head, wanted, 1 if order is None else len(cut))
     if head.rows:
         scratch = module.scratch(head, cut[0].width, backward=False)
-        for tile, slot in zip(cut, buffer.slots(cut), strict=True):
-            module.score_tile(head, tile, state, slot, scratch)
+        ordered = head if order is None else sparsity.in_order(head, order)
+        for number, (tile, slot) in enumerate(zip(cut, buffer.slots(cut), strict=True)):
+            if order is None:
+                module.score_tile(head, tile, _row(states, 0), slot, scratch)
+            else:
+                words = order[tile.start : tile.stop]
+                own = sparsity.gather(ordered, words, tile.start, None)
+                module.score_tile(own, Tile(0, tile.width), _row(states, number), slot, scratch)
     buffer.zero_unused(cut)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
-    return _finish(state, head.weight.shape[0])
+    return _finish(states, head.weight.shape[0], with_mass=order is not None)
 
 
-def _initial_state(head: Head, wanted: Statistics) -> RowState:
+def _initial_states(head: Head, wanted: Statistics, count: int) -> RowState:
+    """Statistics of `count` parts of the vocabulary, each ``[count, N]``; one target logit."""
+
     def full(value: float, want: bool = True) -> Tensor | None:
         if not want:
             return None
-        return torch.full((head.rows,), value, dtype=head.accumulator, device=head.hidden.device)
+        shape = (count, head.rows)
+        return torch.full(shape, value, dtype=head.accumulator, device=head.hidden.device)
 
-    row_max, row_sum, target_logit = full(-torch.inf), full(0.0), full(torch.nan)
-    assert row_max is not None and row_sum is not None and target_logit is not None
+    row_max, row_sum = full(-torch.inf), full(0.0)
+    assert row_max is not None and row_sum is not None
     return RowState(
         row_max,
         row_sum,
-        target_logit,
+        target_logit=row_max.new_full((1, head.rows), torch.nan),
         entropy_sum=full(0.0, wanted.entropy),
         square_sum=full(0.0, wanted.square_sum),
         logit_sum=full(0.0, wanted.mean),
     )
 
 
-def _finish(state: RowState, vocabulary: int) -> Scores:
-    log_sum = state.row_sum.log()
+def _row(states: RowState, number: int) -> RowState:
+    """The statistics of one part."""
+
+    def part(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[number]
+
+    return RowState(
+        states.row_max[number],
+        states.row_sum[number],
+        states.target_logit[0],
+        part(states.entropy_sum),
+        part(states.square_sum),
+        part(states.logit_sum),
+    )
+
+
+def _finish(states: RowState, vocabulary: int, *, with_mass: bool) -> Scores:
+    """Merge the parts; see `Scores`."""
+    row_max, target_logit = states.row_max.amax(0), states.target_logit[0]
+    # A part that is all -inf has no probability: its shift does not matter.
+    moved = (states.row_max - row_max).masked_fill(states.row_max == -torch.inf, -torch.inf)
+    decay = moved.exp()
+    sums = states.row_sum * decay
+    row_sum = sums.sum(0)
+    log_sum = row_sum.log()
     entropy = log_sum_sq = mean = None
-    if state.entropy_sum is not None:
-        entropy = log_sum - state.entropy_sum / state.row_sum
-    if state.square_sum is not None:
-        log_sum_sq = state.square_sum.log() - 2 * log_sum
-    if state.logit_sum is not None:
-        mean = state.logit_sum / vocabulary
+    if states.entropy_sum is not None:
+        shifted = states.entropy_sum * decay + (sums * moved).masked_fill(sums == 0, 0.0)
+        entropy = log_sum - shifted.sum(0) / row_sum
+    if states.square_sum is not None:
+        log_sum_sq = (states.square_sum * decay * decay).sum(0).log() - 2 * log_sum
+    if states.logit_sum is not None:
+        mean = states.logit_sum.sum(0) / vocabulary
     return Scores(
-        logp=(state.target_logit - state.row_max) - log_sum,
-        row_max=state.row_max,
+        logp=(target_logit - row_max) - log_sum,
+        row_max=row_max,
         log_sum=log_sum,
-        is_top1=state.target_logit >= state.row_max,
+        is_top1=target_logit >= row_max,
         entropy=entropy,
         log_sum_sq_probs=log_sum_sq,
         mean_logits=mean,
+        tile_mass=(sums / row_sum).T.contiguous() if with_mass else None,
     )

@@ -15,6 +15,7 @@ from ..backends import RetainedTile, Tile
 
 DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
+SPARSE_RETAINED = 4  # one tile in so many is retained by default for a sparse backward
 _TILE_WIDTH = {"cpu": 2048, "cuda": 8192}
 
 
@@ -44,15 +45,27 @@ def slot_bytes(rows: int, tile: Tile, dtype: torch.dtype) -> int:
 
 
 def workspace_bytes(
-    requested: int | None, rows: int, vocabulary: int, dtype: torch.dtype, device_type: str
+    requested: int | None,
+    rows: int,
+    vocabulary: int,
+    dtype: torch.dtype,
+    device_type: str,
+    *,
+    sparse: bool,
 ) -> int:
     """Size of the retained buffer: what was asked for, at most what all tiles take.
 
-    None asks for everything, up to 1 GiB. Less than one tile counts as 0.
+    None asks for everything, up to 1 GiB; of a sparse backward for the first quarter of the
+    tiles, the heaviest, because few rows come back to the others. Less than one tile counts as 0.
     """
     cut = tiles(vocabulary, device_type)
     everything = sum(slot_bytes(rows, tile, dtype) for tile in cut)
-    budget = min(DEFAULT_WORKSPACE_CAP if requested is None else requested, everything)
+    if requested is None:
+        heavy = cut[: -(-len(cut) // SPARSE_RETAINED)] if sparse else cut
+        requested = min(
+            DEFAULT_WORKSPACE_CAP, sum(slot_bytes(rows, tile, dtype) for tile in heavy)
+        )
+    budget = min(requested, everything)
     return budget if budget >= slot_bytes(rows, cut[0], dtype) else 0
 
 

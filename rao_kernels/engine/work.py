@@ -13,11 +13,14 @@ class Work:
 
     rows_scored: rows projected in forward passes. rows_differentiated: rows of backward passes.
     gemm_flops: floating-point operations of the matrix products, 2 per multiply-add.
+    row_tiles, row_tiles_kept: pairs of row and tile in backward passes, and those not dropped.
     """
 
     rows_scored: int = 0
     rows_differentiated: int = 0
     gemm_flops: int = 0
+    row_tiles: int = 0
+    row_tiles_kept: int = 0
 
 
 _recorders: list[Work] = []
@@ -34,8 +37,8 @@ def record_work() -> Iterator[Work]:
         _recorders.remove(work)
 
 
-def count(*, rows_scored: int = 0, rows_differentiated: int = 0, gemm_flops: int = 0) -> None:
+def count(**done: int) -> None:
+    """Add to what is being recorded; names are fields of `Work`."""
     for work in _recorders:
-        work.rows_scored += rows_scored
-        work.rows_differentiated += rows_differentiated
-        work.gemm_flops += gemm_flops
+        for name, amount in done.items():
+            setattr(work, name, getattr(work, name) + amount)

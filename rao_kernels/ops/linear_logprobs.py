@@ -129,6 +129,7 @@ def _scores(
     _check_options(options, weight)
     flat = hidden.reshape(-1, hidden.shape[-1])
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    tolerance = options.get("grad_tolerance", 0.0)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     workspace = engine.workspace_bytes(
         options.get("workspace_bytes") if differentiable else 0,
@@ -136,8 +137,9 @@ def _scores(
         weight.shape[0],
         compute_dtype,
         hidden.device.type,
+        sparse=tolerance > 0.0,
     )
-    logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, _ = linear_logprobs_op(
+    logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, *_ = linear_logprobs_op(
         flat,
         weight,
         bias,
@@ -150,6 +152,8 @@ def _scores(
         "entropy" in stats,
         "log_sum_sq_probs" in stats,
         "mean_logits" in stats,
+        tolerance if differentiable else 0.0,
+        options.get("word_order"),
         options.get("backend") or "",
     )
     shape = targets.shape
@@ -242,8 +246,6 @@ def _check_options(options: EngineOptions, weight: Tensor) -> None:
     tolerance = options.get("grad_tolerance", 0.0)
     if not 0.0 <= tolerance < 1.0:
         raise InputError("grad_tolerance", "a probability in [0, 1)", tolerance)
-    if tolerance > 0.0:
-        raise NotYetError("`grad_tolerance` above 0 is not offered yet; use 0.0, which is exact")
     workspace = options.get("workspace_bytes")
     if workspace is not None and workspace < 0:
         raise InputError("workspace_bytes", "None or a number >= 0", workspace)
@@ -267,11 +269,16 @@ def linear_logprobs_op(
     with_entropy: bool,
     with_square_sum: bool,
     with_mean: bool,
+    grad_tolerance: float,
+    word_order: Tensor | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(logp, row_max, log_sum, is_top1, entropy, log_sum_sq_probs, mean_logits, retained).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logp, row_max, log_sum, is_top1, entropy, log_sum_sq_probs, mean_logits, tile_mass, order,
+    retained).
 
-    All ``[N]``, zero elements where not asked; `retained` is `workspace_bytes` flat bytes.
+    The first seven ``[N]``, zero elements where not asked. tile_mass ``[N, K]`` of the K tiles and
+    order ``[V]``, the words as they were cut into them, where `grad_tolerance` is above 0, else
+    zero elements. retained: `workspace_bytes` flat bytes.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         selection = row_selection.for_scoring(hidden, targets, ignore_index, weight.shape[0])
@@ -279,7 +286,8 @@ def linear_logprobs_op(
         wanted = engine.Statistics(with_entropy, with_square_sum, with_mean)
         retained = torch.empty(workspace_bytes, dtype=torch.uint8, device=hidden.device)
         name = backends.select(backend or None, hidden.device, compute_dtype)
-        scores = engine.score(head, name, wanted, retained)
+        order = _order(head, word_order) if grad_tolerance > 0.0 else None
+        scores = engine.score(head, name, wanted, retained, order)
         per_row = (
             scores.logp,
             scores.row_max,
@@ -288,14 +296,17 @@ def linear_logprobs_op(
             scores.entropy,
             scores.log_sum_sq_probs,
             scores.mean_logits,
+            scores.tile_mass,
         )
-        a, b, c, d, e, f, g = (
+        a, b, c, d, e, f, g, tile_mass = (
             head.hidden.new_empty(0, dtype=head.accumulator)
             if values is None
             else row_selection.spread(values, selection, hidden.shape[0])
             for values in per_row
         )
-        return a, b, c, d, e, f, g, retained
+        if order is None:
+            order = targets.new_empty(0)
+        return a, b, c, d, e, f, g, tile_mass, order, retained
 
 
 @linear_logprobs_op.register_fake
@@ -312,12 +323,15 @@ def _(
     with_entropy: bool,
     with_square_sum: bool,
     with_mean: bool,
+    grad_tolerance: float,
+    word_order: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, ...]:
     def rows(asked: bool, dtype: torch.dtype) -> Tensor:
         return hidden.new_empty(hidden.shape[0] if asked else 0, dtype=dtype)
 
     statistics = torch.float64 if compute_dtype == torch.float64 else torch.float32
+    sparse, tiles = grad_tolerance > 0.0, len(engine.tiles(weight.shape[0], hidden.device.type))
     return (
         rows(True, statistics),
         rows(True, statistics),
@@ -326,6 +340,8 @@ def _(
         rows(with_entropy, statistics),
         rows(with_square_sum, statistics),
         rows(with_mean, statistics),
+        hidden.new_empty((hidden.shape[0], tiles) if sparse else 0, dtype=statistics),
+        targets.new_empty(weight.shape[0] if sparse else 0),
         hidden.new_empty(workspace_bytes, dtype=torch.uint8),
     )
 
@@ -343,11 +359,14 @@ def linear_logprobs_backward_op(
     row_max: Tensor,
     log_sum: Tensor,
     entropy: Tensor,
+    tile_mass: Tensor,
+    order: Tensor,
     retained: Tensor,
     scale: float,
     softcap: float | None,
     ignore_index: int | None,
     compute_dtype: torch.dtype,
+    grad_tolerance: float,
     need_dhidden: bool,
     need_dweight: bool,
     need_dbias: bool,
@@ -366,7 +385,11 @@ def linear_logprobs_backward_op(
         )
         needs = engine.Needs(need_dhidden, need_dweight, need_dbias)
         name = backends.select(backend or None, hidden.device, compute_dtype)
-        out = engine.differentiate(head, name, rows, retained, scored, needs)
+        sparse = None
+        if grad_tolerance > 0.0:
+            mass = tile_mass if selection.index is None else tile_mass[selection.index]
+            sparse = engine.Sparsity(order, mass, grad_tolerance)
+        out = engine.differentiate(head, name, rows, retained, scored, needs, sparse)
         empty = hidden.new_empty(0)
         dhidden = dweight = dbias = None
         if out.dhidden is not None:
@@ -395,11 +418,14 @@ def _(
     row_max: Tensor,
     log_sum: Tensor,
     entropy: Tensor,
+    tile_mass: Tensor,
+    order: Tensor,
     retained: Tensor,
     scale: float,
     softcap: float | None,
     ignore_index: int | None,
     compute_dtype: torch.dtype,
+    grad_tolerance: float,
     need_dhidden: bool,
     need_dweight: bool,
     need_dbias: bool,
@@ -411,6 +437,17 @@ def _(
         return tensor.new_empty(tensor.shape)
 
     return like(hidden, need_dhidden), like(weight, need_dweight), like(bias, need_dbias)
+
+
+def _order(head: Head, word_order: Tensor | None) -> Tensor:
+    """The caller's order, checked, or one learnt from the rows at hand; a copy either way."""
+    if word_order is None:
+        return engine.order_by_sample(head)
+    vocabulary = head.weight.shape[0]
+    counts = torch.bincount(word_order.clamp(0, vocabulary - 1), minlength=vocabulary)
+    if not bool((counts == 1).all()):
+        raise InputError("word_order", f"each of 0 to {vocabulary - 1} once", "another sequence")
+    return word_order.clone()
 
 
 def _head(
@@ -468,18 +505,20 @@ def _row_gradients(
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     hidden, weight, bias, targets, scale, softcap, ignore_index, _, compute_dtype, *_ = inputs
-    logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, retained = output
-    ctx.save_for_backward(hidden, weight, bias, targets, logp, row_max, log_sum, entropy, retained)
-    ctx.constants = (scale, softcap, ignore_index, compute_dtype)
-    ctx.backend = inputs[-1]
-    ctx.mark_non_differentiable(row_max, is_top1, log_sum_sq, mean, retained)
+    *_, grad_tolerance, _, backend = inputs
+    logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, *sparse_and_retained = output
+    saved = (logp, row_max, log_sum, entropy, *sparse_and_retained)
+    ctx.save_for_backward(hidden, weight, bias, targets, *saved)
+    ctx.constants = (scale, softcap, ignore_index, compute_dtype, grad_tolerance)
+    ctx.backend = backend
+    ctx.mark_non_differentiable(row_max, is_top1, log_sum_sq, mean, *sparse_and_retained)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dlogp, _max, dlog_sum, _top1, dentropy, *_):  # type: ignore[no-untyped-def]
     if torch.is_grad_enabled():
         raise NotYetError("linear_logprobs has no second derivative; use create_graph=False")
-    unused = (None,) * 10
+    unused = (None,) * 12
     hidden, weight, bias, *saved = ctx.saved_tensors
     if dlogp is None and dlog_sum is None and dentropy is None:
         return None, None, None, *unused

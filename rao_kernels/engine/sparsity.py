@@ -1,0 +1,111 @@
+"""Which words share a tile, and which tiles each row still needs in backward.
+
+Every row may drop its lightest tiles as long as the probability dropped is at most `tolerance`.
+With p the op's own probabilities and g a row's upstream gradient, dropping changes the gradients,
+against the same backend with nothing dropped, by at most
+
+    |d dhidden_n|  <= scale |g_n| tolerance max_v |w_v|
+    sum_v |d dweight_v| <= scale tolerance sum_n |g_n| |h_n|
+
+and an entropy gradient ge adds ``|ge| (m log(n / m) + m H) max_v |w_v|`` with m the probability
+and n the number of words dropped. Legend: N rows, V vocabulary, D hidden size, K tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backends import Head, RowGradients, Tile
+
+SAMPLE_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """order: ``[V]`` word at each place of the walk. tile_mass: ``[N, K]`` probability that each
+    tile holds for each row. tolerance: probability a row may drop."""
+
+    order: Tensor
+    tile_mass: Tensor
+    tolerance: float
+
+
+def order_by_sample(head: Head) -> Tensor:
+    """``[V]`` words by their mean probability over evenly spaced rows, heaviest first.
+
+    The logits of the sample are in the operands' dtype: they only decide an order.
+    """
+    step = max(1, head.rows // SAMPLE_ROWS)
+    sample = head.hidden[::step]
+    logits = sample @ head.weight.to(sample.dtype).T
+    if head.bias is not None:
+        logits = logits + head.bias
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    mass = torch.softmax(logits.float() * head.scale, dim=1).sum(0)
+    return torch.argsort(mass, descending=True, stable=True)
+
+
+def in_order(head: Head, order: Tensor) -> Head:
+    """The head with targets as places in `order`; -1 for a target outside ``[0, V)``."""
+    places = torch.empty_like(order)
+    places[order] = torch.arange(order.numel(), device=order.device)
+    valid = (head.targets >= 0) & (head.targets < order.numel())
+    targets = torch.where(valid, places[head.targets.clamp(0, order.numel() - 1)], -1)
+    return Head(head.hidden, head.weight, head.bias, targets, head.scale, head.softcap)
+
+
+def gather(head: Head, words: Tensor, start: int, rows: Tensor | None) -> Head:
+    """The head of one tile: `words` are its only vocabulary, `rows` (None: all) its rows.
+
+    head: as `in_order` gives it. start: place of the first word.
+    """
+    hidden = head.hidden if rows is None else head.hidden.index_select(0, rows)
+    targets = head.targets if rows is None else head.targets.index_select(0, rows)
+    bias = None if head.bias is None else head.bias.index_select(0, words)
+    weight = head.weight.index_select(0, words)
+    return Head(hidden, weight, bias, targets - start, head.scale, head.softcap)
+
+
+def gather_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients:
+    """Row gradients of the rows that need a tile."""
+    if rows is None:
+        return gradients
+
+    def taken(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.index_select(0, rows)
+
+    retained_row = rows if gradients.retained_row is None else gradients.retained_row[rows]
+    return RowGradients(
+        gradients.row_max.index_select(0, rows),
+        gradients.log_sum.index_select(0, rows),
+        gradients.logp.index_select(0, rows),
+        gradients.logp_grad.index_select(0, rows),
+        taken(gradients.mass_grad),
+        taken(gradients.log_mass_grad),
+        retained_row,
+    )
+
+
+def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> list[Tensor | None]:
+    """For each tile the rows that need it, None where all do. One read on the host.
+
+    The tile that holds a row's target always stays.
+    """
+    mass = sparsity.tile_mass.double()
+    starts = torch.tensor([tile.start for tile in cut], device=mass.device)
+    own = torch.searchsorted(starts, head.targets, right=True) - 1
+    has_target = head.targets >= 0
+    own = own.clamp(min=0)[:, None]
+    mass = mass.scatter(1, own, mass.gather(1, own) + has_target[:, None] * 2.0)
+    ascending, places = mass.sort(dim=1)
+    dropped = ascending.cumsum(1) <= sparsity.tolerance
+    keep = torch.ones_like(dropped).scatter_(1, places, ~dropped)
+    counts = keep.sum(0).tolist()
+    return [
+        None if count == head.rows else torch.nonzero_static(keep[:, k], size=count).squeeze(1)
+        for k, count in enumerate(counts)
+    ]
