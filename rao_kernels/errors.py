@@ -27,6 +27,13 @@ class NotYetError(NotImplementedError):
     """A documented option that this version does not offer."""
 
 
+class IntegrationError(RuntimeError):
+    """Another library is not of the version or the shape that it is joined to here."""
+
+    def __init__(self, expected: str, got: str, fix: str) -> None:
+        super().__init__(f"expected {expected}, got {got}. {fix}")
+
+
 class MissingDependencyError(ImportError):
     """An optional package is needed."""
 

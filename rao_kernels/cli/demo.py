@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="Folder it fills.")
     parser.add_argument("--model", type=Path, help="Use the model in this folder; no download.")
     options = parser.parse_args(argv)
-    _keep_caches_in(options.output.resolve() / "cache")
+    _prepare_environment(options.output.resolve() / "cache")
     try:
         from ..demo import report
         from ..demo.run import Settings, run_demo
@@ -31,11 +31,12 @@ def run(argv: Sequence[str]) -> None:
     print(f"picture: {options.output / 'demo.png'}; every number: {options.output / 'demo.json'}")
 
 
-def _keep_caches_in(folder: Path) -> None:
-    """Hugging Face and matplotlib would write to the home directory."""
+def _prepare_environment(cache: Path) -> None:
+    """Hugging Face and matplotlib would write to the home directory, the profiler to the screen."""
     os.environ.update(
-        HF_HOME=str(folder / "huggingface"),
+        HF_HOME=str(cache / "huggingface"),
         HF_HUB_OFFLINE="1",
-        MPLCONFIGDIR=str(folder / "matplotlib"),
+        KINETO_LOG_LEVEL="99",
+        MPLCONFIGDIR=str(cache / "matplotlib"),
         TOKENIZERS_PARALLELISM="false",
     )

@@ -95,7 +95,7 @@ def pair_ratios(inputs: LossInputs, pairs: Pairs, *, ld_alpha: float, ld_referen
     offsets = segment_offsets(inputs.segments, inputs.num_sequences)
     place = torch.arange(len(inputs.segments), device=offsets.device) - offsets[inputs.segments]
     beyond = place >= limits[inputs.segments]
-    weights = torch.where(beyond, ld_alpha, 1.0).double()
+    weights = 1 - (1 - ld_alpha) * beyond.double()
     if ld_reference:
         differences = inputs.token_logps.double() - inputs.require("ref_token_logps").double()
         return segment_sum(weights * differences, inputs.segments, inputs.num_sequences)

@@ -160,11 +160,11 @@ def r_dpo(
     """
     check_positive("beta", beta)
     pairs = pair_up(inputs)
-    longer = alpha * (inputs.lengths[pairs.chosen] - inputs.lengths[pairs.rejected])
+    longer = inputs.lengths[pairs.chosen] - inputs.lengths[pairs.rejected]
     smooth = smoothed(logistic, label_smoothing)
 
     def surrogate(margin: Tensor) -> Tensor:
-        return smooth(margin + longer)
+        return smooth(margin + alpha * longer.double())
 
     return margin_terms(inputs, pairs, beta, surrogate, **options)
 

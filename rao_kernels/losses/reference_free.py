@@ -155,7 +155,7 @@ def _triple_error(groups: Tensor) -> InputError:
 
 def batch_nll(inputs: LossInputs, sequences: Tensor) -> Tensor:
     """``[P]`` of sequences ``[P]``, whose mean is their negative log-probability per token."""
-    count = inputs.lengths[sequences].sum().clamp(min=1)
+    count = inputs.lengths[sequences].sum().clamp(min=1).double()
     return -inputs.logps[sequences] * (len(sequences) / count)
 
 

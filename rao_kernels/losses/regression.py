@@ -90,7 +90,7 @@ def a2po(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
     check_positive("beta2", beta2)
     mine, samples = _reference_samples(inputs)
     scaled = (samples / beta1).expand(mine.shape).masked_fill(~mine, -torch.inf)
-    value = beta1 * (scaled.logsumexp(1) - mine.sum(1).log())
+    value = beta1 * (scaled.logsumexp(1) - mine.sum(1).double().log())
     return _regression(inputs, _rewards(inputs) - value, beta2 * log_ratios(inputs), 1.0)
 
 
@@ -179,7 +179,7 @@ def _group_regression(
     if baseline == "mean":
         level = group_mean(rewards, inputs)
     else:
-        level = tau * (group_logsumexp(rewards / tau, inputs) - group_sizes(inputs).log())
+        level = tau * (group_logsumexp(rewards / tau, inputs) - group_sizes(inputs).double().log())
     target = reward_scale * (rewards - level)
     return _regression(inputs, target, tau * log_ratios(inputs), 0.5 / tau)
 

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from rao_kernels.cli.main import COMMANDS, main
-from rao_kernels.losses import LOSSES
 
 
 def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,14 +17,6 @@ def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
-
-
-def test_losses_lists_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["losses"]) == 0
-    printed = capsys.readouterr().out
-    for name, spec in LOSSES.items():
-        assert f"{name}  ({spec.paper})" in printed
-    assert "beta=0.1, log_z0=50.0" in printed
 
 
 def test_doctor_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:

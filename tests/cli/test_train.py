@@ -60,7 +60,7 @@ eval_data: null
     )
     assert main(["train", "--config", str(folder / "run.yaml"), "--max-steps", "1"]) == 0
     state = json.loads((folder / "out" / "rao_state.json").read_text())
-    assert state == {"loss": "ipo", "tau": 0.3, "length_normalized": False}
+    assert (state["loss"], state["tau"]) == ("ipo", 0.3)
     assert (folder / "out" / "checkpoint-1" / "adapter_model.safetensors").is_file()
     assert "eval_loss" not in (folder / "out" / "metrics.jsonl").read_text()
 

@@ -19,7 +19,7 @@ def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
     assert hyper(tmp_path) == {"beta": 0.1, "log_z0": "auto", "prompt_term": "detached"}
     assert hyper(tmp_path, log_z0="-3.5", beta=0.5)["log_z0"] == -3.5
     assert hyper(tmp_path, log_z0=50)["log_z0"] == 50.0
-    assert hyper(tmp_path, loss="sigmoid", beta=0.2) == {"beta": 0.2}
+    assert hyper(tmp_path, loss="sigmoid", beta=0.2)["beta"] == 0.2
     assert hyper(tmp_path, loss="ipo", loss_kwargs='{"tau": 0.3}')["tau"] == 0.3
     assert hyper(tmp_path, loss="simpo", loss_kwargs={"gamma": 1.0})["gamma"] == 1.0
 

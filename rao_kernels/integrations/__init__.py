@@ -1,0 +1,1 @@
+"""The op inside other libraries' trainers: one module per library, nothing happens on import."""

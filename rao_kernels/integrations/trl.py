@@ -1,0 +1,188 @@
+"""TRL's trainers on the op, by one name swapped.
+
+Since TRL 1.15 every trainer takes its token log-probs from one autograd function, looked up at
+each call as ``trl.trainer.utils._ChunkedLogProbFunction``. `enable` puts a stand-in there, so it
+works before or after a trainer was made.
+
+Legend: N tokens, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, IntegrationError, MissingDependencyError
+from ..ops import linear_token_stats
+from ..types import EngineOptions
+
+NAME = "_ChunkedLogProbFunction"
+OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+OLDEST, NEXT_MAJOR = (1, 15), (2, 0)
+ADVICE = "Install trl 1.16, or train without enable()."
+
+
+def enable(**options: Unpack[EngineOptions]) -> None:
+    """Makes TRL's DPO, KTO, GRPO, RLOO and SFT trainers score tokens with the op.
+
+    Called again it changes the options and nothing else.
+
+    Args:
+        options: see `EngineOptions`; they hold for every trainer of this process.
+
+    Raises:
+        MissingDependencyError: TRL is not installed.
+        IntegrationError: this TRL is not of a version, or not of the shape, that is known here.
+    """
+    utils = _trl_utils()
+    found = getattr(utils, NAME, None)
+    original = found.original if isinstance(found, TokenLogProbs) else found
+    _check_shape(original)
+    setattr(utils, NAME, TokenLogProbs(original, options))
+
+
+def disable() -> None:
+    """Gives TRL its own function back; nothing happens where `enable` was not called."""
+    utils = _trl_utils()
+    found = getattr(utils, NAME, None)
+    if isinstance(found, TokenLogProbs):
+        setattr(utils, NAME, found.original)
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """What stands in for TRL's autograd function `original`."""
+
+    original: Any
+    options: EngineOptions
+
+    def apply(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk_size: int,
+        final_logit_softcapping: float | None = None,
+        logit_scale: float = 1.0,
+        outputs: tuple[str, ...] = OUTPUTS,
+    ) -> tuple[Tensor | None, ...]:
+        """(log-probs, entropy, log_sum_sq_probs, mean_logits, is_top1), None where not asked.
+
+        ``y = logit_scale * (hidden @ weight.T + bias)``,
+        ``logits = softcap * tanh(y / softcap) / temperature``
+
+        Args:
+            hidden: ``[N, D]``. weight: ``[V, D]``. bias: ``[V]``. targets: ``[N]`` int64.
+            chunk_size: words of TRL's tiles; the op chooses its own.
+
+        Returns:
+            ``[N]`` float32, is_top1 bool; log-probs and entropy are differentiable.
+        """
+        scale, softcap = _op_scalars(temperature, final_logit_softcapping, logit_scale)
+        with _autocast_to_half(hidden):
+            found = linear_token_stats(
+                hidden,
+                _head_tensor(weight, hidden),
+                targets,
+                bias=None if bias is None else _head_tensor(bias, hidden),
+                logit_scale=scale,
+                logit_softcap=softcap,
+                stats=tuple(name for name in OUTPUTS if name in outputs),
+                **self.options,
+            )
+        values = (found.entropy, found.log_sum_sq_probs, found.mean_logits)
+        single = (None if value is None else value.float() for value in values)
+        return found.logps.float(), *single, found.is_top1
+
+
+def _op_scalars(
+    temperature: float, softcap: float | None, scale: float
+) -> tuple[float, float | None]:
+    """The op's logit_scale and softcap. TRL scales before the softcap, the op after it:
+    ``c tanh(s z / c) / T = (s / T) (c / s) tanh(z / (c / s))``."""
+    _check_positive("temperature", temperature)
+    _check_positive("logit_scale", scale)
+    if softcap is None:
+        return scale / temperature, None
+    _check_positive("final_logit_softcapping", softcap)
+    return scale / temperature, softcap / scale
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(
+            name,
+            "a positive finite float",
+            value,
+            "The op does not compute it; give TRL its own function back with disable().",
+        )
+
+
+def _autocast_to_half(hidden: Tensor) -> AbstractContextManager[object]:
+    """Outside autocast TRL computes in the dtype of `hidden`, whatever that of the head; so does
+    the op inside autocast to that dtype, with each gradient in its tensor's own."""
+    device = hidden.device.type
+    if hidden.dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, hidden.dtype)
+
+
+def _head_tensor(tensor: Tensor, hidden: Tensor) -> Tensor:
+    """A tensor of the head as the op takes it: no narrower than `hidden`, and lasting."""
+    if not torch.is_autocast_enabled(hidden.device.type):
+        tensor = tensor.to(hidden.dtype)
+    # ZeRO-3 takes a parameter's memory back before backward needs it.
+    if hasattr(tensor, "ds_id") and torch.is_grad_enabled():
+        return tensor.clone()
+    return tensor
+
+
+def _trl_utils() -> ModuleType:
+    try:
+        import trl
+        from packaging.version import Version
+        from trl.trainer import utils
+    except ImportError as error:
+        raise MissingDependencyError("trl", "trl") from error
+    if not OLDEST <= Version(trl.__version__).release[:2] < NEXT_MAJOR:
+        raise IntegrationError("trl from 1.15 on and before 2", f"trl {trl.__version__}", ADVICE)
+    return utils
+
+
+def _check_shape(function: Any) -> None:
+    """Raises unless `function` is called as `TokenLogProbs.apply` is."""
+    import trl
+
+    expected, forward = _parameters(TokenLogProbs.apply), getattr(function, "forward", None)
+    found = None if forward is None else _parameters(forward)
+    if found == expected:
+        return
+    got = f"{function!r} without one" if found is None else f"a forward({_listed(found)})"
+    without_triton = " (None without Triton, before 1.16)" if function is None else ""
+    raise IntegrationError(
+        f"trl.trainer.utils.{NAME} with a forward({_listed(expected)})",
+        f"{got} in trl {trl.__version__}{without_triton}",
+        ADVICE,
+    )
+
+
+def _parameters(function: Any) -> list[tuple[str, Any]]:
+    """Names and defaults, less the first (`self` or `ctx`)."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(parameter.name, parameter.default) for parameter in parameters][1:]
+
+
+def _listed(parameters: list[tuple[str, Any]]) -> str:
+    return ", ".join(
+        name if default is inspect.Parameter.empty else f"{name}={default!r}"
+        for name, default in parameters
+    )
