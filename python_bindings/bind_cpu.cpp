@@ -61,13 +61,13 @@ void pack_hidden(int64_t isa, Tensor hidden, Tensor packed_hidden, Tensor thread
                       parallel_of(threads));
 }
 
-void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor bias, Tensor targets,
-                int64_t first_word, double scale, double softcap, Tensor row_max, Tensor row_sum,
+void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_rows,
+                OptionalTensor bias, Tensor targets, int64_t first_word, double scale, double softcap, Tensor row_max, Tensor row_sum,
                 Tensor target_logit, OptionalTensor entropy_sum, OptionalTensor square_sum,
                 OptionalTensor logit_sum, OptionalTensor values, OptionalTensor maxima,
                 Tensor packed_weight, Tensor packed_hidden, Tensor rows, Tensor threads) {
   const TileKernels& kernels = kernels_of(isa);
-  const HeadTile head = head_of(hidden, weight, bias, targets, first_word, scale, softcap);
+  const HeadTile head = head_of(hidden, weight, weight_rows, bias, targets, first_word, scale, softcap);
   const RowState state{
       floats_of(row_max, "row_max", head.rows),
       floats_of(row_sum, "row_sum", head.rows),
@@ -82,15 +82,15 @@ void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor bias, 
                      parallel_of(threads));
 }
 
-void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor bias, Tensor targets,
-               int64_t first_word, double scale, double softcap, Tensor row_max, Tensor log_sum,
+void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_rows,
+               OptionalTensor bias, Tensor targets, int64_t first_word, double scale, double softcap, Tensor row_max, Tensor log_sum,
                Tensor logp, Tensor logp_grad, OptionalTensor mass_grad,
                OptionalTensor log_mass_grad, OptionalTensor retained_row, OptionalTensor values,
-               OptionalTensor maxima, OptionalTensor dhidden, OptionalTensor dweight,
-               OptionalTensor dbias, OptionalTensor unscale, Tensor packed_weight,
+               OptionalTensor maxima, OptionalTensor dhidden, OptionalTensor dhidden_rows,
+               OptionalTensor dweight, OptionalTensor dweight_rows, OptionalTensor dbias, OptionalTensor unscale, Tensor packed_weight,
                Tensor packed_hidden, Tensor rows, Tensor threads) {
   const TileKernels& kernels = kernels_of(isa);
-  const HeadTile head = head_of(hidden, weight, bias, targets, first_word, scale, softcap);
+  const HeadTile head = head_of(hidden, weight, weight_rows, bias, targets, first_word, scale, softcap);
   STD_TORCH_CHECK(mass_grad.has_value() == log_mass_grad.has_value(),
                   "mass_grad and log_mass_grad come together");
   const RowGradients gradients{
@@ -100,13 +100,13 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor bias, T
       floats_of(logp_grad, "logp_grad", head.rows),
       floats_of(mass_grad, "mass_grad", head.rows),
       floats_of(log_mass_grad, "log_mass_grad", head.rows),
-      retained_row.has_value() ? data_of<int64_t>(*retained_row, "retained_row", ScalarType::Long,
-                                                  head.rows)
-                               : nullptr,
+      index_of(retained_row, "retained_row", head.rows),
   };
   const ScratchSizes sizes = kernels.grad_scratch(head.dtype, head.rows, head.words, head.size);
   Gradients out{};
   out.dhidden = floats_of(dhidden, "dhidden", head.rows * head.size);
+  out.dhidden_rows = index_of(dhidden_rows, "dhidden_rows", head.rows);
+  out.dweight_rows = index_of(dweight_rows, "dweight_rows", head.words);
   out.dbias = floats_of(dbias, "dbias", head.words);
   out.unscale = unscale.has_value() ? *floats_of(unscale, "unscale", 1) : 1.0f;
   if (dweight.has_value()) {
@@ -130,17 +130,17 @@ STABLE_TORCH_LIBRARY(rao_native, m) {
   m.def("scratch_sizes(int isa, Tensor hidden, int words, bool backward) -> int[]");
   m.def("pack_hidden(int isa, Tensor hidden, Tensor(a!) packed_hidden, Tensor(b!) threads) -> ()");
   m.def(
-      "score_tile(int isa, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, "
-      "int first_word, float scale, float softcap, Tensor(a!) row_max, Tensor(b!) row_sum, "
+      "score_tile(int isa, Tensor hidden, Tensor weight, Tensor? weight_rows, "
+      "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor(a!) row_max, Tensor(b!) row_sum, "
       "Tensor(c!) target_logit, Tensor(d!)? entropy_sum, Tensor(e!)? square_sum, "
       "Tensor(f!)? logit_sum, Tensor(g!)? values, Tensor(h!)? maxima, Tensor(i!) packed_weight, "
       "Tensor(j!) packed_hidden, Tensor(k!) rows, Tensor(l!) threads) -> ()");
   m.def(
-      "grad_tile(int isa, Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, "
-      "int first_word, float scale, float softcap, Tensor row_max, Tensor log_sum, Tensor logp, "
+      "grad_tile(int isa, Tensor hidden, Tensor weight, Tensor? weight_rows, "
+      "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor row_max, Tensor log_sum, Tensor logp, "
       "Tensor logp_grad, Tensor? mass_grad, Tensor? log_mass_grad, Tensor? retained_row, "
-      "Tensor? values, Tensor? maxima, Tensor(a!)? dhidden, Tensor(b!)? dweight, "
-      "Tensor(c!)? dbias, Tensor? unscale, Tensor(d!) packed_weight, Tensor(e!) packed_hidden, "
+      "Tensor? values, Tensor? maxima, Tensor(a!)? dhidden, Tensor? dhidden_rows, "
+      "Tensor(b!)? dweight, Tensor? dweight_rows, Tensor(c!)? dbias, Tensor? unscale, Tensor(d!) packed_weight, Tensor(e!) packed_hidden, "
       "Tensor(f!) rows, Tensor(g!) threads) -> ()");
 }
 

@@ -34,4 +34,9 @@ inline float* floats_of(const std::optional<Tensor>& tensor, const char* name, i
   return tensor.has_value() ? floats_of(*tensor, name, elements) : nullptr;
 }
 
+inline const int64_t* index_of(const std::optional<Tensor>& tensor, const char* name,
+                               int64_t elements) {
+  return tensor.has_value() ? data_of<int64_t>(*tensor, name, ScalarType::Long, elements) : nullptr;
+}
+
 }  // namespace rao::bindings

@@ -26,17 +26,18 @@ inline const TileKernels& kernels_of(int64_t isa) {
 }
 
 inline HeadTile head_of(const Tensor& hidden, const Tensor& weight,
-                        const std::optional<Tensor>& bias, const Tensor& targets,
-                        int64_t first_word, double scale, double softcap) {
+                        const std::optional<Tensor>& weight_rows, const std::optional<Tensor>& bias,
+                        const Tensor& targets, int64_t first_word, double scale, double softcap) {
   STD_TORCH_CHECK(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1),
                   "hidden and weight must be [N, D] and [W, D]");
   const int64_t rows = hidden.size(0);
-  const int64_t words = weight.size(0);
+  const int64_t words = weight_rows.has_value() ? weight_rows->numel() : weight.size(0);
   const ScalarType dtype = hidden.scalar_type();
   return {
       dtype_of(hidden),
       data_of<void>(hidden, "hidden", dtype, rows * hidden.size(1)),
       data_of<void>(weight, "weight", dtype, words * hidden.size(1)),
+      index_of(weight_rows, "weight_rows", words),
       floats_of(bias, "bias", words),
       data_of<int64_t>(targets, "targets", ScalarType::Long, rows),
       rows,

@@ -184,8 +184,8 @@ void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
                          const LogitGradient<Product>& dz, const Parallel& parallel) {
   auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
   if (retained.values == nullptr) {
-    pack_transposed<Product, Source>(static_cast<const typename Source::Storage*>(head.weight),
-                                     head.words, head.size, packed, parallel);
+    pack_transposed<Product, Source>(weight_rows<typename Source::Storage>(head), head.words,
+                                     packed, parallel);
   }
   const int64_t groups = ceil_div(head.words, kGroup);
   parallel([&](int part) {
@@ -203,6 +203,8 @@ void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
     });
   });
 }
+
+int64_t place(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
 
 // Computes C[rows, size] block by block, all columns of B at a time where the rows suffice for all
 // parts, else panel by panel, and hands each block on:
@@ -235,18 +237,17 @@ void multiply_all(const LeftOf& left_of, int64_t rows, const uint32_t* packed, i
 
 // dhidden += dz @ weight.
 template <class Product, class Source>
-void accumulate_dhidden(const HeadTile& head, const LogitGradient<Product>& dz, float* dhidden,
-                        const Scratch& scratch, const Parallel& parallel) {
+void accumulate_dhidden(const HeadTile& head, const LogitGradient<Product>& dz,
+                        const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
   auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
-  pack<Product, Source>(static_cast<const typename Source::Storage*>(head.weight), head.words,
-                        head.size, packed, parallel);
+  pack<Product, Source>(weight_rows<typename Source::Storage>(head), head.words, packed, parallel);
   const auto left_of = [&](int64_t row, int64_t count, uint32_t* buffer) {
     return MatrixRows<Product, typename Product::Element>(dz.row(row), count, dz.stride(), buffer);
   };
   const auto add = [&](const float* block, int64_t stride, int64_t first_row, int64_t rows,
                        int64_t column, int64_t columns) {
     for (int64_t i = 0; i < rows; ++i) {
-      float* target = dhidden + (first_row + i) * head.size + column;
+      float* target = out.dhidden + place(out.dhidden_rows, first_row + i) * head.size + column;
       for (int64_t j = 0; j < columns; ++j) {
         target[j] += block[i * stride + j];
       }
@@ -349,7 +350,8 @@ void write_dweight(const HeadTile& head, const LogitGradient<Product>& dz, const
                          int64_t column, int64_t columns) {
     for (int64_t i = 0; i < words; ++i) {
       Storage* target =
-          static_cast<Storage*>(out.dweight) + (first_word + i) * head.size + column;
+          static_cast<Storage*>(out.dweight) +
+          place(out.dweight_rows, first_word + i) * head.size + column;
       store_scaled<Target>(block + i * stride, out.unscale, columns, target);
     }
   };
@@ -369,7 +371,9 @@ void write_dbias(const HeadTile& head, const LogitGradient<Product>& dz, const G
         total += Product::Element::load(dz.row(n) + i);
       }
       const int count = static_cast<int>(smaller<int64_t>(kLanes, head.words - i));
-      store_some(out.dbias + i, count, total * out.unscale);
+      for (int j = 0; j < count; ++j) {
+        out.dbias[place(out.dweight_rows, i + j)] = total[j] * out.unscale;
+      }
     }
   });
 }
@@ -383,7 +387,7 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedTile& re
     write_dbias(head, dz, out, parallel);
   }
   if (out.dhidden != nullptr) {
-    accumulate_dhidden<Product, Source>(head, dz, out.dhidden, scratch, parallel);
+    accumulate_dhidden<Product, Source>(head, dz, out, scratch, parallel);
   }
   if (out.dweight == nullptr) {
     return;
@@ -421,8 +425,9 @@ void pack_hidden(DType dtype, const void* hidden, int64_t rows, int64_t size, st
                  const Parallel& parallel) {
   with_types(dtype, [&](auto product, auto source) {
     using Source = decltype(source);
-    pack<decltype(product), Source>(static_cast<const typename Source::Storage*>(hidden), rows,
-                                    size, reinterpret_cast<uint32_t*>(packed), parallel);
+    const Rows<typename Source::Storage> matrix{
+        static_cast<const typename Source::Storage*>(hidden), size, nullptr};
+    pack<decltype(product), Source>(matrix, rows, reinterpret_cast<uint32_t*>(packed), parallel);
   });
 }
 

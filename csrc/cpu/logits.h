@@ -41,6 +41,11 @@ RAO_INLINE void fill_tail(float* row, int width, float value) {
   }
 }
 
+template <class Storage>
+RAO_INLINE Rows<Storage> weight_rows(const HeadTile& head) {
+  return {static_cast<const Storage*>(head.weight), head.size, head.weight_rows};
+}
+
 // block[rows, kGroup] = hidden[first_row ..] @ weight[group]^T.
 template <class Product, class Source>
 void multiply_group(const HeadTile& head, const Group& group, int64_t first_row, int64_t rows,

@@ -98,24 +98,38 @@ RAO_INLINE Words words_along(const typename Source::Storage* row, int64_t size, 
   return Product::template along<Source>(padded);
 }
 
+// Rows of a row-major matrix with `size` columns, row i standing at index[i] if there is an index.
+template <class Storage>
+struct Rows {
+  const Storage* data;
+  int64_t size;
+  const int64_t* index;
+
+  RAO_INLINE const Storage* operator[](int64_t i) const {
+    return data + (index == nullptr ? i : index[i]) * size;
+  }
+};
+
 // kLanes columns, from `column` on, of the rows that make up word `k` of K; zero outside of the
 // [length, columns] matrix.
 template <class Product, class Source>
-RAO_INLINE Words words_across(const typename Source::Storage* matrix, int64_t length,
-                              int64_t columns, int64_t k, int64_t column) {
+RAO_INLINE Words words_across(const Rows<typename Source::Storage>& matrix, int64_t length,
+                              int64_t k, int64_t column) {
   using Storage = typename Source::Storage;
+  const int64_t columns = matrix.size;
   const int64_t row = k * Product::kPerWord;
-  const Storage* first = matrix + row * columns + column;
   const bool paired = Product::kPerWord == 2 && row + 1 < length;
+  const Storage* first = matrix[row] + column;
+  const Storage* second = paired ? matrix[row + 1] + column : first;
   if (column + kLanes <= columns && (paired || Product::kPerWord == 1)) {
-    return Product::template across<Source>(first, first + columns);
+    return Product::template across<Source>(first, second);
   }
   Storage padded[2][kLanes] = {};
   const int64_t count = smaller<int64_t>(kLanes, columns - column);
   if (count > 0) {
     std::memcpy(padded[0], first, count * sizeof(Storage));
     if (paired) {
-      std::memcpy(padded[1], first + columns, count * sizeof(Storage));
+      std::memcpy(padded[1], second, count * sizeof(Storage));
     }
   }
   return Product::template across<Source>(padded[0], padded[1]);
@@ -127,10 +141,11 @@ RAO_INLINE int64_t packed_words(int64_t length, int64_t columns) {
   return words_of<Product>(length) * round_up(columns, kPanel);
 }
 
-// Packs B = matrix^T, where matrix is [columns, length].
+// Packs B = matrix^T, where matrix has `columns` rows.
 template <class Product, class Source>
-void pack_transposed(const typename Source::Storage* matrix, int64_t columns, int64_t length,
+void pack_transposed(const Rows<typename Source::Storage>& matrix, int64_t columns,
                      uint32_t* packed, const Parallel& parallel) {
+  const int64_t length = matrix.size;
   const int64_t depth = words_of<Product>(length);
   const int64_t strips = ceil_div(columns, kPanel) * kPanelVectors;
   parallel([&](int part) {
@@ -144,7 +159,7 @@ void pack_transposed(const typename Source::Storage* matrix, int64_t columns, in
         for (int i = 0; i < kLanes; ++i) {
           const int64_t column = strip * kLanes + i;
           block[i] = column < columns
-                         ? words_along<Product, Source>(matrix + column * length, length, k)
+                         ? words_along<Product, Source>(matrix[column], length, k)
                          : Words{};
         }
         transpose(block);
@@ -157,12 +172,12 @@ void pack_transposed(const typename Source::Storage* matrix, int64_t columns, in
   });
 }
 
-// Packs B = matrix, which is [length, columns].
+// Packs B = matrix, which has `length` rows.
 template <class Product, class Source>
-void pack(const typename Source::Storage* matrix, int64_t length, int64_t columns, uint32_t* packed,
+void pack(const Rows<typename Source::Storage>& matrix, int64_t length, uint32_t* packed,
           const Parallel& parallel) {
   const int64_t depth = words_of<Product>(length);
-  const int64_t strips = ceil_div(columns, kPanel) * kPanelVectors;
+  const int64_t strips = ceil_div(matrix.size, kPanel) * kPanelVectors;
   parallel([&](int part) {
     const Range mine = share(depth, part, parallel.parts);
     for (int64_t k = mine.begin; k < mine.end; ++k) {
@@ -170,7 +185,7 @@ void pack(const typename Source::Storage* matrix, int64_t length, int64_t column
         uint32_t* target = packed + (strip / kPanelVectors * depth + k) * kPanel +
                            strip % kPanelVectors * kLanes;
         store(target,
-              words_across<Product, Source>(matrix, length, columns, k, strip * kLanes));
+              words_across<Product, Source>(matrix, length, k, strip * kLanes));
       }
     }
   });

@@ -194,8 +194,7 @@ void score(const HeadTile& head, const RowState& state, const RetainedTile& reta
            const Scratch& scratch, const Parallel& parallel) {
   using Storage = typename Source::Storage;
   auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
-  pack_transposed<Product, Source>(static_cast<const Storage*>(head.weight), head.words, head.size,
-                                   packed, parallel);
+  pack_transposed<Product, Source>(weight_rows<Storage>(head), head.words, packed, parallel);
   const int64_t groups = ceil_div(head.words, kGroup);
   const GroupStatistics statistics(scratch.rows, head.rows);
   parallel([&](int part) {

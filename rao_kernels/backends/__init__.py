@@ -41,7 +41,11 @@ class Backend(Protocol):
         """None if the backend runs operands of `dtype` on `device`, else the reason it does not."""
 
     def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-        """Buffers reused by every tile (of at most `width` words) of one pass."""
+        """Buffers reused by every tile (of at most `width` words) of one pass, and by any passes
+        over fewer rows."""
+
+    def begin(self, head: Head, scratch: Sequence[Tensor]) -> None:
+        """Before the first `grad_tile` of a backward pass, and when its rows have changed."""
 
     def score_tile(
         self,

@@ -37,17 +37,19 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
         rows            N * W / 256 * 20 (forward: statistics), N * W * itemsize (backward: dz)
         threads         at most about 0.5 MB each, while D is below 16384
     """
-    isa, threads = _isa(), torch.get_num_threads()
-    sizes = torch.ops.rao_native.scratch_sizes(isa, head.hidden, width, backward)
+    threads = torch.get_num_threads()
+    sizes = torch.ops.rao_native.scratch_sizes(_isa(), head.hidden, width, backward)
     *shared, thread = sizes
 
     def buffer(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8, device=head.hidden.device)
 
-    buffers = (*map(buffer, shared), buffer(threads, thread))
-    if backward:
-        torch.ops.rao_native.pack_hidden(isa, head.hidden, buffers[1], buffers[3])
-    return buffers
+    return (*map(buffer, shared), buffer(threads, thread))
+
+
+def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+    _, packed_hidden, _, threads = scratch
+    torch.ops.rao_native.pack_hidden(_isa(), head.hidden, packed_hidden, threads)
 
 
 def score_tile(
@@ -78,7 +80,6 @@ def grad_tile(
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    words = slice(tile.start, tile.stop)
     torch.ops.rao_native.grad_tile(
         *_head_arguments(head, tile),
         rows.row_max,
@@ -90,8 +91,10 @@ def grad_tile(
         rows.retained_row,
         *_retained_arguments(retained),
         out.dhidden,
-        None if out.dweight is None else out.dweight[words],
-        None if out.dbias is None else out.dbias[words],
+        out.dhidden_row,
+        _written(out.dweight, tile),
+        tile.words,
+        _written(out.dbias, tile),
         out.unscale,
         *scratch,
     )
@@ -104,16 +107,24 @@ def _isa() -> int:
 
 
 def _head_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
+    usable = head.weight.dtype == head.hidden.dtype and head.weight.is_contiguous()
+    in_place = usable and tile.words is not None
     return (
         _isa(),
         head.hidden,
-        head.weight_tile(tile),
+        head.weight if in_place else head.weight_tile(tile),
+        tile.words if in_place else None,
         head.bias_tile(tile),
         head.targets,
         tile.start,
         head.scale,
         head.softcap or 0.0,
     )
+
+
+def _written(table: Tensor | None, tile: Tile) -> Tensor | None:
+    """What the kernel writes a tile's rows to: all rows where it is given their places."""
+    return table if table is None or tile.words is not None else table[tile.start : tile.stop]
 
 
 def _retained_arguments(retained: RetainedTile | None) -> tuple[Tensor | None, Tensor | None]:

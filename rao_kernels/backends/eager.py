@@ -26,6 +26,10 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     return ()
 
 
+def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+    return None
+
+
 def score_tile(
     head: Head,
     tile: Tile,
@@ -57,13 +61,17 @@ def grad_tile(
     dz = _logit_gradient(head, tile, rows, z)
     draw = (dz * slope * head.scale).to(head.hidden.dtype)
     if out.dhidden is not None:
-        out.dhidden.add_(_product(draw, head.weight_tile(tile), head.accumulator))
+        dhidden = _product(draw, head.weight_tile(tile), head.accumulator)
+        if out.dhidden_row is None:
+            out.dhidden.add_(dhidden)
+        else:
+            out.dhidden.index_add_(0, out.dhidden_row, dhidden)
     if out.dweight is not None:
         dweight = _product(draw.T, head.hidden, head.accumulator)
-        out.dweight[tile.start : tile.stop] = _unscaled(dweight, out)
+        tile.put(out.dweight, _unscaled(dweight, out).to(out.dweight.dtype))
     if out.dbias is not None:
         dbias = draw.sum(0, dtype=head.accumulator)
-        out.dbias[tile.start : tile.stop] = _unscaled(dbias, out)
+        tile.put(out.dbias, _unscaled(dbias, out))
 
 
 def _product(a: Tensor, b: Tensor, accumulator: torch.dtype) -> Tensor:

@@ -15,10 +15,14 @@ GROUP = 256  # words of a retained tile that share one maximum
 
 
 class Tile(NamedTuple):
-    """Words ``start:stop`` of the vocabulary."""
+    """Places ``start:stop`` of the walk over the vocabulary.
+
+    words: ``[W]`` int64, the word at each place; None: place i is word i.
+    """
 
     start: int
     stop: int
+    words: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -28,6 +32,16 @@ class Tile(NamedTuple):
     def groups(self) -> int:
         return -(-self.width // GROUP)
 
+    def of(self, table: Tensor) -> Tensor:
+        """The rows of ``[V, ...]`` that belong to the tile: a view where it has no `words`."""
+        if self.words is None:
+            return table[self.start : self.stop]
+        return table.index_select(0, self.words)
+
+    def put(self, table: Tensor, rows: Tensor) -> None:
+        """Write the rows that belong to the tile."""
+        table[slice(self.start, self.stop) if self.words is None else self.words] = rows
+
 
 @dataclass(frozen=True)
 class Head:
@@ -36,7 +50,8 @@ class Head:
     ``logits = softcap * tanh((hidden @ weight.T + bias) / softcap) * scale``
 
     hidden: ``[N, D]`` contiguous, in the dtype the products are computed in.
-    weight: ``[V, D]``, any float dtype and strides. bias: ``[V]`` or None. targets: ``[N]`` int64.
+    weight: ``[V, D]``, any float dtype and strides. bias: ``[V]`` or None. targets: ``[N]`` int64,
+    places of the walk.
     """
 
     hidden: Tensor
@@ -57,13 +72,13 @@ class Head:
 
     def weight_tile(self, tile: Tile) -> Tensor:
         """``[W, D]`` contiguous, in the dtype of `hidden`; a copy only where it must be."""
-        return self.weight[tile.start : tile.stop].to(self.hidden.dtype).contiguous()
+        return tile.of(self.weight).to(self.hidden.dtype).contiguous()
 
     def bias_tile(self, tile: Tile) -> Tensor | None:
         """``[W]`` in the accumulator dtype."""
         if self.bias is None:
             return None
-        return self.bias[tile.start : tile.stop].to(self.accumulator).contiguous()
+        return tile.of(self.bias).to(self.accumulator).contiguous()
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,8 @@ class RowGradients:
 class Gradients:
     """Where a pass puts its gradients; None = not wanted.
 
-    dhidden: ``[N, D]`` in the accumulator dtype, added to. dweight: ``[V, D]`` in the dtype of the
+    dhidden: ``[N, D]`` in the accumulator dtype, added to. dhidden_row: the row of `dhidden` that
+    belongs to each row of the pass; None = the same row. dweight: ``[V, D]`` in the dtype of the
     weight; each tile writes its rows once. dbias: ``[V]`` in the accumulator dtype, likewise.
     unscale: 0-dim factor that `dweight` and `dbias` are multiplied with before they are rounded
     (the inverse of the factor the row gradients were scaled by), or None for 1.
@@ -130,3 +146,4 @@ class Gradients:
     dweight: Tensor | None
     dbias: Tensor | None
     unscale: Tensor | None
+    dhidden_row: Tensor | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import backends
 from ..backends import Gradients, Head, RetainedTile, RowGradients, Tile
 from . import plan
-from .sparsity import Sparsity, gather, gather_gradients, in_order, needed_rows
+from .sparsity import Sparsity, in_order, needed_rows, take, take_gradients, with_words
 from .work import count
 
 
@@ -69,6 +69,7 @@ def _dense_walk(
     """Every tile with all rows; yields it, its slot, and the number of rows."""
     module = backends.get(backend)
     scratch = module.scratch(head, cut[0].width, backward=True)
+    module.begin(head, scratch)
     for tile, slot in zip(cut, slots, strict=True):
         module.grad_tile(head, tile, rows, slot, out, scratch)
         yield tile, slot, head.rows
@@ -86,42 +87,24 @@ def _sparse_walk(
     """Every tile with the rows that need it, gathered."""
     module = backends.get(backend)
     ordered = in_order(head, sparse.order)
+    scratch = module.scratch(ordered, cut[0].width, backward=True)
     needed = needed_rows(sparse, ordered, cut)
-    for tile, slot, index in zip(cut, slots, needed, strict=True):
-        words = sparse.order[tile.start : tile.stop]
-        own = gather(ordered, words, tile.start, index)
-        part = _tile_buffers(own, out, reuse_dhidden=index is None)
+    for tile, slot, index in zip(with_words(cut, sparse.order), slots, needed, strict=True):
+        own = take(ordered, index)
         if own.rows:
-            scratch = module.scratch(own, tile.width, backward=True)
-            own_rows = gather_gradients(rows, index)
-            module.grad_tile(own, Tile(0, tile.width), own_rows, slot, part, scratch)
-        _scatter(part, out, words, index)
+            module.begin(own, scratch)
+            own_rows, own_out = take_gradients(rows, index), replace(out, dhidden_row=index)
+            module.grad_tile(own, tile, own_rows, slot, own_out, scratch)
+        else:
+            _put_zeros(tile, out)
         yield tile, slot, own.rows
 
 
-def _tile_buffers(own: Head, out: Gradients, *, reuse_dhidden: bool) -> Gradients:
-    """Gradients of one gathered tile."""
-    dhidden = out.dhidden
-    if dhidden is not None and not reuse_dhidden:
-        dhidden = dhidden.new_zeros(own.hidden.shape)
-    make = torch.empty if own.rows else torch.zeros
-    device, size = own.hidden.device, own.weight.shape
-    return Gradients(
-        dhidden,
-        None if out.dweight is None else make(*size, dtype=out.dweight.dtype, device=device),
-        None if out.dbias is None else make(size[0], dtype=out.dbias.dtype, device=device),
-        out.unscale,
-    )
-
-
-def _scatter(part: Gradients, out: Gradients, words: Tensor, index: Tensor | None) -> None:
-    """Put a tile's gradients where they belong: its words, its rows."""
-    if out.dweight is not None and part.dweight is not None:
-        out.dweight[words] = part.dweight
-    if out.dbias is not None and part.dbias is not None:
-        out.dbias[words] = part.dbias
-    if out.dhidden is not None and part.dhidden is not None and index is not None:
-        out.dhidden.index_add_(0, index, part.dhidden)
+def _put_zeros(tile: Tile, out: Gradients) -> None:
+    """The gradients of words that no row needs."""
+    for table in (out.dweight, out.dbias):
+        if table is not None:
+            tile.put(table, table.new_zeros(()))
 
 
 def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Tensor | None]:

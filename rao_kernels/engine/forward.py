@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Head, RowState, Tile
+from ..backends import Head, RowState
 from . import plan, sparsity
 from .work import count
 
@@ -52,16 +52,14 @@ def score(
     cut = plan.tiles(head.weight.shape[0], head.hidden.device.type)
     buffer = plan.RetainedBuffer(memory, head.rows, head.hidden.dtype)
     states = _initial_states(head, wanted, 1 if order is None else len(cut))
+    slots = buffer.slots(cut)
+    if order is not None:
+        head, cut = sparsity.in_order(head, order), sparsity.with_words(cut, order)
     if head.rows:
         scratch = module.scratch(head, cut[0].width, backward=False)
-        ordered = head if order is None else sparsity.in_order(head, order)
-        for number, (tile, slot) in enumerate(zip(cut, buffer.slots(cut), strict=True)):
-            if order is None:
-                module.score_tile(head, tile, _row(states, 0), slot, scratch)
-            else:
-                words = order[tile.start : tile.stop]
-                own = sparsity.gather(ordered, words, tile.start, None)
-                module.score_tile(own, Tile(0, tile.width), _row(states, number), slot, scratch)
+        for number, (tile, slot) in enumerate(zip(cut, slots, strict=True)):
+            state = _row(states, 0 if order is None else number)
+            module.score_tile(head, tile, state, slot, scratch)
     buffer.zero_unused(cut)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
     return _finish(states, head.weight.shape[0], with_mass=order is not None)

@@ -58,19 +58,15 @@ def in_order(head: Head, order: Tensor) -> Head:
     return Head(head.hidden, head.weight, head.bias, targets, head.scale, head.softcap)
 
 
-def gather(head: Head, words: Tensor, start: int, rows: Tensor | None) -> Head:
-    """The head of one tile: `words` are its only vocabulary, `rows` (None: all) its rows.
-
-    head: as `in_order` gives it. start: place of the first word.
-    """
-    hidden = head.hidden if rows is None else head.hidden.index_select(0, rows)
-    targets = head.targets if rows is None else head.targets.index_select(0, rows)
-    bias = None if head.bias is None else head.bias.index_select(0, words)
-    weight = head.weight.index_select(0, words)
-    return Head(hidden, weight, bias, targets - start, head.scale, head.softcap)
+def take(head: Head, rows: Tensor | None) -> Head:
+    """The head with some of its rows; None: all."""
+    if rows is None:
+        return head
+    hidden, targets = head.hidden.index_select(0, rows), head.targets.index_select(0, rows)
+    return Head(hidden, head.weight, head.bias, targets, head.scale, head.softcap)
 
 
-def gather_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients:
+def take_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients:
     """Row gradients of the rows that need a tile."""
     if rows is None:
         return gradients
@@ -88,6 +84,11 @@ def gather_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradien
         taken(gradients.log_mass_grad),
         retained_row,
     )
+
+
+def with_words(cut: list[Tile], order: Tensor) -> list[Tile]:
+    """The tiles with the words that `order` puts at their places."""
+    return [Tile(tile.start, tile.stop, order[tile.start : tile.stop]) for tile in cut]
 
 
 def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> list[Tensor | None]:

@@ -21,7 +21,8 @@ constexpr int kGroup = 256;
 struct HeadTile {
   DType dtype;             // of hidden and weight
   const void* hidden;      // [N, D]
-  const void* weight;      // [W, D]
+  const void* weight;      // [W, D], or with weight_rows any number of rows
+  const int64_t* weight_rows;  // [W] the row of weight of each word, or null: word i is row i
   const float* bias;       // [W] or null
   const int64_t* targets;  // [N]
   int64_t rows;            // N
@@ -61,8 +62,12 @@ struct RowGradients {
 };
 
 // Outputs; null = not wanted. dhidden [N, D] is added to; dweight [W, D] and dbias [W] are written.
+// The rows of the pass and the words of the tile may lie elsewhere in them: row n in dhidden_rows[n]
+// and word i in dweight_rows[i], where these are not null.
 struct Gradients {
   float* dhidden;
+  const int64_t* dhidden_rows;
+  const int64_t* dweight_rows;
   void* dweight;
   DType dweight_dtype;
   float* dbias;
