@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data import BadRows, PromptFormat
 from ..errors import InputError, MissingDependencyError
-from ..losses import LOSSES, LossSpec
+from ..losses import LOSSES, Loss
 from ..losses.rao import PromptTerm
 from ..refcache import CachePolicy
 from ..types import EngineOptions
@@ -36,7 +36,10 @@ class RAOConfig(TrainingArguments):
     logging_steps: float = _option(10, "Steps between two lines of metrics.")
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
 
-    loss: str = _option("rao", "Name of the loss; `rao-kernels losses` lists them.")
+    loss: str = _option(
+        "rao",
+        "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON.",
+    )
     beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
     log_z0: str = _option(
         "auto",
@@ -79,8 +82,10 @@ class RAOConfig(TrainingArguments):
         self.hyperparameters()
 
     @property
-    def spec(self) -> LossSpec:
-        """The loss."""
+    def spec(self) -> Loss:
+        """The loss, or the sum of losses that JSON of names and weights stands for."""
+        if self.loss.lstrip().startswith("{"):
+            return LOSSES.combine(_parse_json("loss", self.loss))
         if self.loss not in LOSSES:
             near = get_close_matches(self.loss, LOSSES, 1)
             fix = f"Did you mean {near[0]!r}?" if near else ""
