@@ -24,7 +24,7 @@ from ..fused import TOKEN_STATS
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from . import checkpoints
-from .config import RAOConfig
+from .config import LOSS_FIELDS, RAOConfig, check_runnable
 from .metrics import Meter
 from .model import name_of, prepare_model
 from .plot import RunRecorder
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
-
-_LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
 
 
 class RAOTrainer(Trainer):
@@ -80,7 +78,7 @@ class RAOTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
-        _check_launch(args)
+        check_runnable(args)
         model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name_of(model))
@@ -177,7 +175,7 @@ class RAOTrainer(Trainer):
             logp_stats=self._asked_stats(),
             engine_options=self.args.engine_options(),
         )
-        given = {name: inputs[name] for name in _LOSS_FIELDS if name in inputs}
+        given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
         given |= {n: getattr(outputs, s) for n, s in TOKEN_STATS.items() if n in self._needs}
         logps = outputs.token_logps
         if with_prompt:
@@ -389,17 +387,6 @@ def _tokenized(
 def _say(args: RAOConfig, text: str) -> None:
     if args.process_index == 0:
         print(text, flush=True)
-
-
-def _check_launch(args: RAOConfig) -> None:
-    if args.n_gpu > 1:
-        raise InputError(
-            "args",
-            "one process per GPU",
-            f"{args.n_gpu} GPUs in one process (nn.DataParallel)",
-            f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
-            "CUDA_VISIBLE_DEVICES to one GPU.",
-        )
 
 
 @contextlib.contextmanager
