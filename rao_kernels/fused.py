@@ -21,7 +21,7 @@ from .types import EngineOptions, LossOutput, TokenStats
 
 Prompts = Literal["skipped", "detached", "grad"]
 # Inputs of losses that the op gives in the same pass as log-probs.
-_STATS = {"token_entropy": "entropy", "token_log_sum_sq": "log_sum_sq_probs"}
+TOKEN_STATS = {"token_entropy": "entropy", "token_log_sum_sq": "log_sum_sq_probs"}
 UserLoss = Callable[..., Tensor | LossOutput]
 
 
@@ -94,7 +94,7 @@ def fused_loss(
         spec = name_or_function
         prompts = _prompts_of(spec, hyper)
         needs = spec.required_inputs(hyper)
-        stats = tuple(name for name in _STATS if name in needs and inputs.get(name) is None)
+        stats = tuple(name for name in TOKEN_STATS if name in needs and inputs.get(name) is None)
         loss_inputs = _score(hidden, weight, batch, prompts, inputs=inputs, stats=stats, **options)
         return spec(loss_inputs, normalizer=normalizer, **hyper)
     prompts = "skipped" if inputs.get("ref_prompt_logps") is None else "detached"
@@ -163,7 +163,7 @@ def _score(
     **options: Unpack[HeadOptions],
 ) -> LossInputs:
     """Log-probs of the response rows, and of the prompt rows if wanted, joined with `inputs` and
-    `stats`: names out of `_STATS`."""
+    `stats`: names out of `TOKEN_STATS`."""
     if tuple(hidden.shape[:-1]) != batch.token_shape:
         raise InputError(
             "hidden", f"shape {[*batch.token_shape, 'D']}, like the ids", list(hidden.shape)
@@ -182,7 +182,7 @@ def _score(
             weight,
             targets,
             ignore_index=None,
-            stats=tuple(_STATS[name] for name in stats),
+            stats=tuple(TOKEN_STATS[name] for name in stats),
             **options,
         )
 
@@ -196,4 +196,4 @@ def _score(
         with torch.no_grad():
             prompt = score(batch.prompt_rows, batch.prompt_targets, ()).logps
     found = batch.row_loss_inputs(scores.logps[:size], prompt, **inputs)
-    return replace(found, **{name: getattr(scores, _STATS[name])[:size] for name in stats})
+    return replace(found, **{name: getattr(scores, TOKEN_STATS[name])[:size] for name in stats})

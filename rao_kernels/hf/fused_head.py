@@ -31,7 +31,7 @@ from .transforms import HeadTransform, head_transform
 
 Model = TypeVar("Model", bound=nn.Module)
 
-STATS = ("entropy", "is_top1")
+STATS = ("entropy", "is_top1", "log_sum_sq_probs")
 
 
 @dataclass
@@ -40,12 +40,14 @@ class FusedLMOutput(ModelOutput):
 
     token_logps: ``[B, T]`` float32 (float64 for a float64 model), 0.0 where the target is -100.
     entropy: ``[B, T]``, nats, where asked. is_top1: ``[B, T]`` bool, where asked.
+    log_sum_sq_probs: ``[B, T]``, ``log(sum_v p_v^2)`` without gradient, where asked.
     aux_loss: a mixture of experts' load-balancing loss, where it is asked for; no coefficient.
     """
 
     token_logps: Tensor
     entropy: Tensor | None = None
     is_top1: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
     aux_loss: Tensor | None = None
 
 
@@ -78,7 +80,7 @@ def attach_fused_head(
     none is wanted. Further arguments of that call:
 
     * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
-    * ``logp_stats``: names out of ``("entropy", "is_top1")``.
+    * ``logp_stats``: names out of ``("entropy", "is_top1", "log_sum_sq_probs")``.
     * ``engine_options``: options of the op, see `EngineOptions`.
 
     Without `logp_targets` the model is what it was. Attach before the model is wrapped

@@ -146,12 +146,14 @@ ROWS: tuple[LossSpec, ...] = (
         apo_down,
         {"beta": 0.1},
         "Anchored Preference Optimization, arXiv 2408.06266",
+        notes=("TRL and Liger compute 1 - sigmoid(a), which is 0 in fp32 from a = 17 on.",),
     ),
     pair_row(
         "apo_zero",
         apo_zero,
         {"beta": 0.1},
         "Anchored Preference Optimization, arXiv 2408.06266",
+        notes=("TRL and Liger compute 1 - sigmoid(a), which is 0 in fp32 from a = 17 on.",),
     ),
     pair_row(
         "nca_pair",

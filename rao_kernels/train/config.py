@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..data import BadRows, PromptFormat
-from ..errors import InputError, MissingDependencyError
-from ..losses import LOSSES, LossSpec
+from ..errors import InputError, MissingDependencyError, NotYetError
+from ..fused import TOKEN_STATS
+from ..losses import LOSSES, Loss
 from ..losses.rao import PromptTerm
 from ..refcache import CachePolicy
 from ..types import EngineOptions
@@ -19,6 +20,10 @@ try:
     from transformers import TrainingArguments
 except ImportError as error:
     raise MissingDependencyError("transformers", "train") from error
+
+
+# What a micro-batch has for a loss, beside the policy's log-probs.
+LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -36,7 +41,10 @@ class RAOConfig(TrainingArguments):
     logging_steps: float = _option(10, "Steps between two lines of metrics.")
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
 
-    loss: str = _option("rao", "Name of the loss; `rao-kernels losses` lists them.")
+    loss: str = _option(
+        "rao",
+        "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON.",
+    )
     beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
     log_z0: str = _option(
         "auto",
@@ -79,8 +87,10 @@ class RAOConfig(TrainingArguments):
         self.hyperparameters()
 
     @property
-    def spec(self) -> LossSpec:
-        """The loss."""
+    def spec(self) -> Loss:
+        """The loss, or the sum of losses that JSON of names and weights stands for."""
+        if self.loss.lstrip().startswith("{"):
+            return LOSSES.combine(_parse_json("loss", self.loss))
         if self.loss not in LOSSES:
             near = get_close_matches(self.loss, LOSSES, 1)
             fix = f"Did you mean {near[0]!r}?" if near else ""
@@ -103,6 +113,22 @@ class RAOConfig(TrainingArguments):
             workspace_bytes=self.workspace_bytes,
             backend=self.backend,
         )
+
+
+def check_runnable(args: RAOConfig) -> None:
+    """Before hours of scoring: whether this launch and this loss can work."""
+    if args.n_gpu > 1:
+        raise InputError(
+            "args",
+            "one process per GPU",
+            f"{args.n_gpu} GPUs in one process (nn.DataParallel)",
+            f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
+            "CUDA_VISIBLE_DEVICES to one GPU.",
+        )
+    given = {"groups", "prompt_logps", *LOSS_FIELDS, *TOKEN_STATS}
+    for need in args.spec.required_inputs(args.hyperparameters()):
+        if not given & set(need.split("|")):
+            raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which no row has yet")
 
 
 def _parse_log_z0(text: str) -> float | str:

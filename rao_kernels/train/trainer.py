@@ -20,10 +20,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset
 from ..errors import InputError
-from ..losses import LossInputs, LossSpec
+from ..fused import TOKEN_STATS
+from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from . import checkpoints
-from .config import RAOConfig
+from .config import LOSS_FIELDS, RAOConfig, check_runnable
 from .metrics import Meter
 from .model import name_of, prepare_model
 from .plot import RunRecorder
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
-
-_LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
 
 
 class RAOTrainer(Trainer):
@@ -79,7 +78,7 @@ class RAOTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
-        _check_launch(args)
+        check_runnable(args)
         model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name_of(model))
@@ -95,7 +94,7 @@ class RAOTrainer(Trainer):
         )
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
-        self.spec: LossSpec = args.spec
+        self.spec: Loss = args.spec
         self.hyper = args.hyperparameters()
         self._needs = self.spec.required_inputs(self.hyper)
         self._meters = {"train": Meter(), "eval": Meter()}
@@ -148,7 +147,7 @@ class RAOTrainer(Trainer):
         loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, normalizer=num_items_in_batch, **self.hyper)
         meter = self._meters["train"]
-        meter.update(result.metrics, self.spec.count_units(loss_inputs))
+        meter.update(result.metrics, _first(self.spec.count_units(loss_inputs)))
         meter.update(*self._token_stats(inputs, outputs))
         loss = result.loss
         if num_items_in_batch is not None:
@@ -173,14 +172,21 @@ class RAOTrainer(Trainer):
             attention_mask=inputs["attention_mask"],
             logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
             logp_grad_mask=None if self.hyper.get("prompt_term") == "grad" else learned,
-            logp_stats=("entropy", "is_top1") if self.args.token_stats else (),
+            logp_stats=self._asked_stats(),
             engine_options=self.args.engine_options(),
         )
-        given = {name: inputs[name] for name in _LOSS_FIELDS if name in inputs}
+        given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
+        given |= {n: getattr(outputs, s) for n, s in TOKEN_STATS.items() if n in self._needs}
         logps = outputs.token_logps
         if with_prompt:
             return batch.loss_inputs(logps, **given), outputs
         return batch.row_loss_inputs(logps.flatten()[batch.response_rows], None, **given), outputs
+
+    def _asked_stats(self) -> tuple[str, ...]:
+        """What the head gives beside log-probs: for the loss, and for the log."""
+        logged = ("entropy", "is_top1") if self.args.token_stats else ()
+        needed = (stat for name, stat in TOKEN_STATS.items() if name in self._needs)
+        return tuple(dict.fromkeys((*logged, *needed)))
 
     def _token_stats(
         self, inputs: dict[str, Tensor], outputs: Any
@@ -201,7 +207,7 @@ class RAOTrainer(Trainer):
         if not batch_samples:
             return None
         counts = [count_units(self.spec, batch) for batch in batch_samples]
-        total = torch.stack(counts).sum().to(device)
+        total = torch.stack(counts).sum(0).to(device)
         return self._reduce(total, "sum").clamp(min=1)
 
     def _prepare_input(self, data: Any) -> Any:
@@ -239,7 +245,7 @@ class RAOTrainer(Trainer):
             loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, **self.hyper)
         meter, seen = self._meters["eval"], int(fresh > 0)
-        units = self.spec.count_units(loss_inputs)
+        units = _first(self.spec.count_units(loss_inputs))
         meter.update({"loss": result.loss, **result.metrics}, units * seen)
         stats, tokens = self._token_stats(inputs, outputs)
         meter.update(stats, tokens * seen)
@@ -346,7 +352,7 @@ class RAOTrainer(Trainer):
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
 
 
-def count_units(spec: LossSpec, batch: Mapping[str, Tensor]) -> Tensor:
+def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
     """Units of a loss in a collated micro-batch, before any forward."""
     segments = batch["completion_mask"][:, 1:].nonzero()[:, 0]
     inputs = LossInputs(
@@ -358,6 +364,11 @@ def count_units(spec: LossSpec, batch: Mapping[str, Tensor]) -> Tensor:
         rewards=batch.get("rewards"),
     )
     return spec.count_units(inputs)
+
+
+def _first(units: Tensor) -> Tensor:
+    """Weight of a micro-batch's metrics: of several losses, the units of the first."""
+    return units.flatten()[0]
 
 
 def _tokenized(
@@ -376,17 +387,6 @@ def _tokenized(
 def _say(args: RAOConfig, text: str) -> None:
     if args.process_index == 0:
         print(text, flush=True)
-
-
-def _check_launch(args: RAOConfig) -> None:
-    if args.n_gpu > 1:
-        raise InputError(
-            "args",
-            "one process per GPU",
-            f"{args.n_gpu} GPUs in one process (nn.DataParallel)",
-            f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
-            "CUDA_VISIBLE_DEVICES to one GPU.",
-        )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rao_kernels.errors import DataError, InputError
+from rao_kernels.errors import DataError, InputError, NotYetError
 from rao_kernels.losses import LOSSES, LossInputs
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
@@ -309,6 +309,10 @@ def test_bad_use(tmp_path: Path) -> None:
         trainer(tmp_path, PAIRS)
     with pytest.raises(DataError, match="no row is left for the loss 'sigmoid'"):
         trainer(tmp_path, tiny_rows(2, responses=(1,)), loss="sigmoid")
+    lacking = [name for name, spec in LOSSES.items() if "values" in spec.needs]
+    for loss in lacking:
+        with pytest.raises(NotYetError, match="which no row has yet"):
+            trainer(tmp_path, loss=loss)
     with pytest.raises(DataError, match="no reference cache for this run"):
         trainer(tmp_path / "none", ref_cache="require")
     (tmp_path / "checkpoint-1").mkdir()

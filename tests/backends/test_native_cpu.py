@@ -1,0 +1,368 @@
+"""The native library: how it is found, which instruction set runs, and what each one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rao_kernels import _native
+from rao_kernels.backends import (
+    Gradients,
+    Head,
+    RetainedTile,
+    RowGradients,
+    RowState,
+    Tile,
+    cpu,
+    eager,
+)
+from rao_kernels.errors import BackendError
+
+from ..cases import FLOOR, error
+
+ROOT = Path(__file__).parents[2]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MISSING = _native.cpu_library()
+needs_library = pytest.mark.skipif(
+    isinstance(MISSING, _native.Missing), reason=str(getattr(MISSING, "reason", ""))
+)
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    """The library is looked for again inside the test, and after it."""
+    _native.cpu_library.cache_clear()
+    yield
+    _native.cpu_library.cache_clear()
+
+
+@pytest.fixture(params=_native.ISAS)
+def isa(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> str:
+    """Each instruction set this processor has, forced by the environment."""
+    library = _native.cpu_library()
+    if isinstance(library, _native.Missing):
+        pytest.skip(library.reason)
+    if request.param not in library.host_isas:
+        pytest.skip(f"this processor has {', '.join(library.host_isas)}, not {request.param}")
+    monkeypatch.setenv("RAO_KERNELS_CPU_ISA", request.param)
+    _native.cpu_library.cache_clear()
+    return str(request.param)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One head, cut into tiles, with everything the two operations take."""
+
+    head: Head
+    cut: list[Tile]
+    logp_grad: Tensor
+    mass_grad: Tensor
+    log_mass_grad: Tensor
+
+    def to(self, dtype: torch.dtype) -> Case:
+        head = self.head
+        wide = {
+            name: None if (tensor := getattr(head, name)) is None else tensor.to(dtype)
+            for name in ("hidden", "weight", "bias")
+        }
+        return replace(
+            self,
+            head=replace(head, **wide),
+            logp_grad=self.logp_grad.double(),
+            mass_grad=self.mass_grad.double(),
+            log_mass_grad=self.log_mass_grad.double(),
+        )
+
+
+def make_case(
+    rows: int,
+    size: int,
+    words: int,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    weight_dtype: torch.dtype | None = None,
+    spread: float = 2.0,
+    bias: bool = False,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Case:
+    head = Head(
+        hidden=torch.randn(rows, size).to(dtype),
+        weight=(torch.randn(words, size) * spread / size**0.5).to(weight_dtype or dtype),
+        bias=torch.randn(words).to(dtype) if bias else None,
+        targets=torch.randint(0, words, (rows,)),
+        scale=scale,
+        softcap=softcap,
+    )
+    cut = [Tile(start, min(start + width, words)) for start in range(0, words, width)]
+    return Case(head, cut, *(torch.randn(rows) for _ in range(3)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a forward and a backward walk give."""
+
+    row_max: Tensor
+    row_sum: Tensor
+    target_logit: Tensor
+    entropy_sum: Tensor
+    square_sum: Tensor
+    logit_sum: Tensor
+    dhidden: Tensor
+    dweight: Tensor
+    dbias: Tensor
+    retained: list[RetainedTile]
+
+
+def walk(backend: object, case: Case, *, retain: bool, kept_rows: Tensor | None = None) -> Result:
+    """Forward over all rows, backward over `kept_rows`, on the case's tiles."""
+    head, dtype = case.head, case.head.accumulator
+
+    def full(value: float, *shape: int) -> Tensor:
+        return torch.full(shape or (head.rows,), value, dtype=dtype)
+
+    state = RowState(full(-torch.inf), full(0.0), full(torch.nan), full(0.0), full(0.0), full(0.0))
+    slots: list[RetainedTile | None] = [None] * len(case.cut)
+    if retain:
+        slots = [
+            RetainedTile(
+                torch.empty(head.rows, tile.width, dtype=head.hidden.dtype),
+                full(torch.nan, head.rows, tile.groups),
+            )
+            for tile in case.cut
+        ]
+    scratch = backend.scratch(head, case.cut[0].width, backward=False)
+    for tile, slot in zip(case.cut, slots, strict=True):
+        backend.score_tile(head, tile, state, slot, scratch)
+    out = differentiate(backend, case, state, slots, kept_rows)
+    values = {field.name: getattr(state, field.name) for field in fields(RowState)}
+    return Result(
+        **values,
+        dhidden=out.dhidden,
+        dweight=out.dweight,
+        dbias=out.dbias,
+        retained=[slot for slot in slots if slot is not None],
+    )
+
+
+def differentiate(
+    backend: object,
+    case: Case,
+    state: RowState,
+    slots: list[RetainedTile | None],
+    kept_rows: Tensor | None,
+) -> Gradients:
+    head = case.head
+    log_sum = state.row_sum.log()
+    logp = (state.target_logit - state.row_max) - log_sum
+
+    def pick(values: Tensor) -> Tensor:
+        return values if kept_rows is None else values[kept_rows]
+
+    retains = slots[0] is not None
+    rows = RowGradients(
+        row_max=pick(state.row_max),
+        log_sum=pick(log_sum),
+        logp=pick(logp),
+        logp_grad=pick(case.logp_grad),
+        mass_grad=pick(case.mass_grad),
+        log_mass_grad=pick(case.log_mass_grad),
+        retained_row=kept_rows if retains else None,
+    )
+    head = replace(head, hidden=pick(head.hidden), targets=pick(head.targets))
+    out = Gradients(
+        dhidden=torch.ones(head.rows, head.hidden.shape[1], dtype=head.accumulator),
+        dweight=torch.full_like(head.weight, torch.nan),
+        dbias=torch.full((head.weight.shape[0],), torch.nan, dtype=head.accumulator),
+        unscale=torch.tensor(0.5, dtype=head.accumulator),
+    )
+    scratch = backend.scratch(head, case.cut[0].width, backward=True)
+    for tile, slot in zip(case.cut, slots, strict=True):
+        backend.grad_tile(head, tile, rows, slot, out, scratch)
+    return out
+
+
+def assert_as_good_as_eager(
+    case: Case, *, retain: bool = False, kept_rows: Tensor | None = None
+) -> None:
+    truth = walk(eager, case.to(torch.float64), retain=False, kept_rows=kept_rows)
+    plain = walk(eager, case, retain=retain, kept_rows=kept_rows)
+    got = walk(cpu, case, retain=retain, kept_rows=kept_rows)
+    for field in fields(Result):
+        if field.name == "retained":
+            continue
+        mine, true = getattr(got, field.name), getattr(truth, field.name)
+        limit = 2 * error(getattr(plain, field.name), true) + FLOOR[case.head.hidden.dtype]
+        assert error(mine, true) <= limit, field.name
+
+
+@needs_library
+def test_the_best_instruction_set_runs_unless_one_is_forced(fresh_library: None) -> None:
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    assert library.isa == library.host_isas[0]
+    assert library.host_isas[-1] == "portable"
+
+
+def test_a_forced_instruction_set_is_used(isa: str) -> None:
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    assert library.isa == isa
+
+
+@needs_library
+def test_an_impossible_instruction_set_names_what_the_processor_has(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx9000")
+    with pytest.raises(BackendError, match="avx9000: this processor has .*portable"):
+        _native.cpu_library()
+
+
+def test_a_missing_library_is_a_reason_that_says_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_native, "_LIBRARY", tmp_path / "_native_cpu.so")
+    reason = cpu.supports(torch.device("cpu"), torch.float32)
+    assert reason is not None and _native.BUILD_COMMAND in reason
+
+
+def test_a_broken_library_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None, tmp_path: Path
+) -> None:
+    (tmp_path / "_native_cpu.so").write_bytes(b"not a library")
+    monkeypatch.setattr(_native, "_LIBRARY", tmp_path / "_native_cpu.so")
+    reason = cpu.supports(torch.device("cpu"), torch.float32)
+    assert reason is not None and "does not load" in reason
+
+
+def test_every_source_is_listed() -> None:
+    listed = (ROOT / "setup.py").read_text()
+    for path in (*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("python_bindings/*.cpp")):
+        assert f'"{path.relative_to(ROOT).as_posix()}"' in listed
+
+
+@pytest.mark.usefixtures("isa", "poisoned_memory")
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "size", "words", "width"),
+    [
+        (1, 1, 1, 64),
+        (1, 576, 700, 512),
+        (2, 3, 257, 256),
+        (5, 33, 1000, 300),
+        (7, 64, 513, 512),
+        (97, 65, 600, 512),
+        (131, 300, 300, 300),
+    ],
+)
+def test_odd_sizes(
+    rows: int, size: int, words: int, width: int, dtype: torch.dtype, retain: bool
+) -> None:
+    assert_as_good_as_eager(make_case(rows, size, words, width, dtype), retain=retain)
+
+
+@pytest.mark.usefixtures("isa")
+def test_more_depth_than_a_block_of_k() -> None:
+    assert_as_good_as_eager(make_case(12, 1100, 300, 300, torch.float32))
+    assert_as_good_as_eager(make_case(1100, 20, 300, 300, torch.bfloat16))
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spread", [1e-4, 20.0], ids=["near zero", "bent"])
+def test_bias_softcap_and_scale(dtype: torch.dtype, spread: float) -> None:
+    case = make_case(19, 40, 500, 256, dtype, spread=spread, bias=True, scale=-0.7, softcap=5.0)
+    assert_as_good_as_eager(case)
+    assert_as_good_as_eager(replace(case, head=replace(case.head, bias=None)), retain=True)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_of_another_dtype(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """As under autocast: products in the operands' dtype, dweight in the weight's."""
+    case = make_case(23, 48, 600, 512, dtype, weight_dtype=weight_dtype)
+    got, plain = (walk(backend, case, retain=False) for backend in (cpu, eager))
+    assert got.dweight.dtype == weight_dtype
+    rounded = replace(case, head=replace(case.head, weight=case.head.weight.to(dtype)))
+    truth = walk(eager, rounded.to(torch.float64), retain=False)
+    floor = max(FLOOR[dtype], FLOOR[weight_dtype])
+    for name in ("dhidden", "dweight", "dbias"):
+        mine, true = getattr(got, name), getattr(truth, name)
+        assert error(mine, true) <= 2 * error(getattr(plain, name), true) + floor, name
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_retained_rows_are_found_by_index_and_left_as_they_are(dtype: torch.dtype) -> None:
+    case = make_case(41, 24, 700, 512, dtype)
+    kept_rows = torch.tensor([3, 4, 9, 33, 40])
+    assert_as_good_as_eager(case, retain=True, kept_rows=kept_rows)
+    before = walk(cpu, case, retain=True).retained
+    after = walk(cpu, case, retain=True, kept_rows=kept_rows).retained
+    for first, second in zip(before, after, strict=True):
+        assert torch.equal(first.values, second.values)
+        assert torch.equal(first.maxima, second.maxima)
+
+
+@pytest.mark.usefixtures("isa")
+def test_infinite_and_nan_logits() -> None:
+    case = make_case(6, 8, 600, 256, torch.float32, bias=True)
+    assert case.head.bias is not None
+    case.head.bias[:300] = -torch.inf
+    case.head.hidden[2, 0] = torch.nan
+    got, truth = walk(cpu, case, retain=False), walk(eager, case, retain=False)
+    assert got.row_sum[2].isnan() and got.entropy_sum[2].isnan()
+    assert got.dhidden[2].isnan().all()
+    good = torch.tensor([0, 1, 3, 4, 5])
+    for name in ("row_max", "row_sum", "entropy_sum", "square_sum"):
+        torch.testing.assert_close(getattr(got, name)[good], getattr(truth, name)[good])
+
+
+@pytest.mark.usefixtures("isa")
+def test_logp_is_never_positive() -> None:
+    for spread in (0.01, 3.0, 100.0):
+        case = make_case(64, 16, 700, 256, torch.float32, spread=spread)
+        got = walk(cpu, case, retain=False)
+        assert ((got.target_logit - got.row_max) - got.row_sum.log() <= 0).all()
+
+
+@pytest.mark.usefixtures("isa")
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    case = make_case(77, 100, 1300, 512, torch.bfloat16)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(walk(cpu, case, retain=False))
+    finally:
+        torch.set_num_threads(threads)
+    for field in fields(Result):
+        if field.name != "retained":
+            first, *others = (getattr(result, field.name) for result in results)
+            assert all(torch.equal(first, other) for other in others), field.name
+
+
+@needs_library
+def test_scratch_stays_small() -> None:
+    """With the fp32 dhidden, under 5 % of full fp32 logits at N=4096, D=1024, V=65536."""
+    rows, size, vocabulary = 4096, 1024, 65536
+    hidden = torch.empty(rows, size, dtype=torch.bfloat16)
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    isa = _native.ISAS.index(library.isa)
+    *shared, thread = torch.ops.rao_native.scratch_sizes(isa, hidden, 2048, True)
+    if library.isa == "avx512_bf16":
+        assert sum(shared) + 2 * thread + 4 * rows * size < 0.05 * 4 * rows * vocabulary
+    assert thread < 600_000
