@@ -44,20 +44,21 @@ OP_ARGUMENTS = {
 
 @pytest.mark.parametrize("case", OP_ARGUMENTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_opcheck(case: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("tolerance", [0.0, 0.01])
+def test_opcheck(case: str, dtype: torch.dtype, tolerance: float) -> None:
     problem = make(dtype=dtype, **OP_ARGUMENTS[case])
     hidden, weight = leaves(problem)
     bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
     arguments = (problem.logit_scale, problem.logit_softcap, -100)
     forward = (hidden, weight, bias, problem.targets, *arguments, 4096, dtype)
-    forward = (*forward, True, True, True, "eager")
+    forward = (*forward, True, True, True, tolerance, None, "eager")
     torch.library.opcheck(linear_logprobs_op, forward)
     with torch.no_grad():
-        logp, row_max, log_sum, _, entropy, _, _, retained = linear_logprobs_op(*forward)
+        logp, row_max, log_sum, _, entropy, _, _, *rest = linear_logprobs_op(*forward)
         plain = [None if t is None else t.detach() for t in (hidden, weight, bias)]
         upstream = (torch.ones_like(logp), None, torch.ones_like(logp))
-        saved = (logp, row_max, log_sum, entropy, retained)
-        backward = (*upstream, *plain, problem.targets, *saved, *arguments, dtype)
+        saved = (logp, row_max, log_sum, entropy, *rest)
+        backward = (*upstream, *plain, problem.targets, *saved, *arguments, dtype, tolerance)
         torch.library.opcheck(
             linear_logprobs_backward_op, (*backward, True, True, bias is not None, "eager")
         )
@@ -273,11 +274,6 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"hidden": H, "weight": W, "targets": T, **change}
     with pytest.raises(InputError, match=message):
         linear_logprobs(**arguments)
-
-
-def test_options_of_later_versions_say_so() -> None:
-    with pytest.raises(NotYetError, match="grad_tolerance"):
-        linear_logprobs(H, W, T, grad_tolerance=0.01)
 
 
 def test_unknown_backend_and_statistics_list_what_there_is() -> None:

@@ -1,0 +1,181 @@
+"""The sparse backward: certificates, word order, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rao_kernels import backends
+from rao_kernels.engine import record_work
+from rao_kernels.errors import InputError
+from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy
+
+from ..cases import make
+from ..oracle import Problem, dense
+
+DELTA = 2.0**-7
+CASES: dict[str, dict[str, object]] = {
+    "flat": {"rows": 40, "vocabulary": 9000, "size": 24, "logit_std": 0.01},
+    "usual": {"rows": 40, "vocabulary": 9000, "size": 24, "logit_std": 4.0},
+    "peaked": {"rows": 40, "vocabulary": 9000, "size": 24, "logit_std": 30.0},
+    "everything": {
+        "rows": 40,
+        "vocabulary": 9000,
+        "size": 24,
+        "logit_std": 9.0,
+        "bias": True,
+        "softcap": 20.0,
+        "scale": 0.8,
+        "ignored": 0.3,
+        "entropy": True,
+    },
+}
+RUNS = [("eager", torch.float64), ("eager", torch.float32), ("cpu", torch.float32)]
+
+
+def gradients(problem: Problem, **options: object) -> tuple[Tensor, ...]:
+    leaves = [problem.hidden, problem.weight]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    keywords = {**problem.keywords(), **options}
+    logps, entropy = linear_logprobs_and_entropy(*leaves, problem.targets, **keywords)
+    total = (problem.dlogp * logps).sum()
+    if problem.dentropy is not None:
+        total = total + (problem.dentropy * entropy).sum()
+    return logps.detach(), entropy.detach(), *torch.autograd.grad(total, leaves)
+
+
+def row_bounds(problem: Problem, entropy: Tensor, delta: float) -> Tensor:
+    """``[N]`` bound of the change of a row's logit gradient, summed over words."""
+    count = problem.weight.shape[0]
+    bound = problem.dlogp.abs() * delta
+    if problem.dentropy is not None:
+        dropped = delta * math.log(count / delta) + delta * entropy
+        bound = bound + problem.dentropy.abs() * dropped
+    return bound * problem.logit_scale * (problem.targets != -100)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), RUNS, ids=str)
+@pytest.mark.parametrize("workspace_bytes", [0, None])
+@pytest.mark.parametrize("case", CASES)
+def test_certificates(
+    case: str, workspace_bytes: int | None, backend: str, dtype: torch.dtype
+) -> None:
+    if reason := backends.reasons(torch.device("cpu"), dtype)[backend]:
+        pytest.skip(f"backend {backend!r}: {reason}")
+    problem = make(dtype=dtype, **CASES[case])
+    options = {"backend": backend, "workspace_bytes": workspace_bytes}
+    exact = gradients(problem, **options)
+    with record_work() as work:
+        sparse = gradients(problem, grad_tolerance=DELTA, **options)
+    assert (work.row_tiles_kept == work.row_tiles) == (case == "flat")
+    bound = row_bounds(problem, exact[1].double(), DELTA)
+    # Rounding of the gradients themselves, which the order of words changes.
+    rounding = 64 * torch.finfo(dtype).eps
+    dhidden = (sparse[2] - exact[2]).double().norm(dim=1)
+    largest = problem.weight.double().norm(dim=1).max()
+    assert (dhidden <= bound * largest + rounding * exact[2].double().norm()).all()
+    dweight = (sparse[3] - exact[3]).double().norm(dim=1).sum()
+    total = (bound * problem.hidden.double().norm(dim=1)).sum()
+    assert dweight <= total + rounding * exact[3].double().norm(dim=1).sum()
+    torch.testing.assert_close(sparse[0], exact[0], rtol=1e-5, atol=1e-4)
+    assert (sparse[0] <= 0).all()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_caller_sees_no_order(given: bool) -> None:
+    """Next to nothing is dropped, so only an order that leaks could change the gradients."""
+    problem = make(dtype=torch.float64, **CASES["everything"])
+    order = torch.randperm(9000) if given else None
+    kept = None if order is None else order.clone()
+    got = gradients(problem, grad_tolerance=1e-300, word_order=order)
+    truth = dense(problem)
+    torch.testing.assert_close(got[0], truth.logps, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[2], truth.dhidden, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got[3], truth.dweight, rtol=1e-10, atol=1e-12)
+    assert order is None or torch.equal(order, kept)
+
+
+def test_bias_gradient_follows_its_word() -> None:
+    problem = make(dtype=torch.float64, **CASES["everything"])
+    bias = problem.bias.clone().requires_grad_()
+    keywords = {**problem.keywords(), "bias": bias, "grad_tolerance": 1e-300}
+    logps = linear_logprobs(problem.hidden, problem.weight, problem.targets, **keywords)
+    (logps * problem.dlogp).sum().backward()
+    truth = dense(replace(problem, dentropy=None))
+    torch.testing.assert_close(bias.grad, truth.dbias, rtol=1e-10, atol=1e-12)
+
+
+def test_less_is_dropped_for_a_smaller_tolerance_and_the_work_falls() -> None:
+    problem = make(dtype=torch.float32, **CASES["usual"])
+    kept, flops = [], []
+    for delta in (2.0**-2, 2.0**-4, 2.0**-7):
+        with record_work() as work:
+            gradients(problem, grad_tolerance=delta, workspace_bytes=0)
+        kept.append(work.row_tiles_kept)
+        flops.append(work.gemm_flops)
+    assert kept == sorted(kept) and kept[0] < kept[-1] < work.row_tiles
+    assert flops == sorted(flops)
+
+
+def test_rows_without_upstream_gradient_are_skipped_too() -> None:
+    problem = make(dtype=torch.float64, **CASES["peaked"])
+    silent = torch.arange(40) % 3 == 0
+    problem = replace(problem, dlogp=problem.dlogp.masked_fill(silent, 0.0))
+    for workspace_bytes in (0, None):
+        with record_work() as work:
+            got = gradients(problem, grad_tolerance=1e-300, workspace_bytes=workspace_bytes)
+        assert work.rows_differentiated == 40 - int(silent.sum())
+        truth = dense(problem)
+        torch.testing.assert_close(got[2], truth.dhidden, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(got[3], truth.dweight, rtol=1e-10, atol=1e-12)
+
+
+def test_an_order_that_is_none_is_named() -> None:
+    problem = make(dtype=torch.float32, **CASES["usual"])
+    for order in (torch.zeros(9000, dtype=torch.int64), torch.arange(9000) + 1):
+        with pytest.raises(InputError, match=r"`word_order`.*once"):
+            gradients(problem, grad_tolerance=DELTA, word_order=order)
+
+
+@pytest.mark.parametrize("workspace_bytes", [0, None])
+def test_compiles(workspace_bytes: int | None) -> None:
+    problem = make(dtype=torch.float32, **CASES["usual"])
+
+    def function(hidden: Tensor, weight: Tensor) -> Tensor:
+        options = {"grad_tolerance": DELTA, "workspace_bytes": workspace_bytes}
+        return linear_logprobs(hidden, weight, problem.targets, **options).sum()
+
+    results = []
+    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        leaves = [t.clone().requires_grad_() for t in (problem.hidden, problem.weight)]
+        results.append(torch.autograd.grad(run(*leaves), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_real_rows_keep_few_tiles(shared_dir: Path) -> None:
+    """bf16, real hidden states and head: most pairs of row and tile go, the error stays."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    if reason := backends.reasons(torch.device("cpu"), torch.bfloat16)["cpu"]:
+        pytest.skip(f"backend 'cpu': {reason}")
+    data = safetensors.load_file(shared_dir / "data" / "probe_train.safetensors")
+    head = safetensors.load_file(
+        shared_dir / "models" / "smollm2-135m-instruct" / "embed.safetensors"
+    )
+    codes, scales = (head[f"model.embed_tokens.weight.{part}"] for part in ("q8", "d"))
+    weight = (codes.view(*scales.shape, -1) * scales.float()[..., None]).reshape(codes.shape)
+    rows = (data["labels"] != -100).nonzero().squeeze(1)[:512]
+    problem = Problem(
+        data["hidden"][rows], weight.bfloat16(), data["labels"][rows], dlogp=torch.randn(512)
+    )
+    with record_work() as work:
+        logps, _, dhidden, dweight = gradients(problem, grad_tolerance=2.0**-9)
+    assert work.row_tiles_kept < 0.3 * work.row_tiles
+    truth = dense(problem.to(torch.float64))
+    assert float((logps - truth.logps).abs().max()) < 1e-4
+    for got, want in ((dhidden, truth.dhidden), (dweight, truth.dweight)):
+        assert float((got.double() - want).norm()) < 4e-3 * float(want.norm())
