@@ -16,8 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    sys.exit("rao_kernels needs setuptools 77 or newer to build: pip install -U setuptools wheel")
 
 ROOT = Path(__file__).parent
 SWITCH = "RAO_BUILD_CPU"

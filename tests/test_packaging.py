@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -103,6 +104,27 @@ def test_make_targets_and_ci_agree_with_the_readme() -> None:
     for command in ("make demo", "make test", "pip install --no-build-isolation ."):
         assert command in readme
     assert "make test" in ci
+
+
+def test_readme_shows_the_demos_figures() -> None:
+    found = json.loads((ROOT / "docs" / "demo.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    rewards = [
+        f"{found['rewards'][name]['mean']:.3f} ± {found['rewards'][name]['standard_error']:.3f}"
+        for name in ("before", "RAO", "DPO")
+    ]
+    rows = [" | ".join(rewards)]
+    for metric in ("logps/chosen", "logps/rejected"):
+        curves = [found["runs"][name]["held_out_pairs"][metric][1] for name in ("RAO", "DPO")]
+        rows.append(
+            " | ".join(f"{one:.1f}" for one in (curves[0][0], curves[0][-1], curves[1][-1]))
+        )
+    rows.append(" | ".join(f"{found['runs'][name]['seconds']:.0f}" for name in ("RAO", "DPO")))
+    rows += [
+        f"{cost['seconds'] * 1e3:.0f} ms and {cost['peak_bytes'] / 2**20:.0f} MiB"
+        for cost in (found["loss_cost"]["rao_kernels"], found["loss_cost"]["plain torch"])
+    ]
+    assert [row for row in rows if row not in readme] == []
 
 
 if __name__ == "__main__":
