@@ -185,6 +185,7 @@ def differentiate(
         unscale=torch.tensor(0.5, dtype=head.accumulator),
     )
     scratch = backend.scratch(head, case.cut[0].width, backward=True)
+    backend.begin(head, scratch)
     for tile, slot in zip(case.cut, slots, strict=True):
         backend.grad_tile(head, tile, rows, slot, out, scratch)
     return out
