@@ -11,10 +11,14 @@ from torch import Tensor
 class EngineOptions(TypedDict, total=False):
     """Options of the one op, accepted by every entry that runs it.
 
-    grad_tolerance: probability each row may drop in backward; 0.0 (default) is exact.
+    grad_tolerance: probability each row may drop in backward; 0.0 (default) is exact. The change
+        of the gradients is bounded, see `rao_kernels.engine.sparsity`.
     workspace_bytes: bytes of logits kept between forward and backward. 0 keeps nothing and
-        recomputes, None (default) keeps everything up to 1 GiB; anything between is valid.
-    word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles.
+        recomputes; anything between 0 and everything is valid. None (default) keeps everything up
+        to 1 GiB, a quarter of it where `grad_tolerance` drops most of the rest, and nothing of
+        half-precision logits that a softcap bends, where keeping them would cost accuracy.
+    word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles where
+        `grad_tolerance` is above 0; by default it is learnt from the rows at hand.
     backend: name of a backend, or None (default) for the best that supports the problem.
     """
 

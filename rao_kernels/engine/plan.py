@@ -52,14 +52,19 @@ def workspace_bytes(
     device_type: str,
     *,
     sparse: bool,
+    bends: bool,
 ) -> int:
     """Size of the retained buffer: what was asked for, at most what all tiles take.
 
     None asks for everything, up to 1 GiB; of a sparse backward for the first quarter of the
-    tiles, the heaviest, because few rows come back to the others. Less than one tile counts as 0.
+    tiles, the heaviest, because few rows come back to the others; and for nothing where a softcap
+    bends half-precision products, because its derivative magnifies their rounding. Less than one
+    tile counts as 0.
     """
     cut = tiles(vocabulary, device_type)
     everything = sum(slot_bytes(rows, tile, dtype) for tile in cut)
+    if requested is None and bends and dtype.itemsize == 2:
+        requested = 0
     if requested is None:
         heavy = cut[: -(-len(cut) // SPARSE_RETAINED)] if sparse else cut
         requested = min(

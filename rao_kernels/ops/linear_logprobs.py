@@ -138,6 +138,7 @@ def _scores(
         compute_dtype,
         hidden.device.type,
         sparse=tolerance > 0.0,
+        bends=logit_softcap is not None,
     )
     logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, *_ = linear_logprobs_op(
         flat,

@@ -93,6 +93,16 @@ def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, works
     assert_as_good_as_torch(got, truth, plain, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_a_softcap_far_below_the_logits(backend: str, dtype: torch.dtype) -> None:
+    """Its derivative magnifies any rounding of the products: by default they are recomputed."""
+    require(backend, dtype)
+    problem = make(40, 3000, 32, dtype=dtype, logit_std=6.0, softcap=5.0)
+    truth, plain = dense(problem.to(torch.float64)), dense(problem)
+    assert_as_good_as_torch(run(problem, backend, None), truth, plain, dtype)
+
+
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_same_bits_every_time(backend: str) -> None:
     require(backend, torch.bfloat16)
