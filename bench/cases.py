@@ -27,7 +27,7 @@ class Truth:
 
 @dataclass
 class Case:
-    """hidden ``[N, D]``, weight ``[V, D]``, targets ``[N]``, upstream gradient dlogp ``[N]`` fp32."""
+    """hidden ``[N, D]``, weight ``[V, D]``, targets ``[N]``, upstream gradient dlogp ``[N]``."""
 
     name: str
     hidden: Tensor

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from rao_kernels.ops import linear_logprobs
+from rao_kernels.types import EngineOptions
 
 from .cases import Case
 
@@ -64,15 +66,18 @@ def plain_torch() -> Provider:
     return Provider("plain torch", *_through(logprobs))
 
 
-def ours(backend: str | None, workspace_bytes: int | None) -> Provider:
+def ours(name: str, **options: Unpack[EngineOptions]) -> Provider:
     def logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return linear_logprobs(
-            hidden, weight, targets, backend=backend, workspace_bytes=workspace_bytes
-        )
+        return linear_logprobs(hidden, weight, targets, **options)
 
-    kept = "recomputed" if workspace_bytes == 0 else "retained"
-    return Provider(f"rao_kernels {backend or 'default'}, {kept}", *_through(logprobs))
+    return Provider(f"rao_kernels {name}", *_through(logprobs))
 
 
 def default() -> list[Provider]:
-    return [bare_gemms(), plain_torch(), ours("cpu", None), ours("cpu", 0)]
+    return [
+        bare_gemms(),
+        plain_torch(),
+        ours("retained", backend="cpu"),
+        ours("recomputed", backend="cpu", workspace_bytes=0),
+        ours("sparse 2^-9", backend="cpu", grad_tolerance=2.0**-9),
+    ]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from rao_kernels import _native
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -26,11 +28,16 @@ def _cpu() -> str:
     return platform.processor()
 
 
+def _isa() -> str:
+    library = _native.cpu_library()
+    return library.isa if isinstance(library, _native.CpuLibrary) else "no CPU library"
+
+
 def surroundings() -> dict[str, object]:
     """What every row carries."""
     return {
         "device": f"{_cpu()}, {torch.get_num_threads()} threads",
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": _isa(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),

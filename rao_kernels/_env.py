@@ -10,7 +10,7 @@ VARIABLES = {
         "Instruction set of the CPU kernels: `avx512_bf16`, `avx512`, `avx2` or `portable`. "
         "Unset: the best the processor has. Read once, when the library is loaded."
     ),
-    "RAO_BUILD_CPU": "At build time: `1` the CPU library must build, `0` skip it, unset best effort.",
+    "RAO_BUILD_CPU": "At build time: `1` the CPU library must build, `0` skip, unset best effort.",
 }
 
 

@@ -27,7 +27,7 @@ def make(
     lse: bool = False,
     seed: int = 0,
 ) -> Problem:
-    """A random problem. logit_std: spread of the logits; offset: added to all of them, by the bias."""
+    """A random problem. logit_std: spread of the logits; offset: added to all, by the bias."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -66,7 +66,7 @@ class Backend(Protocol):
         out: Gradients,
         scratch: Sequence[Tensor],
     ) -> None:
-        """Form a tile's logit gradient, from `retained` or recomputed, and its products in `out`."""
+        """Form a tile's logit gradient, from `retained` or recomputed; its products go to `out`."""
 
 
 BACKENDS: dict[str, Backend] = {module.NAME: module for module in (cpu, eager)}

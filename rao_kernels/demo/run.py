@@ -58,7 +58,7 @@ def run_demo(output: Path, settings: Settings, model: Path | None = None) -> rep
     with clock.stage("the model: SmolLM2-135M-Instruct"):
         start = obtain_model(output / "smollm2") if model is None else model
     # Models are loaded a dozen times from here on; a bar each is no news.
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tasks = make_tasks(settings.train_prompts + settings.held_out_prompts, settings.seed)
     train, held_out = tasks[: settings.train_prompts], tasks[settings.train_prompts :]
     with clock.stage(f"the model answers {len(train)} prompts; a rule rewards the answers"):

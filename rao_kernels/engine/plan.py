@@ -67,9 +67,7 @@ def workspace_bytes(
         requested = 0
     if requested is None:
         heavy = cut[: -(-len(cut) // SPARSE_RETAINED)] if sparse else cut
-        requested = min(
-            DEFAULT_WORKSPACE_CAP, sum(slot_bytes(rows, tile, dtype) for tile in heavy)
-        )
+        requested = min(DEFAULT_WORKSPACE_CAP, sum(slot_bytes(rows, tile, dtype) for tile in heavy))
     budget = min(requested, everything)
     return budget if budget >= slot_bytes(rows, cut[0], dtype) else 0
 

@@ -12,7 +12,7 @@ from rao_kernels import backends
 from rao_kernels.ops import linear_logprobs, linear_token_stats
 
 pytest.importorskip("safetensors")
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
 
@@ -39,9 +39,7 @@ def probe(shared_dir: Path) -> dict[str, Tensor]:
 def test_fp32_against_the_goldens(probe: dict[str, Tensor], backend: str) -> None:
     if reason := backends.reasons(CPU, torch.float32)[backend]:
         pytest.skip(f"backend {backend!r}: {reason}")
-    stats = linear_token_stats(
-        probe["hidden"], probe["weight"], probe["targets"], backend=backend
-    )
+    stats = linear_token_stats(probe["hidden"], probe["weight"], probe["targets"], backend=backend)
     assert float((stats.logps - probe["logps"]).abs().max()) < 5e-5
     assert float((stats.lse - probe["lse"]).abs().max()) < 5e-5
     assert float((stats.entropy - probe["entropy"]).abs().max()) < 5e-5

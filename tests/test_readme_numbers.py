@@ -1,0 +1,14 @@
+"""The README's table of numbers is what the committed rows say."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import readme
+
+
+def test_readme_shows_the_newest_rows() -> None:
+    if not list((readme.FOLDER / "cpu").glob("*.jsonl")):
+        pytest.skip("there are no result rows yet")
+    text = readme.README.read_text()
+    assert readme.filled(text, readme.table(readme.newest())) == text
