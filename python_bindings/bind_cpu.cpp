@@ -62,12 +62,14 @@ void pack_hidden(int64_t isa, Tensor hidden, Tensor packed_hidden, Tensor thread
 }
 
 void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_rows,
-                OptionalTensor bias, Tensor targets, int64_t first_word, double scale, double softcap, Tensor row_max, Tensor row_sum,
-                Tensor target_logit, OptionalTensor entropy_sum, OptionalTensor square_sum,
-                OptionalTensor logit_sum, OptionalTensor values, OptionalTensor maxima,
-                Tensor packed_weight, Tensor packed_hidden, Tensor rows, Tensor threads) {
+                OptionalTensor bias, Tensor targets, int64_t first_word, double scale,
+                double softcap, Tensor row_max, Tensor row_sum, Tensor target_logit,
+                OptionalTensor entropy_sum, OptionalTensor square_sum, OptionalTensor logit_sum,
+                OptionalTensor values, OptionalTensor maxima, Tensor packed_weight,
+                Tensor packed_hidden, Tensor rows, Tensor threads) {
   const TileKernels& kernels = kernels_of(isa);
-  const HeadTile head = head_of(hidden, weight, weight_rows, bias, targets, first_word, scale, softcap);
+  const HeadTile head =
+      head_of(hidden, weight, weight_rows, bias, targets, first_word, scale, softcap);
   const RowState state{
       floats_of(row_max, "row_max", head.rows),
       floats_of(row_sum, "row_sum", head.rows),
@@ -83,14 +85,16 @@ void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight
 }
 
 void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_rows,
-               OptionalTensor bias, Tensor targets, int64_t first_word, double scale, double softcap, Tensor row_max, Tensor log_sum,
-               Tensor logp, Tensor logp_grad, OptionalTensor mass_grad,
-               OptionalTensor log_mass_grad, OptionalTensor retained_row, OptionalTensor values,
-               OptionalTensor maxima, OptionalTensor dhidden, OptionalTensor dhidden_rows,
-               OptionalTensor dweight, OptionalTensor dweight_rows, OptionalTensor dbias, OptionalTensor unscale, Tensor packed_weight,
+               OptionalTensor bias, Tensor targets, int64_t first_word, double scale,
+               double softcap, Tensor row_max, Tensor log_sum, Tensor logp, Tensor logp_grad,
+               OptionalTensor mass_grad, OptionalTensor log_mass_grad, OptionalTensor retained_row,
+               OptionalTensor values, OptionalTensor maxima, OptionalTensor dhidden,
+               OptionalTensor dhidden_rows, OptionalTensor dweight, OptionalTensor dweight_rows,
+               OptionalTensor dbias, OptionalTensor unscale, Tensor packed_weight,
                Tensor packed_hidden, Tensor rows, Tensor threads) {
   const TileKernels& kernels = kernels_of(isa);
-  const HeadTile head = head_of(hidden, weight, weight_rows, bias, targets, first_word, scale, softcap);
+  const HeadTile head =
+      head_of(hidden, weight, weight_rows, bias, targets, first_word, scale, softcap);
   STD_TORCH_CHECK(mass_grad.has_value() == log_mass_grad.has_value(),
                   "mass_grad and log_mass_grad come together");
   const RowGradients gradients{
@@ -112,8 +116,8 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_
   if (dweight.has_value()) {
     check_buffer(packed_hidden, "packed_hidden", sizes.packed_hidden);
     out.dweight_dtype = dtype_of(*dweight);
-    out.dweight = data_of<void>(*dweight, "dweight", dweight->scalar_type(),
-                                head.words * head.size);
+    out.dweight =
+        data_of<void>(*dweight, "dweight", dweight->scalar_type(), head.words * head.size);
   }
   const int64_t kept = retained_row.has_value() && values.has_value() ? values->size(0) : head.rows;
   kernels.grad_tile(head, gradients, retained_of(head, hidden, kept, values, maxima), out,
@@ -131,16 +135,19 @@ STABLE_TORCH_LIBRARY(rao_native, m) {
   m.def("pack_hidden(int isa, Tensor hidden, Tensor(a!) packed_hidden, Tensor(b!) threads) -> ()");
   m.def(
       "score_tile(int isa, Tensor hidden, Tensor weight, Tensor? weight_rows, "
-      "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor(a!) row_max, Tensor(b!) row_sum, "
+      "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor(a!) "
+      "row_max, Tensor(b!) row_sum, "
       "Tensor(c!) target_logit, Tensor(d!)? entropy_sum, Tensor(e!)? square_sum, "
       "Tensor(f!)? logit_sum, Tensor(g!)? values, Tensor(h!)? maxima, Tensor(i!) packed_weight, "
       "Tensor(j!) packed_hidden, Tensor(k!) rows, Tensor(l!) threads) -> ()");
   m.def(
       "grad_tile(int isa, Tensor hidden, Tensor weight, Tensor? weight_rows, "
-      "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor row_max, Tensor log_sum, Tensor logp, "
+      "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor row_max, "
+      "Tensor log_sum, Tensor logp, "
       "Tensor logp_grad, Tensor? mass_grad, Tensor? log_mass_grad, Tensor? retained_row, "
       "Tensor? values, Tensor? maxima, Tensor(a!)? dhidden, Tensor? dhidden_rows, "
-      "Tensor(b!)? dweight, Tensor? dweight_rows, Tensor(c!)? dbias, Tensor? unscale, Tensor(d!) packed_weight, Tensor(e!) packed_hidden, "
+      "Tensor(b!)? dweight, Tensor? dweight_rows, Tensor(c!)? dbias, Tensor? unscale, Tensor(d!) "
+      "packed_weight, Tensor(e!) packed_hidden, "
       "Tensor(f!) rows, Tensor(g!) threads) -> ()");
 }
 

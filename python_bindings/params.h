@@ -68,13 +68,11 @@ inline std::byte* bytes_of(const Tensor& tensor, const char* name, int64_t bytes
 // threads: [parts, bytes of each].
 inline Scratch scratch_of(const ScratchSizes& sizes, const Tensor& packed_weight,
                           const Tensor& packed_hidden, const Tensor& rows, const Tensor& threads) {
-  STD_TORCH_CHECK(threads.dim() == 2 && threads.size(1) >= sizes.thread,
-                  "threads must be [parts, ", sizes.thread, "]");
+  STD_TORCH_CHECK(threads.dim() == 2 && threads.size(1) >= sizes.thread, "threads must be [parts, ",
+                  sizes.thread, "]");
   return {bytes_of(packed_weight, "packed_weight", sizes.packed_weight),
-          bytes_of(packed_hidden, "packed_hidden", 0),
-          bytes_of(rows, "rows", sizes.rows),
-          bytes_of(threads, "threads", 0),
-          threads.size(1)};
+          bytes_of(packed_hidden, "packed_hidden", 0), bytes_of(rows, "rows", sizes.rows),
+          bytes_of(threads, "threads", 0), threads.size(1)};
 }
 
 }  // namespace rao::bindings

@@ -1,15 +1,15 @@
 // Which instruction sets this processor has, and the kernels built for each.
 #include "rao/tile_kernels.h"
 
-#define RAO_DECLARE(isa)                                                                       \
-  namespace rao::isa {                                                                         \
-  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                                \
-  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                 \
-  void pack_hidden(DType, const void*, int64_t, int64_t, std::byte*, const Parallel&);         \
-  void score_tile(const HeadTile&, const RowState&, const RetainedTile&, const Scratch&,       \
-                  const Parallel&);                                                            \
-  void grad_tile(const HeadTile&, const RowGradients&, const RetainedTile&, const Gradients&,  \
-                 const Scratch&, const Parallel&);                                             \
+#define RAO_DECLARE(isa)                                                                           \
+  namespace rao::isa {                                                                             \
+  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                                    \
+  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                     \
+  void pack_hidden(DType, const void*, int64_t, int64_t, std::byte*, const Parallel&);             \
+  void score_tile(const HeadTile&, const RowState&, const RetainedTile&, const Scratch&,           \
+                  const Parallel&);                                                                \
+  void grad_tile(const HeadTile&, const RowGradients&, const RetainedTile&, const Gradients&,      \
+                 const Scratch&, const Parallel&);                                                 \
   constexpr TileKernels kKernels{score_scratch, grad_scratch, pack_hidden, score_tile, grad_tile}; \
   }
 

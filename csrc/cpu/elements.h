@@ -8,9 +8,7 @@ namespace rao::RAO_ISA {
 struct Float32 {
   using Storage = float;
 
-  static RAO_INLINE Floats load(const Storage* source) {
-    return RAO_ISA::load<Floats>(source);
-  }
+  static RAO_INLINE Floats load(const Storage* source) { return RAO_ISA::load<Floats>(source); }
   static RAO_INLINE void store(Storage* target, Floats value) { RAO_ISA::store(target, value); }
 };
 

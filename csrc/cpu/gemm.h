@@ -5,10 +5,10 @@
 
 namespace rao::RAO_ISA {
 
-constexpr int kMicroRows = 6;     // 6 x kPanelVectors sums fill the registers
-constexpr int kRowBlock = 96;     // rows of A that meet a panel of B while it is in cache
-constexpr int kDepthBlock = 256;  // words of K between two visits to C
-constexpr int64_t kBlockElements = 98304;           // of C: 384 KiB of the second-level cache
+constexpr int kMicroRows = 6;              // 6 x kPanelVectors sums fill the registers
+constexpr int kRowBlock = 96;              // rows of A that meet a panel of B while it is in cache
+constexpr int kDepthBlock = 512;           // at most so many words of K between two visits to C
+constexpr int64_t kBlockElements = 98304;  // of C: 384 KiB of the second-level cache
 constexpr int64_t kLeftStride = kDepthBlock + 16;  // of A's buffer; off a power of two
 
 // Rows of A, as words of K.
@@ -76,8 +76,10 @@ void multiply_rows(int64_t rows, Left left, const uint32_t* panel, int64_t depth
 template <class Product, class LoadLeft>
 void multiply_block(const LoadLeft& load_left, int64_t rows, const uint32_t* packed, int64_t depth,
                     int64_t panels, float* c, int64_t stride) {
-  for (int64_t k = 0; k < depth; k += kDepthBlock) {
-    const int64_t count = smaller<int64_t>(kDepthBlock, depth - k);
+  // Blocks of equal size: a short last one would spend its time on loading and storing C.
+  const int64_t step = round_up(ceil_div(depth, ceil_div(depth, kDepthBlock)), kLanes);
+  for (int64_t k = 0; k < depth; k += step) {
+    const int64_t count = smaller(step, depth - k);
     const Left left = load_left(k, count);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const uint32_t* b = packed + (panel * depth + k) * kPanel;

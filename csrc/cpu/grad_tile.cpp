@@ -220,18 +220,17 @@ void multiply_all(const LeftOf& left_of, int64_t rows, const uint32_t* packed, i
   const int64_t step = block_rows(stride);
   parallel([&](int part) {
     const Workbench bench = Workbench::of(scratch, part);
-    for_share(part, parallel.parts, rows, panels / chunk_panels,
-              [&](int64_t chunk, int64_t first, int64_t end) {
-                const int64_t column = chunk * stride;
-                for (int64_t row = first; row < end; row += step) {
-                  const int64_t count = smaller(step, end - row);
-                  multiply_block<Product>(left_of(row, count, bench.left), count,
-                                          packed + column * depth, depth, chunk_panels,
-                                          bench.block, stride);
-                  store_block(bench.block, stride, row, count, column,
-                              smaller(stride, size - column));
-                }
-              });
+    for_share(
+        part, parallel.parts, rows, panels / chunk_panels,
+        [&](int64_t chunk, int64_t first, int64_t end) {
+          const int64_t column = chunk * stride;
+          for (int64_t row = first; row < end; row += step) {
+            const int64_t count = smaller(step, end - row);
+            multiply_block<Product>(left_of(row, count, bench.left), count, packed + column * depth,
+                                    depth, chunk_panels, bench.block, stride);
+            store_block(bench.block, stride, row, count, column, smaller(stride, size - column));
+          }
+        });
   });
 }
 
@@ -349,9 +348,8 @@ void write_dweight(const HeadTile& head, const LogitGradient<Product>& dz, const
   const auto write = [&](const float* block, int64_t stride, int64_t first_word, int64_t words,
                          int64_t column, int64_t columns) {
     for (int64_t i = 0; i < words; ++i) {
-      Storage* target =
-          static_cast<Storage*>(out.dweight) +
-          place(out.dweight_rows, first_word + i) * head.size + column;
+      Storage* target = static_cast<Storage*>(out.dweight) +
+                        place(out.dweight_rows, first_word + i) * head.size + column;
       store_scaled<Target>(block + i * stride, out.unscale, columns, target);
     }
   };

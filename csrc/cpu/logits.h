@@ -54,8 +54,8 @@ void multiply_group(const HeadTile& head, const Group& group, int64_t first_row,
   const int64_t depth = words_of<Product>(head.size);
   const Storage* hidden = static_cast<const Storage*>(head.hidden) + first_row * head.size;
   multiply_block<Product>(MatrixRows<Product, Source>(hidden, rows, head.size, bench.left), rows,
-                          packed_weight + group.first * depth, depth,
-                          ceil_div(group.width, kPanel), bench.block, kGroup);
+                          packed_weight + group.first * depth, depth, ceil_div(group.width, kPanel),
+                          bench.block, kGroup);
 }
 
 // What turns a group's products into logits.

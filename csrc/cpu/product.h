@@ -151,16 +151,15 @@ void pack_transposed(const Rows<typename Source::Storage>& matrix, int64_t colum
   parallel([&](int part) {
     const Range mine = share(strips, part, parallel.parts);
     for (int64_t strip = mine.begin; strip < mine.end; ++strip) {
-      uint32_t* target = packed + strip / kPanelVectors * depth * kPanel +
-                         strip % kPanelVectors * kLanes;
+      uint32_t* target =
+          packed + strip / kPanelVectors * depth * kPanel + strip % kPanelVectors * kLanes;
       for (int64_t k = 0; k < depth; k += kLanes) {
         Words block[kLanes];
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
           const int64_t column = strip * kLanes + i;
-          block[i] = column < columns
-                         ? words_along<Product, Source>(matrix[column], length, k)
-                         : Words{};
+          block[i] =
+              column < columns ? words_along<Product, Source>(matrix[column], length, k) : Words{};
         }
         transpose(block);
         const int64_t count = smaller<int64_t>(kLanes, depth - k);
@@ -182,10 +181,9 @@ void pack(const Rows<typename Source::Storage>& matrix, int64_t length, uint32_t
     const Range mine = share(depth, part, parallel.parts);
     for (int64_t k = mine.begin; k < mine.end; ++k) {
       for (int64_t strip = 0; strip < strips; ++strip) {
-        uint32_t* target = packed + (strip / kPanelVectors * depth + k) * kPanel +
-                           strip % kPanelVectors * kLanes;
-        store(target,
-              words_across<Product, Source>(matrix, length, k, strip * kLanes));
+        uint32_t* target =
+            packed + (strip / kPanelVectors * depth + k) * kPanel + strip % kPanelVectors * kLanes;
+        store(target, words_across<Product, Source>(matrix, length, k, strip * kLanes));
       }
     }
   });

@@ -35,7 +35,7 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
         packed weight   W * D * itemsize
         packed hidden   N * D * itemsize (backward)
         rows            N * W / 256 * 20 (forward: statistics), N * W * itemsize (backward: dz)
-        threads         at most about 0.5 MB each, while D is below 16384
+        threads         at most about 0.6 MB each, while D is below 16384
     """
     threads = torch.get_num_threads()
     sizes = torch.ops.rao_native.scratch_sizes(_isa(), head.hidden, width, backward)

@@ -19,15 +19,15 @@ constexpr int kGroup = 256;
 // logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the words
 // [first_word, first_word + W).
 struct HeadTile {
-  DType dtype;             // of hidden and weight
-  const void* hidden;      // [N, D]
-  const void* weight;      // [W, D], or with weight_rows any number of rows
+  DType dtype;                 // of hidden and weight
+  const void* hidden;          // [N, D]
+  const void* weight;          // [W, D], or with weight_rows any number of rows
   const int64_t* weight_rows;  // [W] the row of weight of each word, or null: word i is row i
-  const float* bias;       // [W] or null
-  const int64_t* targets;  // [N]
-  int64_t rows;            // N
-  int64_t words;           // W
-  int64_t size;            // D
+  const float* bias;           // [W] or null
+  const int64_t* targets;      // [N]
+  int64_t rows;                // N
+  int64_t words;               // W
+  int64_t size;                // D
   int64_t first_word;
   float scale;
   float softcap;  // 0 = none
@@ -62,8 +62,8 @@ struct RowGradients {
 };
 
 // Outputs; null = not wanted. dhidden [N, D] is added to; dweight [W, D] and dbias [W] are written.
-// The rows of the pass and the words of the tile may lie elsewhere in them: row n in dhidden_rows[n]
-// and word i in dweight_rows[i], where these are not null.
+// The rows of the pass and the words of the tile may lie elsewhere in them: row n in
+// dhidden_rows[n] and word i in dweight_rows[i], where these are not null.
 struct Gradients {
   float* dhidden;
   const int64_t* dhidden_rows;
@@ -96,8 +96,8 @@ constexpr int kIsaCount = 4;
 struct TileKernels {
   ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
   ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
-  void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size, std::byte* packed,
-                      const Parallel& parallel);
+  void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size,
+                      std::byte* packed, const Parallel& parallel);
   void (*score_tile)(const HeadTile& head, const RowState& state, const RetainedTile& retained,
                      const Scratch& scratch, const Parallel& parallel);
   void (*grad_tile)(const HeadTile& head, const RowGradients& rows, const RetainedTile& retained,
