@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
-NATIVE := setup.py $(wildcard csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*)
+NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/include/rao/*.h python_bindings/*)
 
 .PHONY: demo test lint format clean
 
@@ -20,12 +20,12 @@ lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
 format: $(VENV)/dev.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*/*.cpp csrc/include/rao/*.h python_bindings/*
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_output rao_kernels/*.so
@@ -40,7 +40,7 @@ $(VENV)/torch.done: constraints.txt
 	@touch $@
 
 # The other packages, then rao-kernels itself, compiled against the torch just installed.
-$(VENV)/%.done: $(VENV)/torch.done pyproject.toml $(NATIVE)
+$(VENV)/%.done: $(VENV)/torch.done pyproject.toml setup.py $(NATIVE_SOURCES)
 	@echo "== 2/2 rao-kernels[$*], compiling its CPU kernels"
 	@$(INSTALL) --no-build-isolation --editable '.[$*]'
 	@touch $@
