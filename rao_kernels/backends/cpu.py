@@ -37,8 +37,8 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
         rows            N * W / 256 * 20 (forward: statistics), N * W * itemsize (backward: dz)
         threads         at most about 0.6 MB each, while D is below 16384
     """
-    threads = torch.get_num_threads()
-    sizes = torch.ops.rao_native.scratch_sizes(_isa(), head.hidden, width, backward)
+    isa, threads = _isa(), torch.get_num_threads()  # the first call loads the library
+    sizes = torch.ops.rao_native.scratch_sizes(isa, head.hidden, width, backward)
     *shared, thread = sizes
 
     def buffer(*shape: int) -> Tensor:
