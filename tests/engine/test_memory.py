@@ -1,0 +1,86 @@
+"""Memory: what a call takes beyond its operands and results is what the page on it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from rao_kernels import _native, backends, engine
+from rao_kernels.backends import Head
+from rao_kernels.ops import linear_logprobs
+
+CPU = torch.device("cpu")
+
+
+def peak_extra(call: Callable[[], Tensor]) -> int:
+    """Most bytes of tensors alive at once inside the call, less those of what it returns, which
+    must be alive then."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = call().untyped_storage().nbytes()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak - result
+
+
+def measured(rows: int, size: int, vocabulary: int, **options: object) -> int:
+    hidden = torch.randn(rows, size).bfloat16().requires_grad_()
+    weight = torch.randn(vocabulary, size).bfloat16().requires_grad_()
+    targets = torch.randint(0, vocabulary, (rows,))
+
+    def call() -> Tensor:
+        """dweight: dhidden is rounded from its accumulator once the scratch is gone."""
+        logps = linear_logprobs(hidden, weight, targets, backend="cpu", **options)
+        return torch.autograd.grad(logps.sum(), (hidden, weight))[1]
+
+    return peak_extra(call)
+
+
+def promised(rows: int, size: int, vocabulary: int, workspace: int | None) -> int:
+    """docs/memory.md: the retained logits, one pass's scratch, the fp32 accumulator of dhidden."""
+    retained = engine.workspace_bytes(
+        workspace, rows, vocabulary, torch.bfloat16, "cpu", sparse=False, bends=False
+    )
+    head = Head(
+        torch.empty(rows, size, dtype=torch.bfloat16),
+        torch.empty(1, size, dtype=torch.bfloat16),
+        None,
+        torch.empty(rows, dtype=torch.int64),
+        1.0,
+        None,
+    )
+    width = engine.tile_width(vocabulary, "cpu")
+    scratch = backends.get("cpu").scratch(head, width, backward=True)
+    accumulator = 4 * rows * size
+    return retained + sum(buffer.nbytes for buffer in scratch) + accumulator
+
+
+def require_cpu_library() -> None:
+    if reason := backends.reasons(CPU, torch.bfloat16)["cpu"]:
+        pytest.skip(f"backend 'cpu': {reason}")
+
+
+@pytest.mark.parametrize("workspace", [0, 4 << 20, None])
+def test_extra_memory_is_what_was_promised(workspace: int | None) -> None:
+    require_cpu_library()
+    shape = (1024, 256, 16384)
+    promise = promised(*shape, workspace)
+    assert measured(*shape, workspace_bytes=workspace) == pytest.approx(promise, rel=0.1)
+
+
+def test_nothing_retained_is_a_twentieth_of_the_logits() -> None:
+    require_cpu_library()
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    if library.isa != "avx512_bf16":
+        pytest.skip(f"too slow with {library.isa}: 4.4 TFLOP")
+    rows, size, vocabulary = 4096, 1024, 65536
+    extra = measured(rows, size, vocabulary, workspace_bytes=0)
+    assert extra < 0.05 * 4 * rows * vocabulary
+    assert extra == pytest.approx(promised(rows, size, vocabulary, 0), rel=0.1)
