@@ -15,7 +15,7 @@ Row = dict[str, object]
 
 def measured(case: cases.Case, rounds: int) -> list[Row]:
     """Rows of every provider on one case; a provider that is wrong is reported and not timed."""
-    found = providers.default()
+    found = providers.default(case.hidden.dtype)
     errors = {p.name: measure.errors(p, case) for p in found if not p.is_floor}
     wrong = {n for n, e in errors.items() if not measure.is_right(e, errors["plain torch"])}
     rows: list[Row] = []

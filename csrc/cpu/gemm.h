@@ -25,7 +25,7 @@ void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, i
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kPanelVectors; ++j) {
-      sums[i][j] = add ? load<Floats>(c + i * stride + j * kLanes) : Floats{};
+      sums[i][j] = Floats{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -47,7 +47,8 @@ void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, i
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kPanelVectors; ++j) {
-      store(c + i * stride + j * kLanes, sums[i][j]);
+      float* target = c + i * stride + j * kLanes;
+      store(target, add ? load<Floats>(target) + sums[i][j] : sums[i][j]);
     }
   }
 }
@@ -77,7 +78,10 @@ template <class Product, class LoadLeft>
 void multiply_block(const LoadLeft& load_left, int64_t rows, const uint32_t* packed, int64_t depth,
                     int64_t panels, float* c, int64_t stride) {
   // Blocks of equal size: a short last one would spend its time on loading and storing C.
-  const int64_t step = round_up(ceil_div(depth, ceil_div(depth, kDepthBlock)), kLanes);
+  // Each is summed by itself, and fp32 in shorter ones: rounding grows with the length of a sum,
+  // and there it is all the error there is.
+  constexpr int64_t kLongest = Product::kPerWord == 1 ? kDepthBlock / 4 : kDepthBlock;
+  const int64_t step = round_up(ceil_div(depth, ceil_div(depth, kLongest)), kLanes);
   for (int64_t k = 0; k < depth; k += step) {
     const int64_t count = smaller(step, depth - k);
     const Left left = load_left(k, count);
