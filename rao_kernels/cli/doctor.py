@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .. import _env, backends
+from .. import _env, _native, backends
 from ..errors import BackendError
 
 _PACKAGES = (
@@ -38,6 +38,7 @@ def report() -> Iterator[str]:
     for package in _PACKAGES:
         yield f"{package} {_version(package)}"
     yield f"{torch.get_num_threads()} threads; {_devices()}"
+    yield f"CPU library: {_library()}"
     for name in _env.VARIABLES:
         yield f"{name}={os.environ.get(name, '')}"
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
@@ -54,6 +55,14 @@ def _backends(device: torch.device, dtype: torch.dtype) -> Iterator[str]:
     for name, reason in backends.reasons(device, dtype).items():
         if reason is not None:
             yield f"    not {name}: {reason}"
+
+
+def _library() -> str:
+    library = _native.cpu_library()
+    if isinstance(library, _native.Missing):
+        return library.reason
+    others = ", ".join(library.host_isas)
+    return f"{library.path}, built by {library.compiler}, runs {library.isa} (host: {others})"
 
 
 def _version(package: str) -> str:

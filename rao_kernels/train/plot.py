@@ -68,9 +68,9 @@ def plot_run(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name, color in zip(names, _COLORS, strict=False):
             label = name.rpartition("/")[2]
             axes.plot(*_series(history, name), color=color, label=label)
-            axes.plot(
-                *_series(history, f"eval_{name}"), "o--", color=color, label=f"{label} (eval)"
-            )
+            if _present(history, [f"eval_{name}"]):
+                evaluated = _series(history, f"eval_{name}")
+                axes.plot(*evaluated, "o--", color=color, label=f"{label} (eval)")
         axes.set(title=title, xlabel="step")
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)

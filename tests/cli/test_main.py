@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from rao_kernels import _native
+from rao_kernels.cli import doctor
 from rao_kernels.cli.main import COMMANDS, main
 
 
@@ -32,3 +34,12 @@ def test_doctor_needs_no_transformers() -> None:
     code = "import sys; sys.modules['transformers'] = None; from rao_kernels.cli.main import main; "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit(main(['doctor']))"], check=False)
     assert done.returncode == 0
+
+
+def test_doctor_says_what_is_built() -> None:
+    library = _native.cpu_library()
+    line = next(line for line in doctor.report() if line.startswith("CPU library: "))
+    if isinstance(library, _native.CpuLibrary):
+        assert library.isa in line and library.compiler in line
+    else:
+        assert library.reason in line
