@@ -5,7 +5,6 @@ Legend: N rows, V vocabulary, D hidden size. Schema, fake, autograd and public f
 
 from __future__ import annotations
 
-import math
 from typing import Unpack
 
 import torch
@@ -15,9 +14,9 @@ from .. import backends, engine
 from ..backends import Head, RowGradients
 from ..errors import InputError, NotYetError
 from ..types import EngineOptions, TokenStats
+from . import checks
 from . import rows as row_selection
 
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "lse")
 
 
@@ -123,10 +122,10 @@ def _scores(
     stats: tuple[str, ...],
     options: EngineOptions,
 ) -> TokenStats:
-    compute_dtype = _compute_dtype(hidden)
-    _check_tensors(hidden, weight, targets, bias, compute_dtype)
-    _check_scalars(logit_scale, logit_softcap)
-    _check_options(options, weight)
+    compute_dtype = checks.compute_dtype(hidden)
+    checks.check_tensors(hidden, weight, targets, bias, compute_dtype)
+    checks.check_scalars(logit_scale, logit_softcap)
+    checks.check_options(options, weight)
     flat = hidden.reshape(-1, hidden.shape[-1])
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
     tolerance = options.get("grad_tolerance", 0.0)
@@ -166,94 +165,6 @@ def _scores(
         is_top1=is_top1.view(shape) if "is_top1" in stats else None,
         lse=(row_max + log_sum).view(shape) if "lse" in stats else None,
     )
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the products: autocast's where it is on (float64 stays), else the operands'."""
-    if hidden.dtype != torch.float64 and torch.is_autocast_enabled(hidden.device.type):
-        return torch.get_autocast_dtype(hidden.device.type)
-    return hidden.dtype
-
-
-def _check_tensors(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, compute_dtype: torch.dtype
-) -> None:
-    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor) or tensor.dtype not in FLOAT_DTYPES:
-            raise InputError(name, f"a tensor of a dtype in {FLOAT_DTYPES}", _described(tensor))
-        if hasattr(tensor, "placements"):
-            raise InputError(
-                name,
-                "a plain tensor",
-                "a DTensor",
-                "Run the op where the parameter is gathered, inside the head's own forward.",
-            )
-        if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(
-            tensor
-        ):
-            raise InputError(
-                name, "a plain tensor", "one inside a torch.func transform", "Use autograd instead."
-            )
-        mixed = tensor.dtype != hidden.dtype and compute_dtype == hidden.dtype
-        if mixed and not torch.is_autocast_enabled(hidden.device.type):
-            raise InputError(
-                name,
-                f"the dtype of `hidden` ({hidden.dtype})",
-                str(tensor.dtype),
-                "Cast one of them, or run under torch.autocast.",
-            )
-        if tensor.device != hidden.device:
-            raise InputError(name, f"a tensor on {hidden.device}", f"one on {tensor.device}")
-    if hidden.dim() < 1 or hidden.shape[-1] < 1:
-        raise InputError("hidden", "shape [..., D] with D >= 1", _described(hidden))
-    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
-        expected = f"shape [V, {hidden.shape[-1]}], V >= 1, to match `hidden`"
-        raise InputError("weight", expected, _described(weight))
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError("bias", f"shape [{weight.shape[0]}]", _described(bias))
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        raise InputError("targets", "an int64 tensor", _described(targets))
-    if targets.shape != hidden.shape[:-1]:
-        expected = f"shape {list(hidden.shape[:-1])}, that of `hidden` without its last dimension"
-        raise InputError("targets", expected, _described(targets))
-    if targets.device != hidden.device:
-        raise InputError("targets", f"a tensor on {hidden.device}", f"one on {targets.device}")
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {list(value.shape)}"
-    return f"{type(value).__name__} {value!r}"
-
-
-def _check_scalars(logit_scale: float, logit_softcap: float | None) -> None:
-    _check_positive("logit_scale", logit_scale, "A temperature T is logit_scale = 1 / T.")
-    if logit_softcap is not None:
-        _check_positive("logit_softcap", logit_softcap)
-
-
-def _check_positive(name: str, value: float, fix: str = "") -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise InputError(name, "a positive finite float", _described(value), fix)
-
-
-def _check_options(options: EngineOptions, weight: Tensor) -> None:
-    if unknown := set(options) - EngineOptions.__optional_keys__:
-        known = sorted(EngineOptions.__optional_keys__)
-        raise InputError("options", f"names out of {known}", sorted(unknown))
-    tolerance = options.get("grad_tolerance", 0.0)
-    if not 0.0 <= tolerance < 1.0:
-        raise InputError("grad_tolerance", "a probability in [0, 1)", tolerance)
-    workspace = options.get("workspace_bytes")
-    if workspace is not None and workspace < 0:
-        raise InputError("workspace_bytes", "None or a number >= 0", workspace)
-    order = options.get("word_order")
-    if order is not None and (order.dtype != torch.int64 or order.shape != weight.shape[:1]):
-        expected = f"an int64 permutation of shape [{weight.shape[0]}]"
-        raise InputError("word_order", expected, _described(order))
 
 
 @torch.library.custom_op("rao_kernels::linear_logprobs", mutates_args=())
