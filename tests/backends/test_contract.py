@@ -93,6 +93,16 @@ def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, works
     assert_as_good_as_torch(got, truth, plain, dtype)
 
 
+@pytest.mark.usefixtures("poisoned_memory", "isa")
+@pytest.mark.parametrize("workspace", WORKSPACES)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_instruction_set(name: str, dtype: torch.dtype, workspace: str) -> None:
+    problem, truth, plain = case(name, dtype)
+    got = run(problem, "cpu", WORKSPACES[workspace])
+    assert_as_good_as_torch(got, truth, plain, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_a_softcap_far_below_the_logits(backend: str, dtype: torch.dtype) -> None:
