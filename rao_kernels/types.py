@@ -49,7 +49,8 @@ class TokenStats:
 class LossOutput:
     """What every loss returns.
 
-    loss: scalar, differentiable. values: unreduced, one per unit of the loss.
+    loss: scalar, differentiable. values: unreduced, what the weights of the loss are for: one per
+        unit, or finer (RAO: one per response, each weighing 1 / responses of its prompt).
     metrics: detached scalars by name.
     """
 
