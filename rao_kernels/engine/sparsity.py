@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Head, RowGradients, Tile
+from .work import count
 
 SAMPLE_ROWS = 64
 
@@ -40,6 +41,7 @@ def order_by_sample(head: Head) -> Tensor:
     """
     step = max(1, head.rows // SAMPLE_ROWS)
     sample = head.hidden[::step]
+    count(gemm_flops=2 * sample.shape[0] * head.weight.numel())
     logits = sample @ head.weight.to(sample.dtype).T
     if head.bias is not None:
         logits = logits + head.bias

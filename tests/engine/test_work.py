@@ -1,0 +1,162 @@
+"""Work: products and bytes of a call are those of docs/memory.md. No clock is read here.
+
+Legend: N rows, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rao_kernels import _native, engine
+from rao_kernels.engine import Work, plan, record_work
+from rao_kernels.ops import linear_logprobs
+
+from .test_memory import peak_extra, require_cpu_library
+
+N, D, V = 24, 8, 5000
+DELTA = 2.0**-9
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call and its backward. Rows without a target are the first `ignored`, rows without an
+    upstream gradient the last `silent`."""
+
+    ignored: int = 0
+    silent: int = 0
+    dhidden: bool = True
+    dweight: bool = True
+    rows: int = N
+
+    def work(self, **options: Any) -> tuple[Work, Work]:
+        """Of the forward and of the backward pass."""
+        hidden = torch.randn(self.rows, D, requires_grad=self.dhidden)
+        weight = torch.randn(V, D, requires_grad=self.dweight)
+        targets = torch.randint(0, V, (self.rows,))
+        targets[: self.ignored] = -100
+        upstream = torch.ones(self.rows)
+        upstream[self.rows - self.silent :] = 0.0
+        with record_work() as forward:
+            logps = linear_logprobs(hidden, weight, targets, backend="eager", **options)
+        with record_work() as backward:
+            if logps.requires_grad:
+                logps.backward(upstream)
+        return forward, backward
+
+
+def retained_words(workspace: int | None, rows: int = N) -> int:
+    """Words of the tiles that a buffer of so many bytes holds the logits of."""
+    cut = plan.tiles(V, "cpu")
+    size = plan.workspace_bytes(
+        workspace, rows, V, torch.float32, "cpu", sparse=False, bends=False
+    )
+    buffer = plan.RetainedBuffer(torch.empty(size, dtype=torch.uint8), rows, torch.float32)
+    kept = zip(cut, buffer.slots(cut), strict=True)
+    return sum(tile.width for tile, slot in kept if slot is not None)
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "forward", "backward"),
+    [
+        (Call(), {}, 2, 4),
+        (Call(), {"workspace_bytes": 0}, 2, 6),
+        (Call(dweight=False), {}, 2, 2),
+        (Call(dweight=False), {"workspace_bytes": 0}, 2, 4),
+        (Call(dhidden=False), {}, 2, 2),
+        (Call(dhidden=False), {"workspace_bytes": 0}, 2, 4),
+        (Call(dhidden=False, dweight=False), {}, 2, 0),
+        (Call(ignored=N), {}, 0, 0),
+        (Call(ignored=N // 3), {"workspace_bytes": 0}, 2 * 2 / 3, 6 * 2 / 3),
+        (Call(ignored=N // 3, silent=N // 3), {"workspace_bytes": 0}, 2 * 2 / 3, 6 / 3),
+        (Call(ignored=N // 3, silent=N // 3), {}, 2 * 2 / 3, 4 / 3),
+        (Call(silent=N), {}, 2, 0),
+        (Call(rows=0), {}, 0, 0),
+    ],
+)
+def test_products(call: Call, options: dict[str, Any], forward: float, backward: float) -> None:
+    """In N V D: 2 forward; 4 backward, 2 more where logits are recomputed."""
+    found = call.work(**options)
+    assert [work.gemm_flops for work in found] == [
+        round(forward * N * V * D),
+        round(backward * N * V * D),
+    ]
+
+
+def test_products_of_what_was_retained_in_part() -> None:
+    one_tile = plan.slot_bytes(N, plan.tiles(V, "cpu")[0], torch.float32)
+    words = retained_words(one_tile)
+    assert 0 < words < V
+    _, backward = Call().work(workspace_bytes=one_tile)
+    assert backward.gemm_flops == 4 * N * V * D + 2 * N * (V - words) * D
+
+
+def test_fewer_rows_than_the_buffer_was_made_for() -> None:
+    """The buffer is sized before rows are selected: more tiles fit when half of them go."""
+    tiles = plan.tiles(V, "cpu")
+    half = sum(plan.slot_bytes(N // 2, tile, torch.float32) for tile in tiles)
+    _, backward = Call(ignored=N // 2).work(workspace_bytes=half)
+    assert backward.gemm_flops == 4 * (N // 2) * V * D
+
+
+# The sparse backward, where the mass of each tile is known: row n looks at block n % B of the
+# vocabulary and gives every other block less than e^-30; every third target is in another block.
+
+BLOCKS = 3
+
+
+def known_mass(rows: int, **options: Any) -> tuple[Work, Work, int, int]:
+    """Work of both passes, words of a tile, and pairs of row and tile that must stay."""
+    width = plan.tiles(10**6, "cpu")[0].width
+    blocks = torch.arange(rows) % BLOCKS
+    away = torch.arange(rows) % 3 == 1
+    targets = torch.where(away, (blocks + 1) % BLOCKS, blocks) * width + torch.arange(rows)
+    hidden = torch.nn.functional.one_hot(blocks, BLOCKS).float().requires_grad_()
+    weight = 40.0 * torch.eye(BLOCKS).repeat_interleave(width, 0)
+    weight = weight.requires_grad_()
+    with record_work() as forward:
+        logps = linear_logprobs(
+            hidden, weight, targets, backend="eager", grad_tolerance=DELTA, **options
+        )
+    with record_work() as backward:
+        logps.sum().backward()
+    return forward, backward, width, rows + int(away.sum())
+
+
+@pytest.mark.parametrize(("workspace", "products"), [(0, 3), (1 << 30, 2)])
+def test_products_of_the_pairs_that_stay(workspace: int, products: int) -> None:
+    order = torch.arange(BLOCKS * plan.tiles(10**6, "cpu")[0].width)
+    forward, backward, width, pairs = known_mass(
+        18, word_order=order, workspace_bytes=workspace
+    )
+    assert forward.gemm_flops == 2 * 18 * BLOCKS * width * BLOCKS
+    assert (backward.row_tiles, backward.row_tiles_kept) == (18 * BLOCKS, pairs)
+    assert backward.gemm_flops == 2 * products * pairs * width * BLOCKS
+
+
+@pytest.mark.parametrize(("rows", "sampled"), [(18, 18), (64, 64), (128, 64), (1024, 64)])
+def test_products_of_the_sample_that_gives_the_order(rows: int, sampled: int) -> None:
+    forward, _, width, _ = known_mass(rows)
+    assert forward.gemm_flops == 2 * (rows + sampled) * BLOCKS * width * BLOCKS
+
+
+def test_no_order_without_a_gradient() -> None:
+    """The tolerance concerns the backward pass: a forward alone pays nothing for it."""
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(0, V, (N,))
+    with record_work() as work:
+        linear_logprobs(hidden, weight, targets, grad_tolerance=DELTA)
+    assert work.gemm_flops == 2 * N * V * D
+
+
+def test_flat_rows_keep_every_pair() -> None:
+    with record_work() as work:
+        hidden = torch.zeros(N, D, requires_grad=True)
+        weight = torch.randn(V, D, requires_grad=True)
+        options = {"grad_tolerance": DELTA, "workspace_bytes": 0, "word_order": torch.arange(V)}
+        linear_logprobs(hidden, weight, torch.zeros(N, dtype=torch.int64), **options).sum().backward()
+    assert work.row_tiles_kept == work.row_tiles == N * len(plan.tiles(V, "cpu"))
+    assert work.gemm_flops == 8 * N * V * D
