@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rao_kernels import _native, engine
 from rao_kernels.engine import Work, plan, record_work
 from rao_kernels.ops import linear_logprobs
 
@@ -52,9 +51,7 @@ class Call:
 def retained_words(workspace: int | None, rows: int = N) -> int:
     """Words of the tiles that a buffer of so many bytes holds the logits of."""
     cut = plan.tiles(V, "cpu")
-    size = plan.workspace_bytes(
-        workspace, rows, V, torch.float32, "cpu", sparse=False, bends=False
-    )
+    size = plan.workspace_bytes(workspace, rows, V, torch.float32, "cpu", sparse=False, bends=False)
     buffer = plan.RetainedBuffer(torch.empty(size, dtype=torch.uint8), rows, torch.float32)
     kept = zip(cut, buffer.slots(cut), strict=True)
     return sum(tile.width for tile, slot in kept if slot is not None)
@@ -130,9 +127,7 @@ def known_mass(rows: int, **options: Any) -> tuple[Work, Work, int, int]:
 @pytest.mark.parametrize(("workspace", "products"), [(0, 3), (1 << 30, 2)])
 def test_products_of_the_pairs_that_stay(workspace: int, products: int) -> None:
     order = torch.arange(BLOCKS * plan.tiles(10**6, "cpu")[0].width)
-    forward, backward, width, pairs = known_mass(
-        18, word_order=order, workspace_bytes=workspace
-    )
+    forward, backward, width, pairs = known_mass(18, word_order=order, workspace_bytes=workspace)
     assert forward.gemm_flops == 2 * 18 * BLOCKS * width * BLOCKS
     assert (backward.row_tiles, backward.row_tiles_kept) == (18 * BLOCKS, pairs)
     assert backward.gemm_flops == 2 * products * pairs * width * BLOCKS
@@ -157,6 +152,89 @@ def test_flat_rows_keep_every_pair() -> None:
         hidden = torch.zeros(N, D, requires_grad=True)
         weight = torch.randn(V, D, requires_grad=True)
         options = {"grad_tolerance": DELTA, "workspace_bytes": 0, "word_order": torch.arange(V)}
-        linear_logprobs(hidden, weight, torch.zeros(N, dtype=torch.int64), **options).sum().backward()
+        targets = torch.zeros(N, dtype=torch.int64)
+        linear_logprobs(hidden, weight, targets, **options).sum().backward()
     assert work.row_tiles_kept == work.row_tiles == N * len(plan.tiles(V, "cpu"))
     assert work.gemm_flops == 8 * N * V * D
+
+
+# Bytes.
+
+SHAPE = (1024, 256, 16384)
+THREAD = 600_000  # docs/memory.md: at most about half a megabyte each
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A call in fp32 on the backend `cpu`, whose scratch has formulas."""
+
+    ignored: int = 0
+    silent: int = 0
+    dhidden: bool = True
+    dweight: bool = True
+
+    def measured(self, **options: Any) -> int:
+        """Most bytes alive at once, beyond operands and dweight."""
+        rows, size, vocabulary = SHAPE
+        hidden = torch.randn(rows, size, requires_grad=self.dhidden)
+        weight = torch.randn(vocabulary, size, requires_grad=self.dweight)
+        targets = torch.randint(0, vocabulary, (rows,))
+        targets[: self.ignored] = -100
+        upstream = torch.ones(rows)
+        upstream[rows - self.silent :] = 0.0
+        leaves = [leaf for leaf in (hidden, weight) if leaf.requires_grad]
+
+        def call() -> Tensor:
+            logps = linear_logprobs(hidden, weight, targets, backend="cpu", **options)
+            return torch.autograd.grad(logps, leaves, upstream)[-1] if leaves else logps
+
+        call()
+        # The peak comes before dhidden is rounded from its accumulator, and while dweight is there.
+        return peak_extra(call) + (0 if self.dweight else call().nbytes)
+
+    def promised(self, workspace: int) -> int:
+        """docs/memory.md."""
+        rows, size, vocabulary = SHAPE
+        width = plan.tiles(vocabulary, "cpu")[0].width
+        scored = rows - self.ignored
+        selected = 0 if scored == rows else 4 * scored * size
+        if not (self.dhidden or self.dweight):
+            return 4 * width * size + 20 * scored * width // 256 + 20 * rows
+        rows_back = scored - self.silent
+        taken = 0 if rows_back == rows else 4 * rows_back * size
+        scratch = 4 * width * size + 4 * rows_back * size + 4 * rows_back * width
+        accumulator = 4 * rows_back * size if self.dhidden else 0
+        return workspace + max(selected, taken) + scratch + accumulator + 20 * rows
+
+
+@pytest.mark.parametrize(
+    ("call", "workspace"),
+    [
+        (Bytes(dhidden=False, dweight=False), 0),
+        (Bytes(), 0),
+        (Bytes(), 20 << 20),
+        (Bytes(dweight=False), 0),
+        (Bytes(dhidden=False), 0),
+        (Bytes(ignored=512), 0),
+        (Bytes(silent=512), 0),
+        (Bytes(ignored=256, silent=256), 0),
+    ],
+)
+def test_bytes(call: Bytes, workspace: int) -> None:
+    require_cpu_library()
+    promise = call.promised(workspace)
+    threads = THREAD * torch.get_num_threads()
+    found = call.measured(workspace_bytes=workspace)
+    assert 0.98 * promise <= found <= 1.02 * promise + threads
+
+
+def test_bytes_of_a_sparse_backward() -> None:
+    """Beside the dense backward's: tile masses and what chooses rows by them, permutations, the
+    rows of hidden that a tile needs."""
+    require_cpu_library()
+    rows, size, vocabulary = SHAPE
+    tiles = len(plan.tiles(vocabulary, "cpu"))
+    extra = 44 * rows * tiles + 32 * vocabulary + 4 * rows * size
+    options = {"workspace_bytes": 0, "grad_tolerance": DELTA}
+    found = Bytes().measured(**options) - Bytes().measured(workspace_bytes=0)
+    assert 0 < found <= extra
