@@ -124,17 +124,27 @@ def test_a_violation_is_found(where: str, source: str) -> None:
 
 
 def _is_shared(part: str, name: str) -> bool:
-    return name == "tiles" if part == "backends" else name == "modifiers" or name.startswith("_")
+    if part == "backends":
+        return name in ("tiles", "products")
+    return name == "modifiers" or name.startswith("_")
 
 
 @pytest.mark.parametrize("part", ["backends", "losses"])
 def test_siblings_do_not_import_one_another(part: str) -> None:
-    modules = [path for path in sorted((PACKAGE / part).glob("*.py")) if path.stem != "__init__"]
-    for module in modules:
+    for module in sorted((PACKAGE / part).rglob("*.py")):
+        own = module.relative_to(PACKAGE / part).with_suffix("").parts[0]
+        if own == "__init__":
+            continue
         for one in imports_of(module, module.read_text()):
-            if one.part == part:
-                sibling = one.path.split(".")[1]
+            if one.part == part and (sibling := one.path.split(".")[1]) != own:
                 assert _is_shared(part, sibling), f"{module.name}:{one.line} imports {sibling}"
+
+
+def test_only_its_backend_imports_triton() -> None:
+    for module in MODULES:
+        if not module.is_relative_to(PACKAGE / "backends" / "triton"):
+            imports = imports_of(module, module.read_text())
+            assert all(one.part or one.path.partition(".")[0] != "triton" for one in imports)
 
 
 def _includes(folder: str) -> Iterator[tuple[str, str]]:

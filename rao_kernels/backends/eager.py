@@ -1,6 +1,6 @@
 """The two tile operations in plain torch: any device, any float dtype; the readable definition.
 
-Products of half-precision operands are accumulated and kept in fp32.
+Products are the vendor's; those of half-precision operands are accumulated and kept in fp32.
 Legend: N rows, V vocabulary, D hidden size, W words of a tile, G words of a group.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .products import add_products, logits
 from .tiles import GROUP, Gradients, Head, RetainedTile, RowGradients, RowState, Tile
 
 NAME = "eager"
@@ -37,7 +38,7 @@ def score_tile(
     retained: RetainedTile | None,
     scratch: Sequence[Tensor],
 ) -> None:
-    raw = _raw_logits(head, tile)
+    raw = logits(head, tile)
     if retained is not None:
         _retain(raw, retained)
     z, _ = _transform(head, tile, raw)
@@ -56,37 +57,11 @@ def grad_tile(
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    raw = _raw_logits(head, tile) if retained is None else _restore(retained, rows)
+    raw = logits(head, tile) if retained is None else _restore(retained, rows)
     z, slope = _transform(head, tile, raw)
     dz = _logit_gradient(head, tile, rows, z)
     draw = (dz * slope * head.scale).to(head.hidden.dtype)
-    if out.dhidden is not None:
-        dhidden = _product(draw, head.weight_tile(tile), head.accumulator)
-        if out.dhidden_row is None:
-            out.dhidden.add_(dhidden)
-        else:
-            out.dhidden.index_add_(0, out.dhidden_row, dhidden)
-    if out.dweight is not None:
-        dweight = _product(draw.T, head.hidden, head.accumulator)
-        tile.put(out.dweight, _unscaled(dweight, out).to(out.dweight.dtype))
-    if out.dbias is not None:
-        dbias = draw.sum(0, dtype=head.accumulator)
-        tile.put(out.dbias, _unscaled(dbias, out))
-
-
-def _product(a: Tensor, b: Tensor, accumulator: torch.dtype) -> Tensor:
-    """``a @ b`` with the accumulator's precision in the result."""
-    if a.is_cuda and a.dtype != accumulator:
-        return torch.mm(a, b, out_dtype=accumulator)
-    return torch.mm(a.to(accumulator), b.to(accumulator))
-
-
-def _unscaled(gradient: Tensor, out: Gradients) -> Tensor:
-    return gradient if out.unscale is None else gradient * out.unscale
-
-
-def _raw_logits(head: Head, tile: Tile) -> Tensor:
-    return _product(head.hidden, head.weight_tile(tile).T, head.accumulator)
+    add_products(head, tile, draw, out)
 
 
 def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | float]:

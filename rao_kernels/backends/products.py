@@ -1,0 +1,83 @@
+"""The vendor's matrix products of a tile, with the accumulator's precision in every sum.
+
+On CUDA half-precision operands go in as they are and fp32 comes out, accumulated inside the GEMM;
+elsewhere they are widened first. Legend: N rows, V vocabulary, D hidden size, W words of a tile.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .tiles import Gradients, Head, Tile
+
+
+def logits(head: Head, tile: Tile, out: Tensor | None = None) -> Tensor:
+    """Raw products ``hidden @ weight[tile].T``, ``[N, W]`` in the accumulator dtype.
+
+    out: where to put them, any row stride.
+    """
+    return _product(head.hidden, head.weight_tile(tile).T, head.accumulator, out)
+
+
+def add_products(head: Head, tile: Tile, dz: Tensor, out: Gradients) -> None:
+    """Everything the gradient of a tile's raw products gives.
+
+    ``dhidden += dz @ weight[tile]``, ``dweight[tile] = dz.T @ hidden``, ``dbias[tile] = sum_n dz``
+
+    dz: ``[N, W]`` in the dtype of `hidden`, any row stride.
+    """
+    if out.dhidden is not None:
+        _add_dhidden(head, tile, dz, out.dhidden, out.dhidden_row)
+    if out.dweight is not None:
+        _put_dweight(head, tile, dz, out.dweight, out.unscale)
+    if out.dbias is not None:
+        dbias = dz.sum(0, dtype=head.accumulator)
+        tile.put(out.dbias, dbias if out.unscale is None else dbias * out.unscale)
+
+
+def _product(a: Tensor, b: Tensor, accumulator: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """``a @ b`` in the accumulator dtype."""
+    if a.dtype == accumulator:
+        return torch.mm(a, b, out=out)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=accumulator, out=out)
+    return torch.mm(a.to(accumulator), b.to(accumulator), out=out)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, accumulated in the dtype of `total`."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, out=total)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), out=total)
+
+
+def _add_dhidden(head: Head, tile: Tile, dz: Tensor, dhidden: Tensor, rows: Tensor | None) -> None:
+    """The rows are distinct, so that taking and putting them back has one result in any order."""
+    weight = head.weight_tile(tile)
+    if rows is None:
+        _add_product(dhidden, dz, weight)
+    else:
+        taken = dhidden.index_select(0, rows)
+        _add_product(taken, dz, weight)
+        dhidden.index_copy_(0, rows, taken)
+
+
+def _put_dweight(
+    head: Head, tile: Tile, dz: Tensor, dweight: Tensor, unscale: Tensor | None
+) -> None:
+    """Rounded once: inside the GEMM where it can write the dtype of the weight, else from sums in
+    the accumulator dtype."""
+    straight = unscale is None and tile.words is None
+    if straight and dweight.dtype == head.accumulator:
+        _product(dz.T, head.hidden, head.accumulator, out=tile.of(dweight))
+    elif straight and dweight.dtype == dz.dtype and dz.is_cuda:
+        torch.mm(dz.T, head.hidden, out=tile.of(dweight))
+    else:
+        exact = _product(dz.T, head.hidden, head.accumulator)
+        if unscale is not None:
+            exact.mul_(unscale)
+        tile.put(dweight, exact.to(dweight.dtype))
