@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from rao_kernels import engine
+from rao_kernels.backends import Head, RowGradients
 from rao_kernels.engine import Work, plan, record_work
 from rao_kernels.ops import linear_logprobs
 
@@ -156,6 +159,37 @@ def test_flat_rows_keep_every_pair() -> None:
         linear_logprobs(hidden, weight, targets, **options).sum().backward()
     assert work.row_tiles_kept == work.row_tiles == N * len(plan.tiles(V, "cpu"))
     assert work.gemm_flops == 8 * N * V * D
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.25])
+@pytest.mark.parametrize("workspace", [0, 250_000, 1 << 30])
+def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) -> None:
+    """The engine's own count against the products that torch sees it ask for."""
+    targets = torch.randint(0, V, (N,))
+    head = Head(
+        torch.randn(N, D),
+        torch.randn(V, D),
+        None,
+        torch.randint(0, V, (N,)),
+        scale=1.0,
+        softcap=None,
+    )
+    size = plan.workspace_bytes(workspace, N, V, torch.float32, "cpu", sparse=False, bends=False)
+    memory = torch.empty(size, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as seen, record_work() as work:
+        order = engine.order_by_sample(head) if tolerance else None
+        scores = engine.score(head, "eager", engine.Statistics(), memory, order)
+        rows = RowGradients(
+            scores.row_max, scores.log_sum, scores.logp, torch.ones(N), None, None, None
+        )
+        sparse = None
+        if order is not None and scores.tile_mass is not None:
+            sparse = engine.Sparsity(order, scores.tile_mass, tolerance)
+        engine.differentiate(
+            head, "eager", rows, memory, N, engine.Needs(True, True, False), sparse
+        )
+    assert work.gemm_flops == seen.get_total_flops()
+    assert (work.row_tiles_kept < work.row_tiles) == bool(tolerance)
 
 
 # Bytes.
