@@ -166,14 +166,7 @@ def test_flat_rows_keep_every_pair() -> None:
 def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) -> None:
     """The engine's own count against the products that torch sees it ask for."""
     targets = torch.randint(0, V, (N,))
-    head = Head(
-        torch.randn(N, D),
-        torch.randn(V, D),
-        None,
-        torch.randint(0, V, (N,)),
-        scale=1.0,
-        softcap=None,
-    )
+    head = Head(torch.randn(N, D), torch.randn(V, D), None, targets, scale=1.0, softcap=None)
     size = plan.workspace_bytes(workspace, N, V, torch.float32, "cpu", sparse=False, bends=False)
     memory = torch.empty(size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as seen, record_work() as work:
