@@ -39,7 +39,7 @@ def differentiate(
     memory: the retained buffer of the forward pass over `scored_rows` rows.
     sparse: what that pass learnt about its tiles; None: nothing is dropped.
     """
-    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type)
+    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse is not None)
     slots = plan.RetainedBuffer(memory, scored_rows, head.hidden.dtype).slots(cut)
     rows, factor = _in_range(rows, head.hidden.dtype)
     out = _buffers(head, needs, factor)
@@ -89,7 +89,9 @@ def _sparse_walk(
     ordered = in_order(head, sparse.order)
     scratch = module.scratch(ordered, cut[0].width, backward=True)
     needed = needed_rows(sparse, ordered, cut)
-    for tile, slot, index in zip(with_words(cut, sparse.order), slots, needed, strict=True):
+    for number, tile in enumerate(with_words(cut, sparse.order)):
+        index = needed.rows[number]
+        slot = slots[number] if number < needed.retained_tiles else None
         own = take(ordered, index)
         if own.rows:
             module.begin(own, scratch)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Head, RowState
+from ..backends import Head, RetainedTile, RowState, Tile
 from . import plan, sparsity
 from .work import count
 
@@ -29,6 +29,7 @@ class Scores:
     ``logp = (target_logit - row_max) - log_sum``: the maximum and the log of the sum stay apart,
     because one rounded lse loses what rows with a peaked softmax need.
     tile_mass: ``[N, K]``, the probability that each of the K tiles holds; None without an order.
+    retained_tiles: ``[1]`` int64, how many tiles, from the first on, are retained; likewise.
     """
 
     logp: Tensor
@@ -39,30 +40,81 @@ class Scores:
     log_sum_sq_probs: Tensor | None
     mean_logits: Tensor | None
     tile_mass: Tensor | None
+    retained_tiles: Tensor | None
 
 
 def score(
-    head: Head, backend: str, wanted: Statistics, memory: Tensor, order: Tensor | None = None
+    head: Head,
+    backend: str,
+    wanted: Statistics,
+    memory: Tensor,
+    order: Tensor | None = None,
+    tolerance: float = 0.0,
 ) -> Scores:
     """Walk all tiles, retaining in `memory` (flat bytes, possibly empty) those that fit.
 
-    order: ``[V]`` the words in the order of the walk, for a sparse backward; None: as they are.
+    order: ``[V]`` the words in the order of the walk, heaviest first, for a sparse backward of
+    `tolerance`, which retains only the tiles worth it; None: as they are.
     """
-    module = backends.get(backend)
-    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type)
+    sparse = order is not None
+    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse)
     buffer = plan.RetainedBuffer(memory, head.rows, head.hidden.dtype)
-    states = _initial_states(head, wanted, 1 if order is None else len(cut))
     slots = buffer.slots(cut)
-    if order is not None:
-        head, cut = sparsity.in_order(head, order), sparsity.with_words(cut, order)
-    if head.rows:
-        scratch = module.scratch(head, cut[0].width, backward=False)
-        for number, (tile, slot) in enumerate(zip(cut, slots, strict=True)):
-            state = _row(states, 0 if order is None else number)
-            module.score_tile(head, tile, state, slot, scratch)
-    buffer.zero_unused(cut)
+    states = _initial_states(head, wanted, len(cut) if sparse else 1)
+    if order is None:
+        _dense_walk(head, backend, cut, slots, states)
+    else:
+        slots = _sparse_walk(head, backend, cut, slots, states, order, tolerance)
+    buffer.zero_unused(cut, slots)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
-    return _finish(states, head.weight.shape[0], with_mass=order is not None)
+    retained = sum(slot is not None for slot in slots)
+    return _finish(states, head.weight.shape[0], retained if sparse else None)
+
+
+def _dense_walk(
+    head: Head,
+    backend: str,
+    cut: list[Tile],
+    slots: list[RetainedTile | None],
+    states: RowState,
+) -> None:
+    """Every tile into the same statistics."""
+    if head.rows:
+        module, state = backends.get(backend), _row(states, 0)
+        scratch = module.scratch(head, cut[0].width, backward=False)
+        for tile, slot in zip(cut, slots, strict=True):
+            module.score_tile(head, tile, state, slot, scratch)
+
+
+def _sparse_walk(
+    head: Head,
+    backend: str,
+    cut: list[Tile],
+    slots: list[RetainedTile | None],
+    states: RowState,
+    order: Tensor,
+    tolerance: float,
+) -> list[RetainedTile | None]:
+    """Every tile into statistics of its own; gives the slots that were used.
+
+    The tiles are lighter and lighter: once one is not worth its slot, none is.
+    """
+    used: list[RetainedTile | None] = [None] * len(cut)
+    if not head.rows:
+        return used
+    head, device_type = sparsity.in_order(head, order), head.hidden.device.type
+    module = backends.get(backend)
+    scratch = module.scratch(head, cut[0].width, backward=False)
+    returning = sparsity.Returning(head, tolerance) if plan.retaining_costs(device_type) else None
+    keep = True
+    for number, tile in enumerate(sparsity.with_words(cut, order)):
+        state = _row(states, number)
+        used[number] = slots[number] if keep else None
+        module.score_tile(head, tile, state, used[number], scratch)
+        if returning is not None and used[number] is not None:
+            share = returning.share(state)
+            keep = plan.worth_retaining(share, head.hidden.shape[1], device_type)
+    return used
 
 
 def _initial_states(head: Head, wanted: Statistics, count: int) -> RowState:
@@ -102,7 +154,7 @@ def _row(states: RowState, number: int) -> RowState:
     )
 
 
-def _finish(states: RowState, vocabulary: int, *, with_mass: bool) -> Scores:
+def _finish(states: RowState, vocabulary: int, retained_tiles: int | None) -> Scores:
     """Merge the parts; see `Scores`."""
     row_max, target_logit = states.row_max.amax(0), states.target_logit[0]
     # A part that is all -inf has no probability: its shift does not matter.
@@ -127,5 +179,8 @@ def _finish(states: RowState, vocabulary: int, *, with_mass: bool) -> Scores:
         entropy=entropy,
         log_sum_sq_probs=log_sum_sq,
         mean_logits=mean,
-        tile_mass=(sums / row_sum).T.contiguous() if with_mass else None,
+        tile_mass=None if retained_tiles is None else (sums / row_sum).T.contiguous(),
+        retained_tiles=None
+        if retained_tiles is None
+        else torch.full((1,), retained_tiles, device=row_sum.device),
     )

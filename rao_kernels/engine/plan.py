@@ -15,18 +15,22 @@ from ..backends import RetainedTile, Tile
 
 DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
-SPARSE_RETAINED = 4  # one tile in so many is retained by default for a sparse backward
-_TILE_WIDTH = {"cpu": 2048, "cuda": 8192}
+ZEROED_REST = 1 << 24  # bytes
+_DENSE_WIDTH = {"cpu": 2048, "cuda": 8192}
+_SPARSE_WIDTH = {"cpu": 512, "cuda": 4096}
+# A CPU writes and reads a retained logit in the time of so many multiply-adds; elsewhere in none.
+_RETAINED_COST = {"cpu": 512}
 
 
-def tile_width(vocabulary: int, device_type: str) -> int:
-    """Words of a tile."""
-    return min(vocabulary, _TILE_WIDTH.get(device_type, 4096))
+def tile_width(vocabulary: int, device_type: str, *, sparse: bool = False) -> int:
+    """Words of a tile: fewer for a sparse backward, which drops more of them then."""
+    widths = _SPARSE_WIDTH if sparse else _DENSE_WIDTH
+    return min(vocabulary, widths.get(device_type, 4096))
 
 
-def tiles(vocabulary: int, device_type: str) -> list[Tile]:
+def tiles(vocabulary: int, device_type: str, *, sparse: bool = False) -> list[Tile]:
     """The vocabulary, cut into tiles; the last may be narrower."""
-    width = tile_width(vocabulary, device_type)
+    width = tile_width(vocabulary, device_type, sparse=sparse)
     return [Tile(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
@@ -56,20 +60,27 @@ def workspace_bytes(
 ) -> int:
     """Size of the retained buffer: what was asked for, at most what all tiles take.
 
-    None asks for everything, up to 1 GiB; of a sparse backward for the first quarter of the
-    tiles, the heaviest, because few rows come back to the others; and for nothing where a softcap
-    bends half-precision products, because its derivative magnifies their rounding. Less than one
-    tile counts as 0.
+    None asks for everything, up to 1 GiB, and for nothing where a softcap bends half-precision
+    products, because its derivative magnifies their rounding. Less than one tile counts as 0.
     """
-    cut = tiles(vocabulary, device_type)
+    cut = tiles(vocabulary, device_type, sparse=sparse)
     everything = sum(slot_bytes(rows, tile, dtype) for tile in cut)
     if requested is None and bends and dtype.itemsize == 2:
         requested = 0
     if requested is None:
-        heavy = cut[: -(-len(cut) // SPARSE_RETAINED)] if sparse else cut
-        requested = min(DEFAULT_WORKSPACE_CAP, sum(slot_bytes(rows, tile, dtype) for tile in heavy))
+        requested = DEFAULT_WORKSPACE_CAP
     budget = min(requested, everything)
     return budget if budget >= slot_bytes(rows, cut[0], dtype) else 0
+
+
+def retaining_costs(device_type: str) -> bool:
+    """Whether `worth_retaining` needs to know the share of rows that come back to a tile."""
+    return device_type in _RETAINED_COST
+
+
+def worth_retaining(share: float, size: int, device_type: str) -> bool:
+    """Whether a tile that this share of the rows comes back to is better retained."""
+    return share * size >= _RETAINED_COST.get(device_type, 0)
 
 
 @dataclass(frozen=True)
@@ -94,17 +105,21 @@ class RetainedBuffer:
             offset = end
         return found
 
-    def zero_unused(self, cut: list[Tile]) -> None:
-        """Zero the bytes that hold nothing, so that equal inputs give equal buffers."""
+    def zero_unused(self, cut: list[Tile], slots: list[RetainedTile | None]) -> None:
+        """Zero what lies between the first tiles, retained in `slots`, and the rest if it is short,
+        so that equal inputs give equal buffers. A long rest stays untouched: it costs no memory
+        on a CPU as long as nobody writes to it.
+        """
         used = 0
-        for tile, slot in zip(cut, self.slots(cut), strict=True):
+        for tile, slot in zip(cut, slots, strict=True):
             if slot is None:
                 break
             maxima = used + _aligned(slot.values.nbytes)
             self.memory[used + slot.values.nbytes : maxima].zero_()
             used += slot_bytes(self.rows, tile, self.dtype)
             self.memory[maxima + slot.maxima.nbytes : used].zero_()
-        self.memory[used:].zero_()
+        if self.memory.numel() - used <= ZEROED_REST:
+            self.memory[used:].zero_()
 
     def _slot(self, offset: int, tile: Tile) -> RetainedTile:
         accumulator = torch.float64 if self.dtype == torch.float64 else torch.float32

@@ -18,19 +18,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends import Head, RowGradients, Tile
+from ..backends import Head, RowGradients, RowState, Tile
 from .work import count
 
 SAMPLE_ROWS = 64
+SAMPLE_STEP = 32  # at most one row in so many is sampled
+SAMPLE_CHUNK = 8  # rows whose probabilities are formed at once: a few MB
 
 
 @dataclass(frozen=True)
 class Sparsity:
     """order: ``[V]`` word at each place of the walk. tile_mass: ``[N, K]`` probability that each
-    tile holds for each row. tolerance: probability a row may drop."""
+    tile holds for each row. retained_tiles: ``[1]``, how many tiles, from the first on, were
+    retained. tolerance: probability a row may drop."""
 
     order: Tensor
     tile_mass: Tensor
+    retained_tiles: Tensor
     tolerance: float
 
 
@@ -39,16 +43,36 @@ def order_by_sample(head: Head) -> Tensor:
 
     The logits of the sample are in the operands' dtype: they only decide an order.
     """
-    step = max(1, head.rows // SAMPLE_ROWS)
-    sample = head.hidden[::step]
+    sample = head.hidden[:: max(SAMPLE_STEP, head.rows // SAMPLE_ROWS)]
     count(gemm_flops=2 * sample.shape[0] * head.weight.numel())
-    logits = sample @ head.weight.to(sample.dtype).T
-    if head.bias is not None:
-        logits = logits + head.bias
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    mass = torch.softmax(logits.float() * head.scale, dim=1).sum(0)
+    mass = torch.zeros(head.weight.shape[0], device=head.hidden.device)
+    for logits in (sample @ head.weight.to(sample.dtype).T).split(SAMPLE_CHUNK):
+        z = logits if head.bias is None else logits + head.bias
+        if head.softcap is not None:
+            z = head.softcap * torch.tanh(z / head.softcap)
+        mass += torch.softmax(z.float() * head.scale, dim=1).sum(0)
     return torch.argsort(mass, descending=True, stable=True)
+
+
+class Returning:
+    """Foretells, during a forward walk, the share of rows that will need a tile in backward.
+
+    A row is taken to need a tile that holds more than `tolerance` of its probability so far.
+    """
+
+    def __init__(self, head: Head, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.row_max = head.hidden.new_full((head.rows,), -torch.inf, dtype=head.accumulator)
+        self.row_sum = torch.zeros_like(self.row_max)
+
+    def share(self, tile: RowState) -> float:
+        """Share of the rows for the tile that was scored last. One read on the host."""
+        row_max = torch.maximum(self.row_max, tile.row_max)
+        shift = row_max.masked_fill(row_max == -torch.inf, 0.0)
+        own = tile.row_sum * (tile.row_max - shift).exp()
+        self.row_sum = self.row_sum * (self.row_max - shift).exp() + own
+        self.row_max = row_max
+        return float((own > self.tolerance * self.row_sum).float().mean())
 
 
 def in_order(head: Head, order: Tensor) -> Head:
@@ -93,22 +117,31 @@ def with_words(cut: list[Tile], order: Tensor) -> list[Tile]:
     return [Tile(tile.start, tile.stop, order[tile.start : tile.stop]) for tile in cut]
 
 
-def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> list[Tensor | None]:
-    """For each tile the rows that need it, None where all do. One read on the host.
+@dataclass(frozen=True)
+class Needed:
+    """rows: for each tile those that need it, None where all do. retained_tiles: how many tiles,
+    from the first on, were retained."""
+
+    rows: list[Tensor | None]
+    retained_tiles: int
+
+
+def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> Needed:
+    """Which rows need which tiles. One read on the host.
 
     The tile that holds a row's target always stays.
     """
-    mass = sparsity.tile_mass.double()
-    starts = torch.tensor([tile.start for tile in cut], device=mass.device)
-    own = torch.searchsorted(starts, head.targets, right=True) - 1
-    has_target = head.targets >= 0
-    own = own.clamp(min=0)[:, None]
-    mass = mass.scatter(1, own, mass.gather(1, own) + has_target[:, None] * 2.0)
+    starts = torch.tensor([tile.start for tile in cut], device=head.targets.device)
+    own = (torch.searchsorted(starts, head.targets, right=True) - 1).clamp(min=0)[:, None]
+    has_target = (head.targets >= 0)[:, None]
+    mass = sparsity.tile_mass
+    mass = mass.scatter(1, own, mass.gather(1, own) + has_target * 2.0)
     ascending, places = mass.sort(dim=1)
-    dropped = ascending.cumsum(1) <= sparsity.tolerance
+    dropped = ascending.cumsum(1, dtype=torch.float64) <= sparsity.tolerance
     keep = torch.ones_like(dropped).scatter_(1, places, ~dropped)
-    counts = keep.sum(0).tolist()
-    return [
+    *counts, retained = torch.cat([keep.sum(0), sparsity.retained_tiles]).tolist()
+    rows = [
         None if count == head.rows else torch.nonzero_static(keep[:, k], size=count).squeeze(1)
         for k, count in enumerate(counts)
     ]
+    return Needed(rows, retained)

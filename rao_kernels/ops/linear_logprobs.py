@@ -184,13 +184,14 @@ def linear_logprobs_op(
     grad_tolerance: float,
     word_order: Tensor | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(logp, row_max, log_sum, is_top1, entropy, log_sum_sq_probs, mean_logits, tile_mass, order,
-    retained).
+    retained_tiles, retained).
 
-    The first seven ``[N]``, zero elements where not asked. tile_mass ``[N, K]`` of the K tiles and
-    order ``[V]``, the words as they were cut into them, where `grad_tolerance` is above 0, else
-    zero elements. retained: `workspace_bytes` flat bytes.
+    The first seven ``[N]``, zero elements where not asked. tile_mass ``[N, K]`` of the K tiles,
+    order ``[V]``, the words as they were cut into them, and retained_tiles ``[1]``, how many tiles
+    lie in `retained`, where `grad_tolerance` is above 0, else zero elements. retained:
+    `workspace_bytes` flat bytes.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         selection = row_selection.for_scoring(hidden, targets, ignore_index, weight.shape[0])
@@ -199,7 +200,7 @@ def linear_logprobs_op(
         retained = torch.empty(workspace_bytes, dtype=torch.uint8, device=hidden.device)
         name = backends.select(backend or None, hidden.device, compute_dtype)
         order = _order(head, word_order) if grad_tolerance > 0.0 else None
-        scores = engine.score(head, name, wanted, retained, order)
+        scores = engine.score(head, name, wanted, retained, order, grad_tolerance)
         per_row = (
             scores.logp,
             scores.row_max,
@@ -216,9 +217,11 @@ def linear_logprobs_op(
             else row_selection.spread(values, selection, hidden.shape[0])
             for values in per_row
         )
-        if order is None:
-            order = targets.new_empty(0)
-        return a, b, c, d, e, f, g, tile_mass, order, retained
+        order, retained_tiles = (
+            targets.new_empty(0) if values is None else values
+            for values in (order, scores.retained_tiles)
+        )
+        return a, b, c, d, e, f, g, tile_mass, order, retained_tiles, retained
 
 
 @linear_logprobs_op.register_fake
@@ -243,7 +246,8 @@ def _(
         return hidden.new_empty(hidden.shape[0] if asked else 0, dtype=dtype)
 
     statistics = torch.float64 if compute_dtype == torch.float64 else torch.float32
-    sparse, tiles = grad_tolerance > 0.0, len(engine.tiles(weight.shape[0], hidden.device.type))
+    sparse = grad_tolerance > 0.0
+    tiles = len(engine.tiles(weight.shape[0], hidden.device.type, sparse=sparse))
     return (
         rows(True, statistics),
         rows(True, statistics),
@@ -254,6 +258,7 @@ def _(
         rows(with_mean, statistics),
         hidden.new_empty((hidden.shape[0], tiles) if sparse else 0, dtype=statistics),
         targets.new_empty(weight.shape[0] if sparse else 0),
+        targets.new_empty(1 if sparse else 0),
         hidden.new_empty(workspace_bytes, dtype=torch.uint8),
     )
 
@@ -273,6 +278,7 @@ def linear_logprobs_backward_op(
     entropy: Tensor,
     tile_mass: Tensor,
     order: Tensor,
+    retained_tiles: Tensor,
     retained: Tensor,
     scale: float,
     softcap: float | None,
@@ -300,7 +306,7 @@ def linear_logprobs_backward_op(
         sparse = None
         if grad_tolerance > 0.0:
             mass = tile_mass if selection.index is None else tile_mass[selection.index]
-            sparse = engine.Sparsity(order, mass, grad_tolerance)
+            sparse = engine.Sparsity(order, mass, retained_tiles, grad_tolerance)
         out = engine.differentiate(head, name, rows, retained, scored, needs, sparse)
         empty = hidden.new_empty(0)
         dhidden = dweight = dbias = None
@@ -332,6 +338,7 @@ def _(
     entropy: Tensor,
     tile_mass: Tensor,
     order: Tensor,
+    retained_tiles: Tensor,
     retained: Tensor,
     scale: float,
     softcap: float | None,
