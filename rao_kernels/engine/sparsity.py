@@ -39,19 +39,26 @@ class Sparsity:
 
 
 def order_by_sample(head: Head) -> Tensor:
-    """``[V]`` words by their mean probability over evenly spaced rows, heaviest first.
+    """``[V]`` words by their affinity to evenly spaced rows, highest first."""
+    step = max(SAMPLE_STEP, head.rows // SAMPLE_ROWS)
+    sample = take(head, torch.arange(0, head.rows, step, device=head.hidden.device))
+    return torch.argsort(word_affinity(sample), descending=True, stable=True)
 
-    The logits of the sample are in the operands' dtype: they only decide an order.
+
+def word_affinity(head: Head) -> Tensor:
+    """``[V]`` mean over the rows of ``sqrt(p_v)``: how far forward a word belongs in the walk.
+
+    The root, because a word that many rows give a little probability keeps more tiles alive than
+    one that a single row gives much. Logits are in the operands' dtype: they only decide an order.
     """
-    sample = head.hidden[:: max(SAMPLE_STEP, head.rows // SAMPLE_ROWS)]
-    count(gemm_flops=2 * sample.shape[0] * head.weight.numel())
-    mass = torch.zeros(head.weight.shape[0], device=head.hidden.device)
-    for logits in (sample @ head.weight.to(sample.dtype).T).split(SAMPLE_CHUNK):
+    count(gemm_flops=2 * head.rows * head.weight.numel())
+    affinity = torch.zeros(head.weight.shape[0], device=head.hidden.device)
+    for logits in (head.hidden @ head.weight.to(head.hidden.dtype).T).split(SAMPLE_CHUNK):
         z = logits if head.bias is None else logits + head.bias
         if head.softcap is not None:
             z = head.softcap * torch.tanh(z / head.softcap)
-        mass += torch.softmax(z.float() * head.scale, dim=1).sum(0)
-    return torch.argsort(mass, descending=True, stable=True)
+        affinity += torch.softmax(z.float() * head.scale, dim=1).sqrt_().sum(0)
+    return affinity / max(head.rows, 1)
 
 
 class Returning:
