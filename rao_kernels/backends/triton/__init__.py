@@ -1,0 +1,107 @@
+"""The Triton backend: the vendor's products and a row kernel behind them, or one fused kernel.
+
+Importing it imports no triton: the kernels' modules are loaded when a tile operation first runs.
+Legend: N rows, W words of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..products import add_products, logits
+from ..tiles import Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+from . import tuning
+
+NAME = "triton"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (8, 0)
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype not in DTYPES:
+        return f"it computes in {DTYPES}, not {dtype}"
+    if not _installed():
+        return "triton is not installed; `pip install triton` installs it"
+    if device.type == "cpu" and _interpreting():
+        return None
+    if device.type != "cuda":
+        return f"it runs on CUDA, not on {device.type} (except under TRITON_INTERPRET=1)"
+    target = tuning.target_of(device)
+    if not target.is_amd and target.capability < LEAST_CAPABILITY:
+        least, has = (f"{major}.{minor}" for major, minor in (LEAST_CAPABILITY, target.capability))
+        return f"it needs compute capability {least}, {target.name} has {has}"
+    return None
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _interpreting() -> bool:
+    """Whether Triton runs kernels on the CPU, one program after another."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
+    """Forward: the products of a tile, or the statistics of its groups. Backward: dz."""
+    from . import blocks
+    from . import score_tile_kernels as kernels
+
+    if not backward and _is_fused("score", head):
+        return (kernels.partial_statistics(head, width),)
+    dtype = head.hidden.dtype if backward else head.accumulator
+    shape = (head.rows, blocks.padded(width))
+    return (torch.empty(shape, dtype=dtype, device=head.hidden.device),)
+
+
+def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+    return None
+
+
+def score_tile(
+    head: Head,
+    tile: Tile,
+    state: RowState,
+    retained: RetainedTile | None,
+    scratch: Sequence[Tensor],
+) -> None:
+    from . import score_tile_kernels as kernels
+
+    if _is_fused("score", head):
+        kernels.fused(head, tile, scratch[0], state, retained)
+    else:
+        raw = logits(head, tile, out=scratch[0][: head.rows, : tile.width])
+        kernels.from_products(head, tile, raw, state, retained)
+
+
+def grad_tile(
+    head: Head,
+    tile: Tile,
+    rows: RowGradients,
+    retained: RetainedTile | None,
+    out: Gradients,
+    scratch: Sequence[Tensor],
+) -> None:
+    from . import grad_tile_kernels as kernels
+
+    dz = scratch[0][: head.rows, : tile.width]
+    if retained is not None:
+        kernels.from_retained(head, tile, retained, rows, dz)
+    elif _is_fused("grad", head):
+        kernels.fused(head, tile, rows, dz)
+    else:
+        kernels.from_products(head, tile, logits(head, tile), rows, dz)
+    add_products(head, tile, dz, out)
+
+
+def _is_fused(what: tuning.Pass, head: Head) -> bool:
+    return tuning.is_fused(what, head.hidden.device, head.hidden.dtype, head.hidden.shape[1])

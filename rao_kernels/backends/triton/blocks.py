@@ -1,0 +1,250 @@
+"""Helpers of the Triton kernels: order of blocks, products, logits, statistics, gradients.
+
+A block's words are one group of a retained tile, so that a block of products knows the maximum it
+is retained with. Legend: N rows, W words of a tile, D hidden size, S groups of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tiles import GROUP
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+WORDS = tl.constexpr(GROUP)  # words of a block
+STATISTICS = 5  # of a group: maximum, sum, entropy sum, square sum, logit sum
+
+
+def launch(
+    kernel: Callable[..., object],
+    grid: int,
+    device: torch.device,
+    *arguments: object,
+    warps: int,
+    stages: int = 1,
+    **constants: object,
+) -> None:
+    """Run `grid` programs of a kernel on the current stream of `device`.
+
+    Multiplications and additions stay apart: contracted, ``z - max`` would see a product that the
+    maximum was not rounded with, and a log-prob could come out above 0.
+    """
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(grid,)](  # type: ignore[index]
+            *arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False
+        )
+
+
+def padded(words: int) -> int:
+    """Elements from row to row of a scratch tile: whole groups, so that accesses are wide."""
+    return -(-words // GROUP) * GROUP
+
+
+def descriptor(matrix: Tensor, rows: int, columns: int) -> object:
+    """What a kernel loads blocks of a contiguous ``[rows of it, D]`` matrix by, as one copy."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+def describable(matrix: Tensor) -> bool:
+    """Whether `descriptor` takes it: rows and base on 16 bytes."""
+    return (matrix.shape[1] * matrix.itemsize) % 16 == 0 and matrix.data_ptr() % 16 == 0
+
+
+@triton.jit
+def dot(a, b, total):
+    """``total + a @ b`` in fp32; the interpreter computes half-precision dots wrongly."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def block_place(number, N, W, BLOCK_N: tl.constexpr, ROW_BLOCKS: tl.constexpr):
+    """First row and group of the block that comes `number`-th.
+
+    ROW_BLOCKS blocks of rows go through the words together: what runs at one time then reads
+    about as many rows as words, and finds most of them in the L2 cache.
+    """
+    row_blocks = tl.cdiv(N, BLOCK_N)
+    groups = tl.cdiv(W, WORDS)
+    band = number // (ROW_BLOCKS * groups)
+    height = tl.minimum(row_blocks - band * ROW_BLOCKS, ROW_BLOCKS)
+    within = number - band * ROW_BLOCKS * groups
+    return (band * ROW_BLOCKS + within % height) * BLOCK_N, within // height
+
+
+@triton.jit
+def product(
+    hidden,
+    weight,
+    first_row,
+    first_word,
+    N,
+    W,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """``[BLOCK_N, WORDS]`` products of contiguous `hidden` ``[N, D]`` and `weight` ``[W, D]``.
+
+    Rows and words beyond the end give numbers of no meaning. EVEN: BLOCK_D divides D.
+    """
+    total = tl.zeros((BLOCK_N, WORDS), tl.float32)
+    if not DESCRIPTORS:
+        size = tl.arange(0, BLOCK_D)
+        rows = tl.minimum(first_row + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+        words = tl.minimum(first_word + tl.arange(0, WORDS), W - 1).to(tl.int64)
+        hidden_ptrs = hidden + rows[:, None] * D + size[None, :]
+        weight_ptrs = weight + words[:, None] * D + size[None, :]
+    for d in range(0, D, BLOCK_D):
+        if DESCRIPTORS:
+            a = hidden.load([first_row, d])
+            b = weight.load([first_word, d])
+        elif EVEN:
+            a = tl.load(hidden_ptrs + d)
+            b = tl.load(weight_ptrs + d)
+        else:
+            inside = size[None, :] < D - d
+            a = tl.load(hidden_ptrs + d, mask=inside, other=0.0)
+            b = tl.load(weight_ptrs + d, mask=inside, other=0.0)
+        total = dot(a, b.T, total)
+    return total
+
+
+@triton.jit
+def expm1(x):
+    """``exp(x) - 1`` for x <= 0, to fp32's precision: Taylor's series near 0."""
+    near = tl.maximum(x, -0.5)
+    series = 1.0 + near / 9.0
+    for i in tl.static_range(8, 1, -1):
+        series = 1.0 + near * (1.0 / i) * series
+    return tl.where(x > -0.5, near * series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def transform(raw, bias_ptr, words, inside, scale, softcap):
+    """Logits of raw products and the softcap's derivative (without the scale).
+
+    words: places in the tile, that broadcast to `raw`; inside: which of them there are.
+    """
+    if bias_ptr is not None:
+        raw = raw + tl.load(bias_ptr + words, mask=inside, other=0.0)
+    slope = 1.0
+    if softcap is None:
+        z = raw * scale
+    else:
+        x = raw / softcap
+        t = expm1(-2.0 * tl.abs(x))
+        bend = -t / (2.0 + t)
+        z = tl.where(x < 0.0, -bend, bend) * (softcap * scale)
+        slope = 4.0 * (1.0 + t) / ((2.0 + t) * (2.0 + t))
+    return z, slope
+
+
+@triton.jit
+def shift_of(top):
+    """What logits are shifted by: a row that is all -inf has no probabilities, so by 0."""
+    return tl.where(top == -float("inf"), 0.0, top)
+
+
+@triton.jit
+def moved(top, shift):
+    """How far statistics around `top` are from `shift`; those of nothing stay."""
+    return tl.where(top == -float("inf"), 0.0, top - shift)
+
+
+@triton.jit
+def group_statistics(
+    z, inside, WITH_ENTROPY: tl.constexpr, WITH_SQUARES: tl.constexpr, WITH_MEAN: tl.constexpr
+):
+    """The STATISTICS of each row of ``z [., WORDS]``; those not wanted are the sum."""
+    z = tl.where(inside, z, -float("inf"))
+    top = tl.max(z, axis=1)
+    centred = z - shift_of(top)[:, None]
+    e = tl.exp(centred)
+    total = tl.sum(e, axis=1)
+    entropy, squares, logits = total, total, total
+    if WITH_ENTROPY:
+        entropy = tl.sum(tl.where(e == 0.0, 0.0, e * centred), axis=1)
+    if WITH_SQUARES:
+        squares = tl.sum(e * e, axis=1)
+    if WITH_MEAN:
+        logits = tl.sum(tl.where(inside, z, 0.0), axis=1)
+    return top, total, entropy, squares, logits
+
+
+@triton.jit
+def fold(
+    top,
+    total,
+    entropy,
+    squares,
+    logits,
+    rows,
+    inside,
+    row_max_ptr,
+    row_sum_ptr,
+    entropy_sum_ptr,
+    square_sum_ptr,
+    logit_sum_ptr,
+):
+    """Fold the statistics of groups (axis 0) into the running ones of `rows`."""
+    old_max = tl.load(row_max_ptr + rows, mask=inside, other=-float("inf"))
+    old_sum = tl.load(row_sum_ptr + rows, mask=inside, other=0.0)
+    new_max = tl.maximum(old_max, tl.max(top, axis=0))
+    shift = shift_of(new_max)
+    group_moved, old_moved = moved(top, shift), moved(old_max, shift)
+    group_decay, old_decay = tl.exp(group_moved), tl.exp(old_moved)
+    tl.store(row_max_ptr + rows, new_max, mask=inside)
+    new_sum = old_sum * old_decay + tl.sum(total * group_decay, axis=0)
+    tl.store(row_sum_ptr + rows, new_sum, mask=inside)
+    if entropy_sum_ptr is not None:
+        old = tl.load(entropy_sum_ptr + rows, mask=inside, other=0.0)
+        new = tl.sum((entropy + total * group_moved) * group_decay, axis=0)
+        new += (old + old_sum * old_moved) * old_decay
+        tl.store(entropy_sum_ptr + rows, new, mask=inside)
+    if square_sum_ptr is not None:
+        old = tl.load(square_sum_ptr + rows, mask=inside, other=0.0)
+        new = tl.sum(squares * (group_decay * group_decay), axis=0)
+        tl.store(square_sum_ptr + rows, old * (old_decay * old_decay) + new, mask=inside)
+    if logit_sum_ptr is not None:
+        old = tl.load(logit_sum_ptr + rows, mask=inside, other=0.0)
+        tl.store(logit_sum_ptr + rows, old + tl.sum(logits, axis=0), mask=inside)
+
+
+@triton.jit
+def logit_gradient(
+    z,
+    is_target,
+    rows,
+    inside,
+    row_max_ptr,
+    log_sum_ptr,
+    logp_ptr,
+    logp_grad_ptr,
+    mass_grad_ptr,
+    log_mass_grad_ptr,
+):
+    """Gradient of the logits `z`: see `RowGradients`. `rows` broadcasts to `z`."""
+    row_max = tl.load(row_max_ptr + rows, mask=inside, other=0.0)
+    log_sum = tl.load(log_sum_ptr + rows, mask=inside, other=0.0)
+    logp = tl.load(logp_ptr + rows, mask=inside, other=0.0)
+    logp_grad = tl.load(logp_grad_ptr + rows, mask=inside, other=0.0)
+    log_p = tl.where(is_target, logp, (z - row_max) - log_sum)
+    p = tl.exp(log_p)
+    dz = logp_grad * tl.where(is_target, -expm1(logp), -p)
+    if mass_grad_ptr is not None:
+        mass_grad = tl.load(mass_grad_ptr + rows, mask=inside, other=0.0)
+        log_mass_grad = tl.load(log_mass_grad_ptr + rows, mask=inside, other=0.0)
+        dz += mass_grad * p + log_mass_grad * tl.where(p == 0.0, 0.0, p * log_p)
+    return dz

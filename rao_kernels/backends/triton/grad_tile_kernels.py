@@ -1,0 +1,204 @@
+"""grad_tile in Triton: dz from the vendor's or retained products, or recomputed in one kernel.
+
+The products of dz are the vendor's. Legend: N rows, W words of a tile, S groups of a tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tiles import Head, RetainedTile, RowGradients, Tile
+from . import tuning
+from .blocks import WORDS, block_place, launch, logit_gradient, product, transform
+from .score_tile_kernels import product_constants, product_operands, retained_arguments
+
+
+def from_products(head: Head, tile: Tile, raw: Tensor, rows: RowGradients, dz: Tensor) -> None:
+    """``dz [N, W]``, the gradient of ``raw [N, W]``. One pass, a program a row."""
+    _by_rows(head, tile, (raw, raw.stride(0), None, None, None), rows, dz)
+
+
+def from_retained(
+    head: Head, tile: Tile, retained: RetainedTile, rows: RowGradients, dz: Tensor
+) -> None:
+    """`from_products` of a retained tile, which is read as it is."""
+    _by_rows(head, tile, (None, None, *retained_arguments(retained)), rows, dz)
+
+
+def fused(head: Head, tile: Tile, rows: RowGradients, dz: Tensor) -> None:
+    """`from_products` with the products formed in the same kernel, and not written."""
+    weight = head.weight_tile(tile)
+    config = tuning.product_launch(head.hidden.device, head.hidden.dtype)
+    launch(
+        _grad_tile_fused_kernel,
+        config.programs(head.rows, tile.width),
+        weight.device,
+        *product_operands(head, weight, config),
+        head.bias_tile(tile),
+        head.targets,
+        *_row_arguments(rows),
+        dz,
+        dz.stride(0),
+        head.rows,
+        tile.start,
+        tile.width,
+        head.hidden.shape[1],
+        head.scale,
+        head.softcap,
+        **product_constants(head, weight, config),
+        warps=config.warps,
+        stages=config.stages,
+    )
+
+
+def _by_rows(
+    head: Head,
+    tile: Tile,
+    source: tuple[Tensor | int | None, ...],
+    rows: RowGradients,
+    dz: Tensor,
+) -> None:
+    config = tuning.rows_launch(tile.width)
+    launch(
+        _grad_tile_rows_kernel,
+        head.rows,
+        dz.device,
+        *source,
+        rows.retained_row,
+        head.bias_tile(tile),
+        head.targets,
+        *_row_arguments(rows),
+        dz,
+        dz.stride(0),
+        tile.start,
+        tile.width,
+        head.scale,
+        head.softcap,
+        GROUPS=config.groups,
+        warps=config.warps,
+    )
+
+
+def _row_arguments(rows: RowGradients) -> tuple[Tensor | None, ...]:
+    return (
+        rows.row_max,
+        rows.log_sum,
+        rows.logp,
+        rows.logp_grad,
+        rows.mass_grad,
+        rows.log_mass_grad,
+    )
+
+
+@triton.jit(do_not_specialize=["retained_rows", "start"])
+def _grad_tile_rows_kernel(
+    raw_ptr,
+    stride_n,
+    values_ptr,
+    maxima_ptr,
+    retained_rows,
+    retained_row_ptr,
+    bias_ptr,
+    targets_ptr,
+    row_max_ptr,
+    log_sum_ptr,
+    logp_ptr,
+    logp_grad_ptr,
+    mass_grad_ptr,
+    log_mass_grad_ptr,
+    dz_ptr,
+    stride_dn,
+    start,
+    W,
+    scale,
+    softcap,
+    GROUPS: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, GROUPS)[:, None]
+    lane = tl.arange(0, WORDS)[None, :]
+    words = group * WORDS + lane
+    inside = words < W
+    if values_ptr is None:
+        raw = tl.load(raw_ptr + n * stride_n + words, mask=inside, other=0.0)
+    else:
+        there = group < tl.cdiv(W, WORDS)
+        row = n
+        if retained_row_ptr is not None:
+            row = tl.load(retained_row_ptr + n)
+        place = group.to(tl.int64) * retained_rows + row
+        raw = tl.load(values_ptr + place * WORDS + lane, mask=there, other=0.0).to(tl.float32)
+        raw += tl.load(maxima_ptr + place, mask=there, other=0.0)
+    z, slope = transform(raw, bias_ptr, words, inside, scale, softcap)
+    is_target = words == tl.load(targets_ptr + n) - start
+    dz = logit_gradient(
+        z,
+        is_target,
+        n,
+        True,
+        row_max_ptr,
+        log_sum_ptr,
+        logp_ptr,
+        logp_grad_ptr,
+        mass_grad_ptr,
+        log_mass_grad_ptr,
+    )
+    draw = (dz * slope * scale).to(dz_ptr.dtype.element_ty)
+    tl.store(dz_ptr + n * stride_dn + words, draw, mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "start"])
+def _grad_tile_fused_kernel(
+    hidden,
+    weight,
+    bias_ptr,
+    targets_ptr,
+    row_max_ptr,
+    log_sum_ptr,
+    logp_ptr,
+    logp_grad_ptr,
+    mass_grad_ptr,
+    log_mass_grad_ptr,
+    dz_ptr,
+    stride_dn,
+    N,
+    start,
+    W,
+    D,
+    scale,
+    softcap,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROW_BLOCKS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    blocks = tl.cdiv(N, BLOCK_N) * tl.cdiv(W, WORDS)
+    for number in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        first_row, group = block_place(number, N, W, BLOCK_N, ROW_BLOCKS)
+        first_word = group * WORDS
+        raw = product(
+            hidden, weight, first_row, first_word, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
+        )
+        rows = (first_row + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
+        words = first_word + tl.arange(0, WORDS)[None, :]
+        row_inside = rows < N
+        inside = words < W
+        z, slope = transform(raw, bias_ptr, words, inside, scale, softcap)
+        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
+        dz = logit_gradient(
+            z,
+            target == words,
+            rows,
+            row_inside,
+            row_max_ptr,
+            log_sum_ptr,
+            logp_ptr,
+            logp_grad_ptr,
+            mass_grad_ptr,
+            log_mass_grad_ptr,
+        )
+        draw = (dz * slope * scale).to(dz_ptr.dtype.element_ty)
+        tl.store(dz_ptr + rows * stride_dn + words, draw, mask=row_inside & inside)

@@ -1,0 +1,67 @@
+"""What a pass costs by a device's data sheet, and which form of a tile operation that favours.
+
+A model to start from, until `configs/forms.json` holds measurements. Times are those of one
+element of the products ``[N, V]``, which every part scales with. Legend: D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from .tuning import CONFIGS, Pass
+
+RAW_BYTES = 4  # an element of the vendor's products
+DZ_BYTES = 2  # an element of dz
+EPILOGUE_OPERATIONS = {"score": 20, "grad": 22}  # instructions an element; exp counts for eight
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks of a data sheet (dense), and shares of the tensor peak that products reach.
+
+    vendor_share: the vendor's library at a head's sizes. fused_share: a product in Triton.
+    """
+
+    name: str
+    tensor_flops: float
+    vector_flops: float
+    bytes_per_second: float
+    vendor_share: float
+    fused_share: float
+
+
+def devices() -> list[Device]:
+    return [Device(**row) for row in json.loads((CONFIGS / "devices.json").read_text())]
+
+
+def product_seconds(device: Device, size: int, *, fused: bool = False) -> float:
+    share = device.fused_share if fused else device.vendor_share
+    return 2 * size / (device.tensor_flops * share)
+
+
+def row_kernel_bytes(what: Pass, *, retained: bool = False) -> int:
+    """Bytes moved beside the product: products written and read, or retained ones written (score)
+    or read (grad), and dz written."""
+    if what == "score":
+        return 2 * RAW_BYTES + (DZ_BYTES if retained else 0)
+    return (DZ_BYTES if retained else 2 * RAW_BYTES) + DZ_BYTES
+
+
+def unfused_seconds(device: Device, what: Pass, size: int) -> float:
+    """The vendor's product, then a row kernel at the speed of memory."""
+    return product_seconds(device, size) + row_kernel_bytes(what) / device.bytes_per_second
+
+
+def fused_seconds(device: Device, what: Pass, size: int) -> float:
+    """Our product, then an epilogue that nothing overlaps with."""
+    epilogue = EPILOGUE_OPERATIONS[what] / (device.vector_flops / 2)
+    written = DZ_BYTES if what == "grad" else 0
+    return product_seconds(device, size, fused=True) + epilogue + written / device.bytes_per_second
+
+
+def largest_fused_size(device: Device, what: Pass) -> int:
+    """The D up to which the fused form is the faster one, by its own law linear in D."""
+    saved = unfused_seconds(device, what, 0) - fused_seconds(device, what, 0)
+    lost = product_seconds(device, 1, fused=True) - product_seconds(device, 1)
+    return int(saved / lost) if saved > 0 else 0

@@ -1,0 +1,322 @@
+"""score_tile in Triton: from the vendor's products, or as one kernel that writes none.
+
+Legend: N rows, W words of a tile, D hidden size, S groups of a tile.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tiles import Head, RetainedTile, RowState, Tile
+from . import tuning
+from .blocks import (
+    STATISTICS,
+    WORDS,
+    block_place,
+    describable,
+    descriptor,
+    fold,
+    group_statistics,
+    launch,
+    product,
+    transform,
+)
+
+
+def from_products(
+    head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
+) -> None:
+    """Fold ``raw [N, W]`` into `state`; fill `retained` where given. One pass, a program a row."""
+    rows = tuning.rows_launch(tile.width)
+    launch(
+        _score_tile_rows_kernel,
+        head.rows,
+        raw.device,
+        raw,
+        head.bias_tile(tile),
+        head.targets,
+        *_state_arguments(state),
+        *retained_arguments(retained),
+        raw.stride(0),
+        tile.start,
+        tile.width,
+        head.scale,
+        head.softcap,
+        GROUPS=rows.groups,
+        warps=rows.warps,
+    )
+
+
+def partial_statistics(head: Head, width: int) -> Tensor:
+    """Scratch of `fused`: ``[STATISTICS, S, N]``."""
+    shape = (STATISTICS, tuning.groups(width), head.rows)
+    return torch.empty(shape, dtype=torch.float32, device=head.hidden.device)
+
+
+def fused(
+    head: Head,
+    tile: Tile,
+    partials: Tensor,
+    state: RowState,
+    retained: RetainedTile | None,
+) -> None:
+    """`from_products` without products: each block's statistics go to `partials`, merged after."""
+    weight = head.weight_tile(tile)
+    config = tuning.product_launch(head.hidden.device, head.hidden.dtype)
+    launch(
+        _score_tile_fused_kernel,
+        config.programs(head.rows, tile.width),
+        weight.device,
+        *product_operands(head, weight, config),
+        head.bias_tile(tile),
+        head.targets,
+        partials,
+        state.target_logit,
+        *retained_arguments(retained),
+        head.rows,
+        tile.start,
+        tile.width,
+        head.hidden.shape[1],
+        head.scale,
+        head.softcap,
+        **product_constants(head, weight, config),
+        WITH_ENTROPY=state.entropy_sum is not None,
+        WITH_SQUARES=state.square_sum is not None,
+        WITH_MEAN=state.logit_sum is not None,
+        warps=config.warps,
+        stages=config.stages,
+    )
+    merge = tuning.merge_launch(tile.width)
+    launch(
+        _score_tile_merge_kernel,
+        triton.cdiv(head.rows, merge.rows),
+        weight.device,
+        partials,
+        *_state_arguments(state)[:-1],
+        head.rows,
+        tile.groups,
+        BLOCK_N=merge.rows,
+        GROUPS=merge.groups,
+        warps=merge.warps,
+    )
+
+
+def product_operands(
+    head: Head, weight: Tensor, config: tuning.ProductLaunch
+) -> tuple[object, object]:
+    """`hidden` and `weight` as the kernel takes them."""
+    if not _by_descriptor(head, weight, config):
+        return head.hidden, weight
+    return (
+        descriptor(head.hidden, config.block_rows, config.block_size),
+        descriptor(weight, WORDS.value, config.block_size),
+    )
+
+
+def product_constants(
+    head: Head, weight: Tensor, config: tuning.ProductLaunch
+) -> dict[str, int | bool]:
+    return {
+        "BLOCK_N": config.block_rows,
+        "BLOCK_D": config.block_size,
+        "ROW_BLOCKS": config.row_blocks,
+        "DESCRIPTORS": _by_descriptor(head, weight, config),
+        "EVEN": head.hidden.shape[1] % config.block_size == 0,
+    }
+
+
+def _by_descriptor(head: Head, weight: Tensor, config: tuning.ProductLaunch) -> bool:
+    return config.descriptors and describable(head.hidden) and describable(weight)
+
+
+def _state_arguments(state: RowState) -> tuple[Tensor | None, ...]:
+    return (
+        state.row_max,
+        state.row_sum,
+        state.entropy_sum,
+        state.square_sum,
+        state.logit_sum,
+        state.target_logit,
+    )
+
+
+def retained_arguments(
+    retained: RetainedTile | None,
+) -> tuple[Tensor | None, Tensor | None, int | None]:
+    """Its tensors and its number of rows."""
+    if retained is None:
+        return None, None, None
+    return retained.values, retained.maxima, retained.maxima.shape[1]
+
+
+@triton.jit
+def _retain(raw, inside, group, rows, there, values_ptr, maxima_ptr, retained_rows):
+    """Values less the maximum of their group; `group`, `rows` and `there` broadcast to [., 1]."""
+    top = tl.max(tl.where(inside, raw, -float("inf")), axis=1)[:, None]
+    place = group.to(tl.int64) * retained_rows + rows
+    values = (raw - top).to(values_ptr.dtype.element_ty)
+    tl.store(values_ptr + place * WORDS + tl.arange(0, WORDS)[None, :], values, mask=there)
+    tl.store(maxima_ptr + place, top, mask=there)
+
+
+@triton.jit(do_not_specialize=["retained_rows", "start"])
+def _score_tile_rows_kernel(
+    raw_ptr,
+    bias_ptr,
+    targets_ptr,
+    row_max_ptr,
+    row_sum_ptr,
+    entropy_sum_ptr,
+    square_sum_ptr,
+    logit_sum_ptr,
+    target_logit_ptr,
+    values_ptr,
+    maxima_ptr,
+    retained_rows,
+    stride_n,
+    start,
+    W,
+    scale,
+    softcap,
+    GROUPS: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, GROUPS)[:, None]
+    words = group * WORDS + tl.arange(0, WORDS)[None, :]
+    inside = words < W
+    raw = tl.load(raw_ptr + n * stride_n + words, mask=inside, other=-float("inf"))
+    if values_ptr is not None:
+        there = group < tl.cdiv(W, WORDS)
+        _retain(raw, inside, group, n, there, values_ptr, maxima_ptr, retained_rows)
+    z, _ = transform(raw, bias_ptr, words, inside, scale, softcap)
+    top, total, entropy, squares, logits = group_statistics(
+        z,
+        inside,
+        entropy_sum_ptr is not None,
+        square_sum_ptr is not None,
+        logit_sum_ptr is not None,
+    )
+    fold(
+        top,
+        total,
+        entropy,
+        squares,
+        logits,
+        n,
+        True,
+        row_max_ptr,
+        row_sum_ptr,
+        entropy_sum_ptr,
+        square_sum_ptr,
+        logit_sum_ptr,
+    )
+    target = tl.load(targets_ptr + n) - start
+    hit = (target >= 0) & (target < W)
+    target_raw = tl.load(raw_ptr + n * stride_n + target, mask=hit, other=0.0)
+    target_z, _ = transform(target_raw, bias_ptr, target, hit, scale, softcap)
+    tl.store(target_logit_ptr + n, target_z, mask=hit)
+
+
+@triton.jit(do_not_specialize=["retained_rows", "N", "start"])
+def _score_tile_fused_kernel(
+    hidden,
+    weight,
+    bias_ptr,
+    targets_ptr,
+    partials_ptr,
+    target_logit_ptr,
+    values_ptr,
+    maxima_ptr,
+    retained_rows,
+    N,
+    start,
+    W,
+    D,
+    scale,
+    softcap,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROW_BLOCKS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
+    WITH_SQUARES: tl.constexpr,
+    WITH_MEAN: tl.constexpr,
+):
+    groups = tl.cdiv(W, WORDS)
+    for number in range(tl.program_id(0), tl.cdiv(N, BLOCK_N) * groups, tl.num_programs(0)):
+        first_row, group = block_place(number, N, W, BLOCK_N, ROW_BLOCKS)
+        first_word = group * WORDS
+        raw = product(
+            hidden, weight, first_row, first_word, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
+        )
+        rows = (first_row + tl.arange(0, BLOCK_N)).to(tl.int64)
+        words = first_word + tl.arange(0, WORDS)[None, :]
+        row_inside = rows < N
+        inside = words < W
+        if values_ptr is not None:
+            there = row_inside[:, None]
+            _retain(raw, inside, group, rows[:, None], there, values_ptr, maxima_ptr, retained_rows)
+        z, _ = transform(raw, bias_ptr, words, inside, scale, softcap)
+        statistics = group_statistics(z, inside, WITH_ENTROPY, WITH_SQUARES, WITH_MEAN)
+        out = partials_ptr + group.to(tl.int64) * N + rows
+        stride = groups.to(tl.int64) * N
+        tl.store(out, statistics[0], mask=row_inside)
+        tl.store(out + stride, statistics[1], mask=row_inside)
+        if WITH_ENTROPY:
+            tl.store(out + 2 * stride, statistics[2], mask=row_inside)
+        if WITH_SQUARES:
+            tl.store(out + 3 * stride, statistics[3], mask=row_inside)
+        if WITH_MEAN:
+            tl.store(out + 4 * stride, statistics[4], mask=row_inside)
+        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
+        hit = (target[:, None] == words) & inside
+        target_z = tl.sum(tl.where(hit, z, 0.0), axis=1)
+        own = (target >= first_word) & (target < tl.minimum(first_word + WORDS, W))
+        tl.store(target_logit_ptr + rows, target_z, mask=own)
+
+
+@triton.jit(do_not_specialize=["N", "groups"])
+def _score_tile_merge_kernel(
+    partials_ptr,
+    row_max_ptr,
+    row_sum_ptr,
+    entropy_sum_ptr,
+    square_sum_ptr,
+    logit_sum_ptr,
+    N,
+    groups,
+    BLOCK_N: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    group = tl.arange(0, GROUPS)[:, None]
+    there = (group < groups) & (rows < N)[None, :]
+    source = partials_ptr + group.to(tl.int64) * N + rows[None, :]
+    stride = groups.to(tl.int64) * N
+    top = tl.load(source, mask=there, other=-float("inf"))
+    total = tl.load(source + stride, mask=there, other=0.0)
+    entropy, squares, logits = total, total, total
+    if entropy_sum_ptr is not None:
+        entropy = tl.load(source + 2 * stride, mask=there, other=0.0)
+    if square_sum_ptr is not None:
+        squares = tl.load(source + 3 * stride, mask=there, other=0.0)
+    if logit_sum_ptr is not None:
+        logits = tl.load(source + 4 * stride, mask=there, other=0.0)
+    fold(
+        top,
+        total,
+        entropy,
+        squares,
+        logits,
+        rows,
+        rows < N,
+        row_max_ptr,
+        row_sum_ptr,
+        entropy_sum_ptr,
+        square_sum_ptr,
+        logit_sum_ptr,
+    )

@@ -1,0 +1,158 @@
+"""Which form of a tile operation runs, and its launch configuration.
+
+The form is data: `configs/forms.json`, by device and dtype the largest hidden size at which the
+fused form runs. Until a row is measured it is what `roofline` says; docs/roofline.md shows both.
+Legend: N rows, W words of a tile, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import torch
+
+from ..tiles import GROUP
+
+Pass = Literal["score", "grad"]
+RESERVED_SHARED_BYTES = 1024  # by the system, in each block
+CONFIGS = Path(__file__).with_name("configs")
+
+
+@dataclass(frozen=True)
+class RowsLaunch:
+    """A program takes one row of a tile: `groups` groups of words (a power of two)."""
+
+    groups: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class MergeLaunch:
+    """A program merges the statistics of `groups` groups (a power of two) of `rows` rows."""
+
+    rows: int
+    groups: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class ProductLaunch:
+    """A program forms blocks of ``[block_rows, GROUP]`` products, `block_size` of D at a time.
+
+    row_blocks: blocks of rows that go through the words together. programs_at_once: programs
+    that the device runs at one time. descriptors: blocks are loaded by the copy engine.
+    """
+
+    block_rows: int
+    block_size: int
+    row_blocks: int
+    warps: int
+    stages: int
+    descriptors: bool
+    programs_at_once: int
+
+    def programs(self, rows: int, width: int) -> int:
+        return min(-(-rows // self.block_rows) * groups(width), self.programs_at_once)
+
+
+def groups(width: int) -> int:
+    """Groups of a tile."""
+    return -(-width // GROUP)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is not below `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+def rows_launch(width: int) -> RowsLaunch:
+    """32 words a thread: a whole row is on its way at once, in a quarter of the registers."""
+    count = _power_of_two(groups(width))
+    return RowsLaunch(count, warps=max(1, min(count * GROUP // 1024, 16)))
+
+
+def merge_launch(width: int) -> MergeLaunch:
+    return MergeLaunch(rows=32, groups=_power_of_two(groups(width)), warps=4)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a configuration depends on. capability: (0, 0) for the interpreter."""
+
+    name: str
+    capability: tuple[int, int]
+    processors: int
+    shared_bytes: int
+    is_amd: bool
+
+
+@cache
+def _cuda_target(index: int) -> Target:
+    found = torch.cuda.get_device_properties(index)
+    return Target(
+        found.name,
+        (found.major, found.minor),
+        found.multi_processor_count,
+        found.shared_memory_per_multiprocessor - RESERVED_SHARED_BYTES,
+        torch.version.hip is not None,
+    )
+
+
+def target_of(device: torch.device) -> Target:
+    if device.type != "cuda":
+        return Target("interpreter", (0, 0), processors=2, shared_bytes=1 << 30, is_amd=False)
+    return _cuda_target(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def product_launch(device: torch.device, dtype: torch.dtype) -> ProductLaunch:
+    """Heuristic: blocks of 128 x 256 products in 8 warps, as deep a pipeline as fits.
+
+    16 blocks of rows by what is left of the processors read about as many rows as words. Copies
+    by descriptor where there is a copy engine (sm_90 and up).
+    """
+    target = target_of(device)
+    rows, size = 128, 128 // dtype.itemsize
+    stage = (rows + GROUP) * size * dtype.itemsize
+    stages = 2 if target.is_amd else max(2, min(4, target.shared_bytes // stage))
+    return ProductLaunch(
+        block_rows=rows,
+        block_size=size,
+        row_blocks=16,
+        warps=8,
+        stages=stages,
+        descriptors=not target.is_amd and target.capability >= (9, 0),
+        programs_at_once=target.processors,
+    )
+
+
+class FormRow(TypedDict):
+    """A row of `configs/forms.json`.
+
+    device: part of the device's name. score, grad: largest D of the fused form in that pass.
+    source: "model", or where it was measured.
+    """
+
+    device: str
+    dtype: str
+    score: int
+    grad: int
+    source: str
+
+
+@cache
+def forms() -> tuple[FormRow, ...]:
+    """The table, first match first."""
+    return tuple(json.loads((CONFIGS / "forms.json").read_text()))
+
+
+def is_fused(what: Pass, device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether the fused form runs; devices and dtypes without a row keep to the vendor's."""
+    name = target_of(device).name
+    for row in forms():
+        if row["device"] in name and f"torch.{row['dtype']}" == str(dtype):
+            return size <= row[what]
+    return False
