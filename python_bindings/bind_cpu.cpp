@@ -119,7 +119,7 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_
     out.dweight =
         data_of<void>(*dweight, "dweight", dweight->scalar_type(), head.words * head.size);
   }
-  const int64_t kept = retained_row.has_value() && values.has_value() ? values->size(0) : head.rows;
+  const int64_t kept = retained_row.has_value() && values.has_value() ? values->size(1) : head.rows;
   kernels.grad_tile(head, gradients, retained_of(head, hidden, kept, values, maxima), out,
                     scratch_of(sizes, packed_weight, packed_hidden, rows, threads),
                     parallel_of(threads));

@@ -54,11 +54,11 @@ inline RetainedTile retained_of(const HeadTile& head, const Tensor& hidden, int6
                                 const std::optional<Tensor>& values,
                                 const std::optional<Tensor>& maxima) {
   if (!values.has_value() || !maxima.has_value()) {
-    return {nullptr, nullptr};
+    return {nullptr, nullptr, 0};
   }
   const int64_t groups = (head.words + kGroup - 1) / kGroup;
-  return {data_of<void>(*values, "values", hidden.scalar_type(), rows * head.words),
-          floats_of(*maxima, "maxima", rows * groups)};
+  return {data_of<void>(*values, "values", hidden.scalar_type(), groups * rows * kGroup),
+          floats_of(*maxima, "maxima", groups * rows), rows};
 }
 
 inline std::byte* bytes_of(const Tensor& tensor, const char* name, int64_t bytes) {

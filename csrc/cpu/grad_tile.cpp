@@ -48,23 +48,16 @@ class RetainedRows {
  public:
   using Storage = typename Source::Storage;
 
-  RetainedRows(const HeadTile& head, const Group& group, const RetainedTile& retained,
-               const int64_t* retained_row)
-      : group_(group), retained_(retained), index_(retained_row), words_(head.words) {}
+  RetainedRows(const Group& group, const RetainedTile& retained, const int64_t* retained_row)
+      : group_(group), retained_(retained), index_(retained_row) {}
 
   bool present() const { return retained_.values != nullptr; }
 
   void restore(int64_t n, float* row) const {
     const Storage* values = values_of(n);
-    const float max = retained_.maxima[index_of(n) * ceil_div(words_, kGroup) + group_.index];
-    int i = 0;
-    for (; i + kLanes <= group_.width; i += kLanes) {
+    const float max = retained_.maxima[place_of(n)];
+    for (int i = 0; i < kGroup; i += kLanes) {
       store(row + i, Source::load(values + i) + max);
-    }
-    if (i < group_.width) {
-      Storage tail[kLanes] = {};
-      std::memcpy(tail, values + i, (group_.width - i) * sizeof(Storage));
-      store(row + i, Source::load(tail) + max);
     }
     fill_tail(row, group_.width, 0.0f);
   }
@@ -72,21 +65,22 @@ class RetainedRows {
   // Rows are too far apart for the processor to see the next one coming.
   RAO_INLINE void prefetch(int64_t n) const {
     constexpr int kLine = 64 / sizeof(Storage);
-    for (int i = 0; i < group_.width; i += kLine) {
+    for (int i = 0; i < kGroup; i += kLine) {
       __builtin_prefetch(values_of(n) + i);
     }
   }
 
  private:
-  int64_t index_of(int64_t n) const { return index_ == nullptr ? n : index_[n]; }
+  int64_t place_of(int64_t n) const {
+    return group_.index * retained_.rows + (index_ == nullptr ? n : index_[n]);
+  }
   const Storage* values_of(int64_t n) const {
-    return static_cast<const Storage*>(retained_.values) + index_of(n) * words_ + group_.first;
+    return static_cast<const Storage*>(retained_.values) + place_of(n) * kGroup;
   }
 
   const Group& group_;
   const RetainedTile& retained_;
   const int64_t* index_;
-  int64_t words_;
 };
 
 // The row's part of the formula of RowGradients, times the scale.
@@ -192,7 +186,7 @@ void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
     const Workbench bench = Workbench::of(scratch, part);
     for_share(part, parallel.parts, head.rows, groups, [&](int64_t g, int64_t first, int64_t end) {
       const Group group = group_of(head, g);
-      const RetainedRows<Source> kept(head, group, retained, rows.retained_row);
+      const RetainedRows<Source> kept(group, retained, rows.retained_row);
       for (int64_t row = first; row < end; row += kRowBlock) {
         const int64_t count = smaller<int64_t>(kRowBlock, end - row);
         if (!kept.present()) {

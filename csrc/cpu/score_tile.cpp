@@ -39,21 +39,17 @@ class GroupStatistics {
 };
 
 template <class Source>
-void retain_row(const float* row, int width, typename Source::Storage* values, float* maximum_out) {
+void retain_row(const float* row, const RetainedTile& retained, int64_t group, int64_t n) {
   Floats max = broadcast(-kInfinity);
   for (int i = 0; i < kGroup; i += kLanes) {
     max = maximum(load<Floats>(row + i), max);
   }
   const float top = largest(max);
-  *maximum_out = top;
-  int i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
+  const int64_t at = group * retained.rows + n;
+  auto* values = static_cast<typename Source::Storage*>(retained.values) + at * kGroup;
+  retained.maxima[at] = top;
+  for (int i = 0; i < kGroup; i += kLanes) {
     Source::store(values + i, load<Floats>(row + i) - top);
-  }
-  if (i < width) {
-    typename Source::Storage tail[kLanes];
-    Source::store(tail, load<Floats>(row + i) - top);
-    std::memcpy(values + i, tail, (width - i) * sizeof(tail[0]));
   }
 }
 
@@ -112,15 +108,12 @@ void reduce_block(const HeadTile& head, const Group& group, int64_t first_row, i
                   const GroupStatistics& out) {
   const Transform transform(head, group);
   const bool more = state.entropy_sum != nullptr || state.square_sum != nullptr;
-  const int64_t groups = ceil_div(head.words, kGroup);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t n = first_row + i;
     float* row = block + i * kGroup;
     if (retained.values != nullptr) {
       fill_tail(row, group.width, -kInfinity);
-      auto* values = static_cast<typename Source::Storage*>(retained.values);
-      retain_row<Source>(row, group.width, values + n * head.words + group.first,
-                         retained.maxima + n * groups + group.index);
+      retain_row<Source>(row, retained, group.index, n);
     }
     transform_row(row, group.width, transform);
     const int64_t target = head.targets[n] - head.first_word - group.first;

@@ -57,7 +57,7 @@ def grad_tile(
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    raw = logits(head, tile) if retained is None else _restore(retained, rows)
+    raw = logits(head, tile) if retained is None else _restore(tile, retained, rows)
     z, slope = _transform(head, tile, raw)
     dz = _logit_gradient(head, tile, rows, z)
     draw = (dz * slope * head.scale).to(head.hidden.dtype)
@@ -103,16 +103,16 @@ def _grouped(raw: Tensor) -> Tensor:
 def _retain(raw: Tensor, retained: RetainedTile) -> None:
     grouped = _grouped(raw)
     maxima = grouped.amax(2)
-    retained.maxima.copy_(maxima)
-    retained.values.copy_((grouped - maxima[:, :, None]).flatten(1)[:, : raw.shape[1]])
+    retained.maxima.copy_(maxima.T)
+    retained.values.copy_((grouped - maxima[:, :, None]).transpose(0, 1))
 
 
-def _restore(retained: RetainedTile, rows: RowGradients) -> Tensor:
+def _restore(tile: Tile, retained: RetainedTile, rows: RowGradients) -> Tensor:
     values, maxima = retained.values, retained.maxima
     if rows.retained_row is not None:
-        values, maxima = values[rows.retained_row], maxima[rows.retained_row]
-    wide = maxima.repeat_interleave(GROUP, dim=1)[:, : values.shape[1]]
-    return values.to(maxima.dtype) + wide
+        values, maxima = values[:, rows.retained_row], maxima[:, rows.retained_row]
+    raw = values.to(maxima.dtype) + maxima[:, :, None]
+    return raw.transpose(0, 1).flatten(1)[:, : tile.width]
 
 
 def _logit_gradient(head: Head, tile: Tile, rows: RowGradients, z: Tensor) -> Tensor:

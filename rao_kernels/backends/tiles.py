@@ -100,10 +100,11 @@ class RowState:
 
 @dataclass(frozen=True)
 class RetainedTile:
-    """A tile's raw products (before bias, softcap and scale), kept for backward.
+    """A tile's raw products (before bias, softcap and scale), kept for backward, group by group.
 
-    values: ``[N, W]`` in the dtype of `hidden`: product minus the maximum of its group.
-    maxima: ``[N, ceil(W / G)]`` in the accumulator dtype.
+    values: ``[ceil(W / G), N, G]`` in the dtype of `hidden`: product minus the maximum of the
+    row's group; what lies beyond the W words is of no account.
+    maxima: ``[ceil(W / G), N]`` in the accumulator dtype.
     """
 
     values: Tensor

@@ -6,12 +6,13 @@ agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..backends import RetainedTile, Tile
+from ..backends import GROUP, RetainedTile, Tile
 
 DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
@@ -44,7 +45,7 @@ def _accumulator_size(dtype: torch.dtype) -> int:
 
 def slot_bytes(rows: int, tile: Tile, dtype: torch.dtype) -> int:
     """Bytes that one retained tile takes: its values, then its group maxima."""
-    values = _aligned(rows * tile.width * dtype.itemsize)
+    values = _aligned(rows * tile.groups * GROUP * dtype.itemsize)
     return values + _aligned(rows * tile.groups * _accumulator_size(dtype))
 
 
@@ -123,9 +124,10 @@ class RetainedBuffer:
 
     def _slot(self, offset: int, tile: Tile) -> RetainedTile:
         accumulator = torch.float64 if self.dtype == torch.float64 else torch.float32
-        count = self.rows * tile.width
+        shape = (tile.groups, self.rows, GROUP)
+        count = math.prod(shape)
         values = self.memory[offset : offset + count * self.dtype.itemsize].view(self.dtype)
         offset += _aligned(count * self.dtype.itemsize)
-        count = self.rows * tile.groups
+        count = math.prod(shape[:2])
         maxima = self.memory[offset : offset + count * accumulator.itemsize].view(accumulator)
-        return RetainedTile(values.view(self.rows, -1), maxima.view(self.rows, -1))
+        return RetainedTile(values.view(shape), maxima.view(shape[:2]))

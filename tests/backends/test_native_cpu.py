@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rao_kernels import _native
 from rao_kernels.backends import (
+    GROUP,
     Gradients,
     Head,
     RetainedTile,
@@ -110,8 +111,8 @@ def walk(backend: object, case: Case, *, retain: bool, kept_rows: Tensor | None 
     if retain:
         slots = [
             RetainedTile(
-                torch.empty(head.rows, tile.width, dtype=head.hidden.dtype),
-                full(torch.nan, head.rows, tile.groups),
+                torch.empty(tile.groups, head.rows, GROUP, dtype=head.hidden.dtype),
+                full(torch.nan, tile.groups, head.rows),
             )
             for tile in case.cut
         ]

@@ -43,10 +43,12 @@ struct RowState {
   float* logit_sum;
 };
 
-// A tile's products before bias, softcap and scale: product minus the maximum of its group.
+// A tile's products before bias, softcap and scale, group by group: product minus the maximum of
+// the row's group. What lies beyond the words of the last group is of no account.
 struct RetainedTile {
-  void* values;   // [N, W] in the operands' dtype, or null
-  float* maxima;  // [N, ceil(W / G)]
+  void* values;   // [ceil(W / G), rows, G] in the operands' dtype, or null
+  float* maxima;  // [ceil(W / G), rows]
+  int64_t rows;   // of the pass that retained it
 };
 
 // dz_v = logp_grad (onehot_v - p_v) + p_v (mass_grad + log_mass_grad log p_v), each [N];
