@@ -3,7 +3,7 @@
 from .fused import fused_loss, rao_loss, sequence_and_prompt_logps, sequence_logps
 from .ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
 from .sequence import SequenceBatch
-from .types import EngineOptions, LossOutput, TokenStats
+from .types import EngineOptions, LossOutput, TokenStats, WordOrder
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ __all__ = [
     "LossOutput",
     "SequenceBatch",
     "TokenStats",
+    "WordOrder",
     "fused_loss",
     "linear_logprobs",
     "linear_logprobs_and_entropy",

@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
+import torch
 from torch import Tensor
+
+
+@dataclass
+class WordOrder:
+    """A word order learnt over the calls of a run; pass the same one as `word_order` each time.
+
+    The order of a call comes from a few of its own rows, and to `SHARE` from earlier calls. That
+    lets small batches drop up to a tenth more than their own rows alone, and large ones nothing.
+
+    affinity: ``[V]`` fp32, how far forward each word belongs: an exponential mean over calls.
+        It is all there is to save with a checkpoint; None before the first call.
+    """
+
+    SHARE: ClassVar[float] = 0.2
+    RATE: ClassVar[float] = 0.1
+    affinity: Tensor | None = None
+
+    def observe(self, affinity: Tensor) -> Tensor:
+        """Take in what a call's own rows show, ``[V]``, and give the order for that call."""
+        past = affinity if self.affinity is None else self.affinity.to(affinity.device)
+        self.affinity = torch.lerp(past, affinity, self.RATE)
+        return torch.argsort(torch.lerp(affinity, past, self.SHARE), descending=True, stable=True)
 
 
 class EngineOptions(TypedDict, total=False):
@@ -18,13 +41,14 @@ class EngineOptions(TypedDict, total=False):
         to 1 GiB, a quarter of it where `grad_tolerance` drops most of the rest, and nothing of
         half-precision logits that a softcap bends, where keeping them would cost accuracy.
     word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles where
-        `grad_tolerance` is above 0; by default it is learnt from the rows at hand.
+        `grad_tolerance` is above 0, or a `WordOrder` that learns one over calls; by default it is
+        learnt from the rows at hand.
     backend: name of a backend, or None (default) for the best that supports the problem.
     """
 
     grad_tolerance: float
     workspace_bytes: int | None
-    word_order: Tensor | None
+    word_order: Tensor | WordOrder | None
     backend: str | None
 
 

@@ -24,6 +24,8 @@ from .work import count
 SAMPLE_ROWS = 64
 SAMPLE_STEP = 32  # at most one row in so many is sampled
 SAMPLE_CHUNK = 8  # rows whose probabilities are formed at once: a few MB
+USEFUL_LIGHT = 1 / 16  # share of light words from which an order of the words pays
+CAST_WORDS = 8192  # words whose weights are cast at once for the sample
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,22 @@ class Sparsity:
     tolerance: float
 
 
-def order_by_sample(head: Head) -> Tensor:
-    """``[V]`` words by their affinity to evenly spaced rows, highest first."""
-    step = max(SAMPLE_STEP, head.rows // SAMPLE_ROWS)
-    sample = take(head, torch.arange(0, head.rows, step, device=head.hidden.device))
-    return torch.argsort(word_affinity(sample), descending=True, stable=True)
+def order_by_sample(head: Head, tolerance: float) -> Tensor:
+    """``[V]`` words by their affinity to evenly spaced rows, highest first.
+
+    Where hardly a word is light enough for `tolerance` they stay as they are: no order would drop
+    anything, and memory is read faster in this one.
+    """
+    places = torch.arange(0, head.rows, sample_step(head.rows), device=head.hidden.device)
+    affinity = word_affinity(take(head, places))
+    light = affinity.square() * affinity.numel() < tolerance
+    useful = light.float().mean() > USEFUL_LIGHT
+    return torch.argsort(affinity * useful, descending=True, stable=True)
+
+
+def sample_step(rows: int) -> int:
+    """One row in so many is sampled."""
+    return max(SAMPLE_STEP, rows // SAMPLE_ROWS)
 
 
 def word_affinity(head: Head) -> Tensor:
@@ -53,12 +66,20 @@ def word_affinity(head: Head) -> Tensor:
     """
     count(gemm_flops=2 * head.rows * head.weight.numel())
     affinity = torch.zeros(head.weight.shape[0], device=head.hidden.device)
-    for logits in (head.hidden @ head.weight.to(head.hidden.dtype).T).split(SAMPLE_CHUNK):
+    for logits in _sample_logits(head).split(SAMPLE_CHUNK):
         z = logits if head.bias is None else logits + head.bias
         if head.softcap is not None:
             z = head.softcap * torch.tanh(z / head.softcap)
         affinity += torch.softmax(z.float() * head.scale, dim=1).sqrt_().sum(0)
     return affinity / max(head.rows, 1)
+
+
+def _sample_logits(head: Head) -> Tensor:
+    """``[N, V]`` products; a weight of another dtype is cast part by part."""
+    if head.weight.dtype == head.hidden.dtype:
+        return head.hidden @ head.weight.T
+    parts = head.weight.split(CAST_WORDS)
+    return torch.cat([head.hidden @ part.to(head.hidden.dtype).T for part in parts], dim=1)
 
 
 class Returning:
@@ -147,8 +168,6 @@ def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> Needed:
     dropped = ascending.cumsum(1, dtype=torch.float64) <= sparsity.tolerance
     keep = torch.ones_like(dropped).scatter_(1, places, ~dropped)
     *counts, retained = torch.cat([keep.sum(0), sparsity.retained_tiles]).tolist()
-    rows = [
-        None if count == head.rows else torch.nonzero_static(keep[:, k], size=count).squeeze(1)
-        for k, count in enumerate(counts)
-    ]
+    found = torch.nonzero_static(keep.T.contiguous(), size=sum(counts))[:, 1].contiguous()
+    rows = [None if len(rows) == head.rows else rows for rows in found.split(counts)]
     return Needed(rows, retained)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types import EngineOptions
+from ..types import EngineOptions, WordOrder
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -96,6 +96,8 @@ def check_options(options: EngineOptions, weight: Tensor) -> None:
     if workspace is not None and workspace < 0:
         raise InputError("workspace_bytes", "None or a number >= 0", workspace)
     order = options.get("word_order")
-    if order is not None and (order.dtype != torch.int64 or order.shape != weight.shape[:1]):
-        expected = f"an int64 permutation of shape [{weight.shape[0]}]"
+    if order is None or isinstance(order, WordOrder):
+        return
+    if order.dtype != torch.int64 or order.shape != weight.shape[:1]:
+        expected = f"a WordOrder, or an int64 permutation of shape [{weight.shape[0]}]"
         raise InputError("word_order", expected, _described(order))

@@ -13,9 +13,10 @@ from torch import Tensor
 from .. import backends, engine
 from ..backends import Head, RowGradients
 from ..errors import InputError, NotYetError
-from ..types import EngineOptions, TokenStats
+from ..types import EngineOptions, TokenStats, WordOrder
 from . import checks
 from . import rows as row_selection
+from . import word_order as word_orders
 
 STATS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "lse")
 
@@ -139,13 +140,20 @@ def _scores(
         sparse=tolerance > 0.0,
         bends=logit_softcap is not None,
     )
+    flat_targets, scale = targets.reshape(-1), float(logit_scale)
+    softcap = None if logit_softcap is None else float(logit_softcap)
+    order = options.get("word_order")
+    if isinstance(order, WordOrder):
+        head = Head(flat, weight, bias, flat_targets, scale, softcap)
+        used = differentiable and tolerance > 0.0
+        order = word_orders.learn(order, head, ignore_index, compute_dtype) if used else None
     logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, *_ = linear_logprobs_op(
         flat,
         weight,
         bias,
-        targets.reshape(-1),
-        float(logit_scale),
-        None if logit_softcap is None else float(logit_softcap),
+        flat_targets,
+        scale,
+        softcap,
         ignore_index,
         workspace,
         compute_dtype,
@@ -153,7 +161,7 @@ def _scores(
         "log_sum_sq_probs" in stats,
         "mean_logits" in stats,
         tolerance if differentiable else 0.0,
-        options.get("word_order"),
+        order,
         options.get("backend") or "",
     )
     shape = targets.shape
@@ -199,7 +207,7 @@ def linear_logprobs_op(
         wanted = engine.Statistics(with_entropy, with_square_sum, with_mean)
         retained = torch.empty(workspace_bytes, dtype=torch.uint8, device=hidden.device)
         name = backends.select(backend or None, hidden.device, compute_dtype)
-        order = _order(head, word_order) if grad_tolerance > 0.0 else None
+        order = _order(head, word_order, grad_tolerance) if grad_tolerance > 0.0 else None
         scores = engine.score(head, name, wanted, retained, order, grad_tolerance)
         per_row = (
             scores.logp,
@@ -358,10 +366,10 @@ def _(
     return like(hidden, need_dhidden), like(weight, need_dweight), like(bias, need_dbias)
 
 
-def _order(head: Head, word_order: Tensor | None) -> Tensor:
+def _order(head: Head, word_order: Tensor | None, tolerance: float) -> Tensor:
     """The caller's order, checked, or one learnt from the rows at hand; a copy either way."""
     if word_order is None:
-        return engine.order_by_sample(head)
+        return engine.order_by_sample(head, tolerance)
     vocabulary = head.weight.shape[0]
     counts = torch.bincount(word_order.clamp(0, vocabulary - 1), minlength=vocabulary)
     if not bool((counts == 1).all()):

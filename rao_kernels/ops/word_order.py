@@ -1,0 +1,46 @@
+"""The word order of a call, where it is learnt over calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import engine
+from ..backends import Head
+from ..errors import InputError
+from ..types import WordOrder
+
+
+def learn(
+    learner: WordOrder, head: Head, ignore_index: int | None, compute_dtype: torch.dtype
+) -> Tensor | None:
+    """``[V]`` the order for the rows of `head`, which `learner` takes in; None without rows.
+
+    As many rows are sampled as `engine.order_by_sample` takes. Nothing is read on the host.
+    """
+    past = learner.affinity
+    if past is not None and past.shape != head.weight.shape[:1]:
+        raise InputError(
+            "word_order",
+            f"a WordOrder that was learnt on {head.weight.shape[0]} words",
+            f"one learnt on {list(past.shape)}",
+            "Start a new one.",
+        )
+    if not head.rows:
+        return None
+    with torch.no_grad(), torch.autocast(head.hidden.device.type, enabled=False):
+        sample = engine.take(head, _spaced(head.targets, ignore_index))
+        sample = replace(sample, hidden=sample.hidden.to(compute_dtype))
+        return learner.observe(engine.word_affinity(sample).nan_to_num())
+
+
+def _spaced(targets: Tensor, ignore_index: int | None) -> Tensor:
+    """Evenly spaced ones of the rows that have a target; some twice where these are few."""
+    rows = targets.numel()
+    places = torch.arange(0, rows, engine.sample_step(rows), device=targets.device)
+    if ignore_index is None:
+        return places
+    ranks = (targets != ignore_index).cumsum(0)
+    return torch.searchsorted(ranks, places * ranks[-1] // rows + 1).clamp(max=rows - 1)
