@@ -1,14 +1,18 @@
-"""Builds the optional native library; everything else is in pyproject.toml.
+"""Builds the two optional native libraries; everything else is in pyproject.toml.
 
-``RAO_BUILD_CPU``: unset = built if it can be, with a warning that says why it was not; 1 = must
-succeed; 0 = skipped. The library uses torch's stable ABI and no Python symbol, so one file serves
-every Python and every torch from 2.10 on.
+``RAO_BUILD_CPU``, ``RAO_BUILD_CUDA``: unset = built if it can be, with a warning that says why it
+was not; 1 = must succeed; 0 = skipped. Unset, the CUDA library is tried beside a torch with CUDA
+only. Both use torch's stable ABI and no Python symbol, so that one file serves every Python and
+every torch from 2.10 on; neither is linked to libtorch_cuda or to a CUDA driver.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -24,9 +28,10 @@ except ImportError:
     sys.exit("rao_kernels needs setuptools 77 or newer to build: pip install -U setuptools wheel")
 
 ROOT = Path(__file__).parent
-SWITCH = "RAO_BUILD_CPU"
-LIBRARY = "rao_kernels._native_cpu"
-TORCH_TARGET = "0x020a000000000000"  # 2.10
+CPU_LIBRARY = "rao_kernels._native_cpu"
+CUDA_LIBRARY = "rao_kernels._native_cuda"
+SWITCHES = {CPU_LIBRARY: "RAO_BUILD_CPU", CUDA_LIBRARY: "RAO_BUILD_CUDA"}
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10
 INCLUDES = ["csrc/include", "python_bindings"]
 COMMON_FLAGS = [
     "-std=c++17",
@@ -45,11 +50,15 @@ ISA_FLAGS: dict[str, list[str]] = {
     "avx512_bf16": [*AVX512, "-mavx512bf16"],
 }
 TILE_SOURCES = ["csrc/cpu/score_tile.cpp", "csrc/cpu/grad_tile.cpp"]
-BASE_SOURCES = ["csrc/cpu/dispatch.cpp", "python_bindings/bind_cpu.cpp"]
+CPU_SOURCES = ["csrc/cpu/dispatch.cpp", "python_bindings/bind_cpu.cpp"]
+CUDA_SOURCES = ["csrc/cuda/score_tile.cu", "csrc/cuda/grad_tile.cu"]
+CUDA_BINDING = "python_bindings/bind_cuda.cpp"
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+ARCHITECTURES = "8.0 9.0 10.0"
 
 
 class SkipBuild(Exception):
-    """Why the library is not built."""
+    """Why a library is not built."""
 
 
 def torch_paths() -> tuple[list[str], str]:
@@ -64,78 +73,164 @@ def torch_paths() -> tuple[list[str], str]:
     return cpp_extension.include_paths(), cpp_extension.TORCH_LIB_PATH
 
 
-def compilations() -> list[tuple[str, str, list[str]]]:
-    """(source, object name, flags) of every translation unit."""
+def torch_has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.version.cuda is not None
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
+def include_flags() -> list[str]:
+    return [f"-I{ROOT / folder}" for folder in INCLUDES] + [
+        f"-isystem{i}" for i in torch_paths()[0]
+    ]
+
+
+def link_flags() -> list[str]:
+    return [f"-L{torch_paths()[1]}", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def compile_cpp(source: str, target: Path, flags: list[str]) -> None:
+    run([compiler(), *COMMON_FLAGS, *flags, *include_flags(), "-c", str(ROOT / source),
+         "-o", str(target)])  # fmt: skip
+
+
+def build_cpu(objects: Path, target: Path) -> None:
+    """One body compiled several times with different flags, which `Extension` cannot say."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     isas = ISA_FLAGS if x86 else {"portable": []}
     units = [
-        (source, f"{Path(source).stem}_{isa}.o", [*flags, f"-DRAO_ISA={isa}"])
+        (source, objects / f"{Path(source).stem}_{isa}.o", [*flags, f"-DRAO_ISA={isa}"])
         for isa, flags in isas.items()
         for source in TILE_SOURCES
     ]
-    target = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    return units + [(source, f"{Path(source).stem}.o", target) for source in BASE_SOURCES]
+    base = [TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU"]
+    units += [(source, objects / f"{Path(source).stem}.o", base) for source in CPU_SOURCES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda unit: compile_cpp(*unit), units))
+    run([compiler(), "-shared", *(str(unit[1]) for unit in units), *link_flags(),
+         "-o", str(target)])  # fmt: skip
+
+
+def find_nvcc() -> str:
+    """``CUDA_HOME``'s, else that of the package nvidia-cuda-nvcc, else the one on the path."""
+    candidates = [Path(home) / "bin" / "nvcc" for home in (os.environ.get("CUDA_HOME"),) if home]
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package and package.submodule_search_locations) or ():
+        candidates += sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True)
+    if on_path := shutil.which("nvcc"):
+        candidates.append(Path(on_path))
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK):
+            return str(candidate)
+    raise SkipBuild(
+        "there is no nvcc; set CUDA_HOME, put it on the path, or install nvidia-cuda-nvcc and "
+        "nvidia-cuda-cccl from PyPI"
+    )
+
+
+def architecture_flags(nvcc: str) -> list[str]:
+    """nvcc's, from ``TORCH_CUDA_ARCH_LIST``; of the default, those that this nvcc knows."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    known = None if asked else run([nvcc, "--list-gpu-arch"]).split()
+    flags = []
+    for name in re.split(r"[\s;,]+", (asked or ARCHITECTURES).strip()):
+        parts = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
+        if parts is None:
+            raise SkipBuild(
+                f"TORCH_CUDA_ARCH_LIST names {name!r}; write {ARCHITECTURES!r}, for example"
+            )
+        number = parts[1] + parts[2]
+        if known is None or f"compute_{number}" in known:
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if parts[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def compile_cuda(nvcc: str, source: str, target: Path, flags: list[str]) -> str:
+    """Returns what nvcc printed."""
+    host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []
+    return run([nvcc, *host, *NVCC_FLAGS, *flags, f"-I{ROOT / 'csrc/include'}", "-c",
+                str(ROOT / source), "-o", str(target)])  # fmt: skip
+
+
+def build_cuda(objects: Path, target: Path) -> None:
+    nvcc = find_nvcc()
+    binding = objects / "bind_cuda.o"
+    compile_cpp(CUDA_BINDING, binding, [TORCH_TARGET, "-DRAO_BIND_DEVICE=CUDA"])
+    flags = [*architecture_flags(nvcc), "--threads=0"]
+    files = [objects / f"{Path(source).stem}_cuda.o" for source in CUDA_SOURCES]
+    for source, file in zip(CUDA_SOURCES, files, strict=True):
+        compile_cuda(nvcc, source, file, flags)
+    # The package from PyPI keeps its libraries where its own nvcc does not look.
+    libraries = [f"-L{Path(nvcc).parents[1] / 'lib'}", *link_flags()]
+    run([nvcc, "-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", str(binding),
+         *map(str, files), *libraries, "-o", str(target)])  # fmt: skip
 
 
 class BuildNative(build_ext):
-    """Compiles one body several times with different flags, which `Extension` cannot say."""
+    """Each library by itself: one that cannot be built does not keep the other from it."""
 
-    def run(self) -> None:
-        switch = os.environ.get(SWITCH, "")
-        if switch == "0":
-            return
+    def build_extensions(self) -> None:
+        self.extensions = [ext for ext in self.extensions if self.attempt(ext)]
+
+    def attempt(self, ext: Extension) -> bool:
+        switch = os.environ.get(SWITCHES[ext.name], "")
+        if switch == "0" or (switch == "" and ext.name == CUDA_LIBRARY and not torch_has_cuda()):
+            return False
         try:
-            super().run()
+            self.build_extension(ext)
         except Exception as error:
             if switch == "1":
                 raise
             warnings.warn(
-                f"the CPU library of rao_kernels was not built: {error}. "
-                "The package works without it, only slower.",
+                f"{ext.name} was not built: {error}. The package works without it, only slower.",
                 stacklevel=1,
             )
+            return False
+        return True
 
     def build_extension(self, ext: Extension) -> None:
         if platform.system() == "Windows":
             raise SkipBuild("the kernels need g++ or clang++")
-        includes, libraries = torch_paths()
-        objects = Path(self.build_temp)
-        objects.mkdir(parents=True, exist_ok=True)
-        compiler = os.environ.get("CXX", "c++")
-        folders = [f"-I{ROOT / folder}" for folder in INCLUDES] + [f"-isystem{i}" for i in includes]
-
-        def compile_unit(unit: tuple[str, str, list[str]]) -> str:
-            source, name, flags = unit
-            command = [compiler, *COMMON_FLAGS, *flags, *folders, "-c", str(ROOT / source)]
-            run([*command, "-o", str(objects / name)])
-            return str(objects / name)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            files = list(pool.map(compile_unit, compilations()))
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        run([compiler, "-shared", *files, f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10",
-             "-o", str(target)])  # fmt: skip
+        objects, target = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
+        for folder in (objects, target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        build = build_cpu if ext.name == CPU_LIBRARY else build_cuda
+        build(objects, target)
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
 
 class PlatformWheel(bdist_wheel):
-    """Tagged for every Python 3: the library has no Python symbol."""
+    """Tagged for every Python 3: the libraries have no Python symbol."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
+    """What the command printed."""
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise SkipBuild(f"`{' '.join(command)}` failed:\n{result.stderr}")
+        raise SkipBuild(f"`{' '.join(command)}` failed:\n{result.stderr}{result.stdout}")
     sys.stderr.write(result.stderr)
+    return result.stdout + result.stderr
 
 
-setup(
-    ext_modules=[Extension(LIBRARY, [*TILE_SOURCES, *BASE_SOURCES])],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(CPU_LIBRARY, [*TILE_SOURCES, *CPU_SOURCES]),
+            Extension(CUDA_LIBRARY, [*CUDA_SOURCES, CUDA_BINDING]),
+        ],
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+    )

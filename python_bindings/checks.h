@@ -1,5 +1,7 @@
 // Checks of the tensors that a kernel is given. The callers are ours, so a failure is our bug; it
 // must still not read or write where it should not.
+//
+// RAO_BIND_DEVICE: the device the library's kernels run on, which is also their dispatch key.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,14 +9,30 @@
 
 #include <optional>
 
+#include "rao/rows.h"
+
 namespace rao::bindings {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "the kernels take float32, bfloat16 and float16");
+  }
+}
+
 inline void check_buffer(const Tensor& tensor, const char* name, int64_t elements) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name,
-                  " must be a contiguous CPU tensor");
+  STD_TORCH_CHECK(tensor.device().type() == DeviceType::RAO_BIND_DEVICE && tensor.is_contiguous(),
+                  name, " must be contiguous and on the device of the kernels");
   STD_TORCH_CHECK(tensor.numel() >= elements, name, " holds ", tensor.numel(), " elements of ",
                   elements);
 }

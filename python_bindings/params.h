@@ -6,19 +6,6 @@
 
 namespace rao::bindings {
 
-inline DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "the CPU kernels take float32, bfloat16 and float16");
-  }
-}
-
 inline const TileKernels& kernels_of(int64_t isa) {
   STD_TORCH_CHECK(isa >= 0 && isa < kIsaCount && host_has(static_cast<Isa>(isa)),
                   "this processor cannot run instruction set ", isa);

@@ -1,4 +1,4 @@
-"""Finds and loads the native library once, and remembers why it is missing."""
+"""Finds and loads each native library once, and remembers why one is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from .errors import BackendError
 
 BUILD_COMMAND = "pip install --no-build-isolation ."
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # in the order of csrc's enum Isa
+CUDA_BUILD_COMMAND = f"RAO_BUILD_CUDA=1 {BUILD_COMMAND}"
 _LIBRARY = Path(__file__).with_name("_native_cpu.so")
+_CUDA_LIBRARY = Path(__file__).with_name("_native_cuda.so")
 
 
 @dataclass(frozen=True)
 class CpuLibrary:
-    """The loaded library.
+    """The loaded library of the CPU kernels.
 
     host_isas: the instruction sets this processor can run, best first. isa: the one in use.
     """
@@ -27,6 +29,18 @@ class CpuLibrary:
     host_isas: tuple[str, ...]
     isa: str
     compiler: str
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """The loaded library of the CUDA kernels.
+
+    capabilities: the compute capabilities it was compiled for, as ``"9.0"``.
+    """
+
+    path: Path
+    compiler: str
+    capabilities: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,15 +57,43 @@ def cpu_library() -> CpuLibrary | Missing:
     Raises:
         BackendError: ``RAO_KERNELS_CPU_ISA`` names an instruction set this processor cannot run.
     """
-    if not _LIBRARY.exists():
-        return Missing(f"its library {_LIBRARY.name} is not built; `{BUILD_COMMAND}` builds it")
-    try:
-        torch.ops.load_library(_LIBRARY)
-    except OSError as error:
-        return Missing(f"its library does not load ({error}); `{BUILD_COMMAND}` rebuilds it")
+    if missing := _load(_LIBRARY, BUILD_COMMAND):
+        return missing
     found = torch.ops.rao_native.host_isas()
     host = tuple(name for bit, name in reversed(list(enumerate(ISAS))) if found >> bit & 1)
     return CpuLibrary(_LIBRARY, host, _choose(host), torch.ops.rao_native.compiler())
+
+
+@cache
+def cuda_library() -> CudaLibrary | Missing:
+    """The library of the CUDA kernels, loaded on the first call; it needs no CUDA to load."""
+    if missing := _load(_CUDA_LIBRARY, CUDA_BUILD_COMMAND):
+        return missing
+    *compiler, numbers = torch.ops.rao_native.row_kernels_build().split(" ")
+    capabilities = (divmod(int(number) // 10, 10) for number in numbers.split(","))
+    return CudaLibrary(
+        _CUDA_LIBRARY,
+        " ".join(compiler),
+        tuple(f"{major}.{minor}" for major, minor in capabilities),
+    )
+
+
+@cache
+def cuda_problem(device: int) -> str | None:
+    """Why the library's kernels cannot run on that CUDA device, or None."""
+    with torch.cuda.device(device):
+        return torch.ops.rao_native.row_kernels_problem() or None
+
+
+def _load(path: Path, command: str) -> Missing | None:
+    """Load a library, or say why not and which command would build it."""
+    if not path.exists():
+        return Missing(f"its library {path.name} is not built; `{command}` builds it")
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return Missing(f"its library does not load ({error}); `{command}` rebuilds it")
+    return None
 
 
 def _choose(host: tuple[str, ...]) -> str:

@@ -3,8 +3,7 @@
 //
 // The logit gradient dz [N, W] is written once, as the rows of A that dhidden = dz @ weight wants;
 // dweight = dz^T @ hidden transposes it block by block in cache.
-#include <math.h>
-
+#include "rao/logit.h"
 #include "tile_kernels_isa.h"
 
 namespace rao::RAO_ISA {
@@ -83,20 +82,6 @@ class RetainedRows {
   const int64_t* index_;
 };
 
-// The row's part of the formula of RowGradients, times the scale.
-struct RowFactors {
-  float row_max;
-  float log_sum;
-  float p;        // factor of p: mass_grad - logp_grad
-  float p_log_p;  // factor of p log p
-
-  RowFactors(const RowGradients& rows, int64_t n, float scale)
-      : row_max(rows.row_max[n]),
-        log_sum(rows.log_sum[n]),
-        p(scale * ((rows.mass_grad == nullptr ? 0.0f : rows.mass_grad[n]) - rows.logp_grad[n])),
-        p_log_p(rows.mass_grad == nullptr ? 0.0f : scale * rows.log_mass_grad[n]) {}
-};
-
 // Overwrites a row of products with the gradient of the products, target not yet told apart.
 template <bool kEntropy, bool kBends>
 RAO_INLINE void differentiate_row(float* row, const Transform& transform, const RowFactors& rows) {
@@ -112,17 +97,6 @@ RAO_INLINE void differentiate_row(float* row, const Transform& transform, const 
     }
     store(row + i, kBends ? dz * slope : dz);
   }
-}
-
-// The target's own element: p and 1 - p come from logp, which is more precise than its logit.
-float target_gradient(const RowGradients& rows, int64_t n) {
-  const float logp = rows.logp[n];
-  float dz = rows.logp_grad[n] * -expm1f(logp);
-  if (rows.mass_grad != nullptr) {
-    const float p = expf(logp);
-    dz += rows.mass_grad[n] * p + (p == 0.0f ? 0.0f : rows.log_mass_grad[n] * (p * logp));
-  }
-  return dz;
 }
 
 void differentiate(float* row, int64_t n, int64_t target, int width, const Transform& transform,

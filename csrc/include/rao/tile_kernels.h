@@ -8,13 +8,9 @@
 #include <cstdint>
 
 #include "rao/parallel.h"
+#include "rao/rows.h"
 
 namespace rao {
-
-enum class DType : int { kFloat32, kBFloat16, kFloat16 };
-
-// Words that share one maximum in a retained tile.
-constexpr int kGroup = 256;
 
 // logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the words
 // [first_word, first_word + W).
@@ -31,36 +27,6 @@ struct HeadTile {
   int64_t first_word;
   float scale;
   float softcap;  // 0 = none
-};
-
-// Running statistics, each [N]; the last three may be null.
-struct RowState {
-  float* row_max;
-  float* row_sum;
-  float* target_logit;
-  float* entropy_sum;
-  float* square_sum;
-  float* logit_sum;
-};
-
-// A tile's products before bias, softcap and scale, group by group: product minus the maximum of
-// the row's group. What lies beyond the words of the last group is of no account.
-struct RetainedTile {
-  void* values;   // [ceil(W / G), rows, G] in the operands' dtype, or null
-  float* maxima;  // [ceil(W / G), rows]
-  int64_t rows;   // of the pass that retained it
-};
-
-// dz_v = logp_grad (onehot_v - p_v) + p_v (mass_grad + log_mass_grad log p_v), each [N];
-// mass_grad and log_mass_grad may both be null. retained_row may be null: row n is row n.
-struct RowGradients {
-  const float* row_max;
-  const float* log_sum;
-  const float* logp;
-  const float* logp_grad;
-  const float* mass_grad;
-  const float* log_mass_grad;
-  const int64_t* retained_row;
 };
 
 // Outputs; null = not wanted. dhidden [N, D] is added to; dweight [W, D] and dbias [W] are written.

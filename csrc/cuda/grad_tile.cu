@@ -1,0 +1,172 @@
+// The gradient of a tile's products, from the products or from a retained tile.
+#include "launch.cuh"
+#include "rao/logit.h"
+
+namespace rao::cuda {
+namespace {
+
+// The products of one row, as the vendor's fp32.
+class VendorRow {
+ public:
+  struct Loaded {
+    Pack pack;
+
+    __device__ __forceinline__ Pack products() const { return pack; }
+  };
+
+  __device__ __forceinline__ VendorRow(const LogitsTile& tile, const RetainedTile&, int64_t n,
+                                       const int64_t*)
+      : row_(tile.products + n * tile.stride) {}
+
+  template <bool kWhole>
+  __device__ __forceinline__ Loaded load(const Place& place) const {
+    return {kWhole || place.count > 0 ? load_pack(row_ + place.word) : Pack{}};
+  }
+  __device__ __forceinline__ float product(int word) const { return row_[word]; }
+
+ private:
+  const float* row_;
+};
+
+// The products of one row, as retained values and group maxima.
+template <class T>
+class RetainedRow {
+ public:
+  struct Loaded {
+    Pack pack;
+    float max;
+
+    __device__ __forceinline__ Pack products() const {
+      Pack sums;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        sums.at[i] = pack.at[i] + max;
+      }
+      return sums;
+    }
+  };
+
+  __device__ __forceinline__ RetainedRow(const LogitsTile&, const RetainedTile& retained, int64_t n,
+                                         const int64_t* retained_row)
+      : retained_(retained), row_(retained_row == nullptr ? n : retained_row[n]) {}
+
+  template <bool kWhole>
+  __device__ __forceinline__ Loaded load(const Place& place) const {
+    if (!kWhole && place.count == 0) {
+      return {};
+    }
+    const int64_t index = retained_index(retained_, place.word, row_);
+    return {load_pack(values() + index * kGroup + lane_index() * kPack), retained_.maxima[index]};
+  }
+  __device__ __forceinline__ float product(int word) const {
+    const int64_t index = retained_index(retained_, word, row_);
+    return to_float(values()[index * kGroup + word % kGroup]) + retained_.maxima[index];
+  }
+
+ private:
+  __device__ __forceinline__ const T* values() const {
+    return static_cast<const T*>(retained_.values);
+  }
+
+  const RetainedTile& retained_;
+  int64_t row_;
+};
+
+template <bool kEntropy, bool kPlain>
+__device__ __forceinline__ void differentiate(Pack& pack, const RowFactors& factors,
+                                              const LogitTransform& transform, const float* bias,
+                                              const Place& place) {
+  if (!kPlain && bias != nullptr) {
+    add_bias(pack, bias, place);
+  }
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    float slope;
+    const float z = transform.logit<!kPlain>(pack.at[i], &slope);
+    pack.at[i] = product_gradient<kEntropy>(z, factors) * slope;
+  }
+}
+
+// The target's own element, if it is in the tile.
+template <class T, class Source>
+__device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGradients& rows,
+                                             const LogitTransform& transform, const Source& source,
+                                             int64_t n, T* dz) {
+  const int64_t target = tile.targets[n] - tile.first_word;
+  if (target >= 0 && target < tile.words) {
+    const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
+    float slope;
+    transform.logit<true>(source.product(target) + bias, &slope);
+    dz[target] = from_float<T>(target_gradient(rows, n) * transform.scale() * slope);
+  }
+}
+
+// T: of dz. kPlain: logits are products times the scale.
+template <class T, class Source, bool kEntropy, bool kPlain>
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
+    grad_rows(LogitsTile tile, LogitTransform transform, RowGradients rows, RetainedTile retained,
+              ProductGradient gradient) {
+  const int64_t n = blockIdx.x;
+  const Source source(tile, retained, n, rows.retained_row);
+  const RowFactors factors(rows, n, tile.scale);
+  T* dz = static_cast<T*>(gradient.values) + n * gradient.stride;
+  for_each_batch(tile.words, [&](int first, auto whole) {
+    constexpr bool kWhole = decltype(whole)::value;
+    typename Source::Loaded loaded[kBatchGroups];
+#pragma unroll
+    for (int g = 0; g < kBatchGroups; ++g) {
+      loaded[g] = source.template load<kWhole>(Place(first, g, tile.words));
+    }
+#pragma unroll
+    for (int g = 0; g < kBatchGroups; ++g) {
+      const Place place(first, g, tile.words);
+      if (kWhole || place.count > 0) {
+        Pack pack = loaded[g].products();
+        differentiate<kEntropy, kPlain>(pack, factors, transform, tile.bias, place);
+        store_pack(dz + place.word, pack);
+      }
+    }
+  });
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    write_target(tile, rows, transform, source, n, dz);
+  }
+}
+
+}  // namespace
+}  // namespace rao::cuda
+
+namespace rao {
+
+const char* launch_grad_rows(const LogitsTile& tile, const RowGradients& rows,
+                             const RetainedTile& retained, const ProductGradient& dz,
+                             void* stream) {
+  using namespace cuda;
+  const LogitTransform transform(tile.scale, tile.softcap);
+  const bool plain = tile.bias == nullptr && tile.softcap == 0.0f;
+  return with_element(tile.dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto launch = [&](auto vendor, auto entropy, auto plain) {
+      using Source = std::conditional_t<decltype(vendor)::value, VendorRow, RetainedRow<T>>;
+      const auto kernel = grad_rows<T, Source, decltype(entropy)::value, decltype(plain)::value>;
+      return launch_rows(kernel, tile, stream, tile, transform, rows, retained, dz);
+    };
+    return with_flags(launch, tile.products != nullptr, rows.mass_grad != nullptr, plain);
+  });
+}
+
+const char* row_kernels_problem() {
+  cudaFuncAttributes attributes;
+  const auto kernel = cuda::grad_rows<float, cuda::VendorRow, false, true>;
+  return cuda::problem_of(cudaFuncGetAttributes(&attributes, kernel));
+}
+
+#define RAO_TEXT(...) #__VA_ARGS__
+#define RAO_TEXT_OF(...) RAO_TEXT(__VA_ARGS__)
+#define RAO_NVCC __CUDACC_VER_MAJOR__.__CUDACC_VER_MINOR__.__CUDACC_VER_BUILD__
+
+const char* row_kernels_build() {
+  return "nvcc " RAO_TEXT_OF(RAO_NVCC) " " RAO_TEXT_OF(__CUDA_ARCH_LIST__);
+}
+
+}  // namespace rao

@@ -1,0 +1,198 @@
+// What both row kernels are made of: threads to words, 16-byte accesses, and the launch.
+//
+// A block takes one row. A warp takes batches of two groups; in each group a lane takes kPack
+// consecutive words, so that a group is one pack of every lane of one warp.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "rao/row_kernels.h"
+
+namespace rao::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kMaxWarps = 8;
+constexpr int kBlocks = 4;       // resident on a multiprocessor: 64 registers a thread
+constexpr int kBatchGroups = 2;  // packs that a lane loads before it uses the first
+constexpr int kBatch = kBatchGroups * kGroup;
+constexpr unsigned kAllLanes = 0xffffffffu;
+static_assert(kGroup == kWarp * kPack, "a group is one pack of every lane");
+
+__device__ __forceinline__ int lane_index() { return threadIdx.x % kWarp; }
+__device__ __forceinline__ int warp_index() { return threadIdx.x / kWarp; }
+__device__ __forceinline__ int warp_count() { return blockDim.x / kWarp; }
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, distance);
+  }
+  return value;
+}
+
+// The words of one pack, in fp32 registers.
+struct Pack {
+  float at[kPack];
+};
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+__device__ __forceinline__ __half from_float(float value) {
+  return __float2half_rn(value);
+}
+
+// A pack as it lies in memory, moved 16 bytes at a time.
+template <class T>
+struct Stored {
+  static constexpr int kVectors = kPack * sizeof(T) / sizeof(uint4);
+  uint4 vectors[kVectors];
+};
+
+template <class T>
+__device__ __forceinline__ Pack load_pack(const T* source) {
+  Stored<T> stored;
+#pragma unroll
+  for (int i = 0; i < stored.kVectors; ++i) {
+    stored.vectors[i] = reinterpret_cast<const uint4*>(source)[i];
+  }
+  T values[kPack];
+  memcpy(values, &stored, sizeof(stored));
+  Pack pack;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    pack.at[i] = to_float(values[i]);
+  }
+  return pack;
+}
+
+// Past L1, which keeps a store whole too: the compiler may split a plain one.
+template <class T>
+__device__ __forceinline__ void store_pack(T* target, const Pack& pack) {
+  T values[kPack];
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    values[i] = from_float<T>(pack.at[i]);
+  }
+  Stored<T> stored;
+  memcpy(&stored, values, sizeof(stored));
+#pragma unroll
+  for (int i = 0; i < stored.kVectors; ++i) {
+    __stcg(reinterpret_cast<uint4*>(target) + i, stored.vectors[i]);
+  }
+}
+
+// The pack of a lane in one group of a batch.
+struct Place {
+  int word;
+  int count;  // its words inside the tile
+
+  __device__ __forceinline__ Place(int batch, int group, int words)
+      : word(batch + group * kGroup + lane_index() * kPack),
+        count(min(max(words - word, 0), kPack)) {}
+};
+
+__device__ __forceinline__ void add_bias(Pack& pack, const float* bias, const Place& place) {
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    pack.at[i] += i < place.count ? bias[place.word + i] : 0.0f;
+  }
+}
+
+// Calls batch(first_word, whole) for each batch of this warp; `whole`, a compile-time constant,
+// says whether all of it lies inside the tile.
+template <class Batch>
+__device__ __forceinline__ void for_each_batch(int words, Batch&& batch) {
+  const int step = warp_count() * kBatch;
+  int first = warp_index() * kBatch;
+  for (; first + kBatch <= words; first += step) {
+    batch(first, std::true_type{});
+  }
+  if (first < words) {
+    batch(first, std::false_type{});
+  }
+}
+
+// Where a row of a retained tile keeps a group.
+__device__ __forceinline__ int64_t retained_index(const RetainedTile& retained, int word,
+                                                  int64_t row) {
+  return word / kGroup * retained.rows + row;
+}
+
+// Null for success.
+inline const char* problem_of(cudaError_t status) {
+  if (status == cudaSuccess) {
+    return nullptr;
+  }
+  cudaGetLastError();  // an error that was reported is not reported again
+  return cudaGetErrorString(status);
+}
+
+// One block a row, with as many warps as there are batches.
+template <class... Parameters, class... Arguments>
+const char* launch_rows(void (*kernel)(Parameters...), const LogitsTile& tile, void* stream,
+                        const Arguments&... arguments) {
+  if (tile.rows == 0) {
+    return nullptr;
+  }
+  const int64_t batches = (tile.words + kBatch - 1) / kBatch;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(tile.rows));
+  config.blockDim =
+      dim3(static_cast<unsigned>(kWarp * (batches < kMaxWarps ? batches : kMaxWarps)));
+  config.stream = static_cast<cudaStream_t>(stream);
+  return problem_of(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// Calls body with a value of the element type.
+template <class Body>
+const char* with_element(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return body(float{});
+    case DType::kBFloat16:
+      return body(__nv_bfloat16{});
+    case DType::kFloat16:
+      return body(__half{});
+  }
+  return "unknown dtype";
+}
+
+// Calls body with each flag as a compile-time constant.
+template <class Body>
+const char* with_flags(const Body& body) {
+  return body();
+}
+template <class Body, class... Flags>
+const char* with_flags(const Body& body, bool flag, Flags... flags) {
+  if (flag) {
+    return with_flags([&](auto... rest) { return body(std::true_type{}, rest...); }, flags...);
+  }
+  return with_flags([&](auto... rest) { return body(std::false_type{}, rest...); }, flags...);
+}
+
+}  // namespace rao::cuda

@@ -1,0 +1,222 @@
+// Folds a tile's logits into the statistics of the rows, and retains the products where asked.
+#include "launch.cuh"
+#include "rao/logit.h"
+#include "rao/online_lse.h"
+
+namespace rao::cuda {
+namespace {
+
+// One lane's packs of a batch.
+struct Batch {
+  Pack packs[kBatchGroups];
+};
+
+template <bool kWhole>
+__device__ __forceinline__ Batch load_products(const float* row, int first, int words) {
+  Batch batch;
+#pragma unroll
+  for (int g = 0; g < kBatchGroups; ++g) {
+    const Place place(first, g, words);
+    batch.packs[g] = kWhole || place.count > 0 ? load_pack(row + place.word) : Pack{};
+  }
+  return batch;
+}
+
+template <bool kWhole>
+__device__ __forceinline__ float max_of(const Pack& pack, const Place& place) {
+  float max = kMinusInfinity;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    max = kWhole || i < place.count ? fmaxf(max, pack.at[i]) : max;
+  }
+  return max;
+}
+
+template <class T, bool kWhole>
+__device__ __forceinline__ void retain(const Batch& batch, int first, int words, int64_t n,
+                                       const RetainedTile& retained) {
+#pragma unroll
+  for (int g = 0; g < kBatchGroups; ++g) {
+    const Place place(first, g, words);
+    const float max = warp_max(max_of<kWhole>(batch.packs[g], place));
+    if (!kWhole && place.count == 0) {
+      continue;
+    }
+    Pack centred;
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      centred.at[i] = batch.packs[g].at[i] - max;
+    }
+    const int64_t index = retained_index(retained, place.word, n);
+    store_pack(static_cast<T*>(retained.values) + index * kGroup + lane_index() * kPack, centred);
+    if (lane_index() == 0) {
+      retained.maxima[index] = max;
+    }
+  }
+}
+
+// Products to logits.
+template <bool kPlain>
+__device__ __forceinline__ void transform_batch(Batch& batch, const LogitTransform& transform,
+                                                const float* bias, int first, int words) {
+#pragma unroll
+  for (int g = 0; g < kBatchGroups; ++g) {
+    Pack& pack = batch.packs[g];
+    if (!kPlain && bias != nullptr) {
+      add_bias(pack, bias, Place(first, g, words));
+    }
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      float slope;
+      pack.at[i] = transform.logit<!kPlain>(pack.at[i], &slope);
+    }
+  }
+}
+
+// Folds the logits of a batch into the lane's sums. All lanes of a warp have the same maximum.
+template <bool kMore, bool kWhole>
+__device__ __forceinline__ void fold(RowSums& sums, const Batch& batch, int first, int words) {
+  float max = sums.max;
+#pragma unroll
+  for (int g = 0; g < kBatchGroups; ++g) {
+    max = fmaxf(max, max_of<kWhole>(batch.packs[g], Place(first, g, words)));
+  }
+  raise_max<kMore>(sums, warp_max(max));
+#pragma unroll
+  for (int g = 0; g < kBatchGroups; ++g) {
+    const Place place(first, g, words);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      if (kWhole || i < place.count) {
+        add_logit<kMore>(sums, batch.packs[g].at[i]);
+      }
+    }
+  }
+}
+
+// Warp 0 goes on from the statistics so far, which lane 0 holds; the others begin with nothing.
+template <bool kMore>
+__device__ __forceinline__ RowSums initial_sums(const RowState& state, int64_t n) {
+  RowSums sums = no_sums();
+  if (warp_index() > 0) {
+    return sums;
+  }
+  sums.max = state.row_max[n];
+  if (lane_index() == 0) {
+    sums.sum = state.row_sum[n];
+    if (kMore) {
+      sums.entropy_sum = state.entropy_sum == nullptr ? 0.0f : state.entropy_sum[n];
+      sums.square_sum = state.square_sum == nullptr ? 0.0f : state.square_sum[n];
+      sums.logit_sum = state.logit_sum == nullptr ? 0.0f : state.logit_sum[n];
+    }
+  }
+  return sums;
+}
+
+// Of the lanes of a warp, which have the same maximum; in every lane.
+template <bool kMore>
+__device__ __forceinline__ void add_lanes(RowSums& sums) {
+  sums.sum = warp_sum(sums.sum);
+  if (kMore) {
+    sums.entropy_sum = warp_sum(sums.entropy_sum);
+    sums.square_sum = warp_sum(sums.square_sum);
+    sums.logit_sum = warp_sum(sums.logit_sum);
+  }
+}
+
+// The sums of all threads, in those of warp 0; always added in the same order.
+template <bool kMore>
+__device__ __forceinline__ void add_threads(RowSums& sums) {
+  __shared__ RowSums of_warps[kMaxWarps];
+  add_lanes<kMore>(sums);
+  if (lane_index() == 0) {
+    of_warps[warp_index()] = sums;
+  }
+  __syncthreads();
+  if (warp_index() == 0) {
+    sums = lane_index() < warp_count() ? of_warps[lane_index()] : no_sums();
+    raise_max<kMore>(sums, warp_max(sums.max));
+    add_lanes<kMore>(sums);
+  }
+}
+
+template <bool kMore>
+__device__ __forceinline__ void write_state(const RowState& state, int64_t n, const RowSums& sums) {
+  state.row_max[n] = sums.max;
+  state.row_sum[n] = sums.sum;
+  if (kMore && state.entropy_sum != nullptr) {
+    state.entropy_sum[n] = sums.entropy_sum;
+  }
+  if (kMore && state.square_sum != nullptr) {
+    state.square_sum[n] = sums.square_sum;
+  }
+  if (kMore && state.logit_sum != nullptr) {
+    state.logit_sum[n] = sums.logit_sum;
+  }
+}
+
+__device__ __forceinline__ void write_target_logit(const LogitsTile& tile, const float* row,
+                                                   const LogitTransform& transform,
+                                                   const RowState& state, int64_t n) {
+  const int64_t target = tile.targets[n] - tile.first_word;
+  if (target >= 0 && target < tile.words) {
+    float slope;
+    const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
+    state.target_logit[n] = transform.logit<true>(row[target] + bias, &slope);
+  }
+}
+
+// kMore: any of the last three statistics is wanted. kPlain: logits are products times the scale.
+template <class T, bool kRetain, bool kMore, bool kPlain>
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
+    score_rows(LogitsTile tile, LogitTransform transform, RowState state, RetainedTile retained) {
+  const int64_t n = blockIdx.x;
+  const float* row = tile.products + n * tile.stride;
+  RowSums sums = initial_sums<kMore>(state, n);
+  for_each_batch(tile.words, [&](int first, auto whole) {
+    constexpr bool kWhole = decltype(whole)::value;
+    Batch batch = load_products<kWhole>(row, first, tile.words);
+    if (kRetain) {
+      retain<T, kWhole>(batch, first, tile.words, n, retained);
+    }
+    transform_batch<kPlain>(batch, transform, tile.bias, first, tile.words);
+    fold<kMore, kWhole>(sums, batch, first, tile.words);
+  });
+  add_threads<kMore>(sums);
+  if (threadIdx.x == 0) {
+    write_state<kMore>(state, n, sums);
+    write_target_logit(tile, row, transform, state, n);
+  }
+}
+
+}  // namespace
+}  // namespace rao::cuda
+
+namespace rao {
+
+const char* launch_score_rows(const LogitsTile& tile, const RowState& state,
+                              const RetainedTile& retained, void* stream) {
+  using namespace cuda;
+  const bool more =
+      state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr;
+  const bool plain = tile.bias == nullptr && tile.softcap == 0.0f;
+  const LogitTransform transform(tile.scale, tile.softcap);
+  const auto launch = [&](auto element, auto retain, auto more, auto plain) {
+    using T = decltype(element);
+    const auto kernel =
+        score_rows<T, decltype(retain)::value, decltype(more)::value, decltype(plain)::value>;
+    return launch_rows(kernel, tile, stream, tile, transform, state, retained);
+  };
+  if (retained.values == nullptr) {
+    return with_flags(
+        [&](auto more, auto plain) { return launch(float{}, std::false_type{}, more, plain); },
+        more, plain);
+  }
+  return with_element(tile.dtype, [&](auto element) {
+    return with_flags(
+        [&](auto more, auto plain) { return launch(element, std::true_type{}, more, plain); }, more,
+        plain);
+  });
+}
+
+}  // namespace rao

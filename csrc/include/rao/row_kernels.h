@@ -1,0 +1,59 @@
+// The row kernels of the CUDA backend: what follows, and precedes, the vendor's products of a tile.
+//
+// Legend: N rows, W words of a tile, G = kGroup. All pointers are device memory; arrays without a
+// stride are contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "rao/rows.h"
+
+namespace rao {
+
+// Words that a thread reads and writes at once.
+constexpr int kPack = 8;
+
+// Of a tile, so that int holds every place in it.
+constexpr int kMaxWords = 1 << 30;
+
+// logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the words
+// [first_word, first_word + W). Rows of products and of dz begin on 16 bytes and their strides are
+// multiples of kPack: what lies between W and the stride may be read, and overwritten, but is never
+// used.
+struct LogitsTile {
+  const float* products;  // [N, stride] hidden @ weight^T, or null where a retained tile has them
+  int64_t stride;
+  const float* bias;       // [W] or null
+  const int64_t* targets;  // [N]
+  int64_t rows;            // N
+  int words;               // W, at most kMaxWords
+  int64_t first_word;
+  float scale;
+  float softcap;  // 0 = none
+  DType dtype;    // of the retained values and of dz
+};
+
+// The gradient of the products, [N, stride].
+struct ProductGradient {
+  void* values;
+  int64_t stride;
+};
+
+// Each enqueues one kernel on `stream`, a cudaStream_t of the current device, and returns what went
+// wrong, or null.
+//
+// Folds the tile's logits into `state` and fills `retained` where it is not null.
+const char* launch_score_rows(const LogitsTile& tile, const RowState& state,
+                              const RetainedTile& retained, void* stream);
+
+// Writes dz, from tile.products where they are not null, else from `retained`.
+const char* launch_grad_rows(const LogitsTile& tile, const RowGradients& rows,
+                             const RetainedTile& retained, const ProductGradient& dz, void* stream);
+
+// Why the kernels cannot run on the current device, or null.
+const char* row_kernels_problem();
+
+// The compiler, then the compute capabilities it compiled for: "nvcc 13.0.88 800,900,1000".
+const char* row_kernels_build();
+
+}  // namespace rao

@@ -1,0 +1,141 @@
+"""The CUDA C++ backend: the vendor's products, and one row kernel over each tile of them.
+
+The kernels are compiled ahead, so that nothing is compiled at run time.
+Legend: N rows, W words of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from . import products
+from .tiles import Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+
+NAME = "cuda"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PADDING = 64  # words
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"it runs on an NVIDIA GPU, not on {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes in {DTYPES}, not {dtype}"
+    library = _native.cuda_library()
+    if isinstance(library, _native.Missing):
+        return library.reason
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if problem := _native.cuda_problem(index):
+        name = torch.cuda.get_device_name(index)
+        built = ", ".join(library.capabilities)
+        return f"its kernels, built for compute capability {built}, do not run on {name}: {problem}"
+    return None
+
+
+def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
+    """None: torch's allocator hands every tile the memory of the tile before.
+
+    Forward a tile takes ``4 N W`` bytes; backward ``N W itemsize``, and where it is recomputed
+    ``4 N W`` beside that.
+    """
+    return ()
+
+
+def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+    return None
+
+
+def score_tile(
+    head: Head,
+    tile: Tile,
+    state: RowState,
+    retained: RetainedTile | None,
+    scratch: Sequence[Tensor],
+) -> None:
+    raw = _padded(head, tile, head.accumulator)
+    products.logits(head, tile, out=raw[:, : tile.width])
+    with _current_stream(head.hidden.device) as stream:
+        torch.ops.rao_native.score_rows(
+            raw,
+            *_tile_arguments(head, tile),
+            state.row_max,
+            state.row_sum,
+            state.target_logit,
+            state.entropy_sum,
+            state.square_sum,
+            state.logit_sum,
+            *_retained_arguments(retained),
+            stream,
+        )
+
+
+def grad_tile(
+    head: Head,
+    tile: Tile,
+    rows: RowGradients,
+    retained: RetainedTile | None,
+    out: Gradients,
+    scratch: Sequence[Tensor],
+) -> None:
+    dz = _product_gradient(head, tile, rows, retained)
+    products.add_products(head, tile, dz[:, : tile.width], out)
+
+
+def _product_gradient(
+    head: Head, tile: Tile, rows: RowGradients, retained: RetainedTile | None
+) -> Tensor:
+    """dz ``[N, W]``, padded, in the dtype of `hidden`; never in the memory of the retained tile."""
+    raw = None
+    if retained is None:
+        raw = _padded(head, tile, head.accumulator)
+        products.logits(head, tile, out=raw[:, : tile.width])
+    dz = _padded(head, tile, head.hidden.dtype)
+    with _current_stream(head.hidden.device) as stream:
+        torch.ops.rao_native.grad_rows(
+            raw,
+            *_retained_arguments(retained),
+            *_tile_arguments(head, tile),
+            rows.row_max,
+            rows.log_sum,
+            rows.logp,
+            rows.logp_grad,
+            rows.mass_grad,
+            rows.log_mass_grad,
+            rows.retained_row,
+            dz,
+            stream,
+        )
+    return dz
+
+
+def _padded(head: Head, tile: Tile, dtype: torch.dtype) -> Tensor:
+    """Uninitialised ``[N, W]``, its rows padded to whole cache lines."""
+    width = -(-tile.width // _PADDING) * _PADDING
+    return torch.empty(head.rows, width, dtype=dtype, device=head.hidden.device)
+
+
+@contextmanager
+def _current_stream(device: torch.device) -> Iterator[int]:
+    """Torch's stream of the device, which is the current device inside the block."""
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream().cuda_stream
+
+
+def _tile_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
+    return (
+        head.bias_tile(tile),
+        head.targets,
+        tile.start,
+        tile.width,
+        head.scale,
+        head.softcap or 0.0,
+    )
+
+
+def _retained_arguments(retained: RetainedTile | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if retained is None else (retained.values, retained.maxima)
