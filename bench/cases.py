@@ -1,103 +1,104 @@
-"""What is measured: head problems, and the float64 answers they are held to.
+"""What is measured, as data: heads, suites of cases. `problems` makes their tensors.
 
-Legend: N rows, V vocabulary, D hidden size.
+Legend: N scored rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+OP = "log-probs"
+FORWARD, BOTH, FROZEN = "forward", "both", "frozen"
+DIRECTIONS = {
+    FORWARD: "forward",
+    BOTH: "forward and backward",
+    FROZEN: "forward and backward, frozen head",
+}
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Float64 log-probs and gradients of ``sum(dlogp logps)``, kept as float32 gradients."""
-
-    logps: Tensor
-    dhidden: Tensor
-    dweight: Tensor
-
-
-@dataclass
-class Case:
-    """hidden ``[N, D]``, weight ``[V, D]``, targets ``[N]``, upstream gradient dlogp ``[N]``."""
+class Head:
+    """hidden size D, vocabulary V, and the softcap of its logits."""
 
     name: str
-    hidden: Tensor
-    weight: Tensor
-    targets: Tensor
-    dlogp: Tensor
-
-    @property
-    def gemm_flops(self) -> int:
-        """Operations of one of the three products."""
-        return 2 * self.hidden.shape[0] * self.weight.numel()
-
-    @cached_property
-    def truth(self) -> Truth:
-        """By full logits in float64, in blocks of rows."""
-        weight = self.weight.double()
-        logps, dhidden, dweight = [], [], torch.zeros_like(weight)
-        for rows in torch.arange(self.hidden.shape[0]).split(256):
-            hidden = self.hidden[rows].double()
-            log_p = torch.log_softmax(hidden @ weight.T, -1)
-            targets = self.targets[rows, None]
-            logps.append(log_p.gather(1, targets).squeeze(1))
-            dz = -log_p.exp()
-            dz.scatter_add_(1, targets, torch.ones_like(targets, dtype=dz.dtype))
-            dz *= self.dlogp[rows, None].double()
-            dhidden.append((dz @ weight).float())
-            dweight.addmm_(dz.T, hidden)
-        return Truth(torch.cat(logps), torch.cat(dhidden), dweight.float())
+    size: int
+    vocabulary: int
+    softcap: float | None = None
 
 
-def random(rows: int, size: int, vocabulary: int, dtype: torch.dtype) -> Case:
-    """Flat logits: what an untrained head gives."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return Case(
-        f"random N={rows} D={size} V={vocabulary}",
-        normal(rows, size).to(dtype),
-        (normal(vocabulary, size) / size**0.5).to(dtype),
-        torch.randint(0, vocabulary, (rows,), generator=generator),
-        normal(rows) / rows,
-    )
+LLAMA3 = Head("Llama 3 8B", 4096, 128256)
+QWEN3 = Head("Qwen3 0.6B", 1024, 151936)
+GEMMA2 = Head("Gemma 2 2B", 2304, 256000, softcap=30.0)
+SMOLLM2 = Head("SmolLM2 135M", 576, 49152)
+SQUARE = Head("", 1024, 65536)
 
 
-def probe(shared: Path, dtype: torch.dtype) -> Case:
-    """Real final hidden states of SmolLM2-135M-Instruct on preference data, and its tied head."""
-    from safetensors.torch import load_file
+@dataclass(frozen=True)
+class Case:
+    """One table of results.
 
-    data = load_file(shared / "data" / "probe_train.safetensors")
-    head = load_file(shared / "models" / "smollm2-135m-instruct" / "embed.safetensors")
-    codes, scales = (head[f"model.embed_tokens.weight.{part}"] for part in ("q8", "d"))
-    blocks = codes.view(*scales.shape, -1).float() * scales.float()[..., None]
-    rows = data["labels"] != -100
-    generator = torch.Generator().manual_seed(0)
-    return Case(
-        "probe (SmolLM2-135M, real text)",
-        data["hidden"][rows].to(dtype),
-        blocks.reshape(codes.shape).to(dtype),
-        data["labels"][rows],
-        torch.randn(int(rows.sum()), generator=generator) / int(rows.sum()),
-    )
+    rows: N by device type. logits: "random" (flat, of an untrained head) or "probe" (real ones).
+    task: `OP`, or a key of `rao_kernels.losses.LOSSES`: hidden states to loss and gradients.
+    prompt: whether each response is preceded by a prompt as long as itself.
+    """
+
+    suite: str
+    head: Head
+    dtype: str
+    rows: dict[str, int] = field(hash=False)
+    logits: str = "random"
+    task: str = OP
+    prompt: bool = False
+    directions: tuple[str, ...] = (FORWARD, BOTH)
+
+    def name(self, device: str) -> str:
+        """What rows of results call it; the dtype stands beside it."""
+        head = f"{self.head.name}, " if self.head.name else ""
+        shape = f"{head}N={self.rows[device]} D={self.head.size} V={self.head.vocabulary}"
+        if self.logits == "probe":
+            return "probe (SmolLM2-135M, real text)"
+        if self.task == OP:
+            return f"{self.logits} {shape}"
+        return f"{self.task} {shape}{', as many prompt rows' if self.prompt else ''}"
 
 
-def chosen(names: list[str], dtypes: list[str], shared: Path) -> Iterator[Case]:
-    """The cases asked for, made one at a time."""
-    for dtype in dtypes:
-        for name in names:
-            if name == "probe":
-                yield probe(shared, DTYPES[dtype])
-            else:
-                yield random(1024, 1024, 65536, DTYPES[dtype])
+PROBE = {"cpu": 2412, "cuda": 2412}
+BIG = {"cpu": 256, "cuda": 8192}
+LOSSES = ("rao", "sigmoid", "simpo", "grpo", "kto", "sft")
+
+
+def _rows(count: int) -> dict[str, int]:
+    return {"cpu": count, "cuda": count}
+
+
+def _suites() -> Iterable[Case]:
+    everything = (FORWARD, BOTH, FROZEN)
+    yield Case("readme", SMOLLM2, "bf16", PROBE, logits="probe", directions=everything)
+    yield Case("readme", SQUARE, "bf16", {"cpu": 1024, "cuda": 8192}, directions=everything)
+    yield Case("readme", SMOLLM2, "fp32", PROBE, logits="probe")
+    yield Case("readme", SQUARE, "fp32", {"cpu": 1024, "cuda": 8192})
+    for task in LOSSES:
+        yield Case("readme", SMOLLM2, "bf16", _rows(1024), task=task, directions=(BOTH,))
+    yield Case("heads", LLAMA3, "bf16", BIG, directions=everything)
+    yield Case("heads", QWEN3, "bf16", {"cpu": 512, "cuda": 8192}, directions=everything)
+    yield Case("heads", QWEN3, "fp32", {"cpu": 256, "cuda": 4096})
+    yield Case("heads", GEMMA2, "bf16", BIG, directions=everything)
+    for task in LOSSES:
+        yield Case(
+            "prompts", SMOLLM2, "bf16", _rows(1024), task=task, prompt=True, directions=(BOTH,)
+        )
+    for rows in (64, 256, 1024, 4096):
+        yield Case("rows", SMOLLM2, "bf16", {"cpu": rows, "cuda": 8 * rows}, directions=(BOTH,))
+    for vocabulary in (32768, 65536, 131072, 262144):
+        head = Head("", 1024, vocabulary)
+        yield Case("vocabulary", head, "bf16", {"cpu": 512, "cuda": 8192}, directions=(BOTH,))
+
+
+CASES = tuple(_suites())
+SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
+
+
+def chosen(suites: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
+    """The cases of the suites, in the order of `CASES`."""
+    return [case for case in CASES if case.suite in suites and case.dtype in dtypes]

@@ -1,55 +1,157 @@
-"""``python -m bench.readme``: writes the README's table of numbers from the newest result rows."""
+"""``bench readme``: writes the README's tables of numbers from the newest result rows."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from .record import FOLDER
+from . import record
+from .cases import BOTH, FROZEN
+from .providers import YARDSTICK
+from .providers.ours import DEFAULT, SPARSE
+from .record import HERE, Row
+from .table import errors
+from .trl_step import WITH, WITHOUT
 
-README = FOLDER.parents[1] / "README.md"
+FOLDER = record.FOLDER
+README = HERE.parent / "README.md"
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
-DIRECTIONS = {"forward": "forward", "both": "forward and backward"}
+MIB = 2**20
+NAMES = {
+    YARDSTICK: "plain torch",
+    "plain torch, torch.compile": "torch.compile",
+    "torch linear_cross_entropy": "torch's own",
+    "TRL selective_log_softmax": "TRL, logits",
+    "TRL chunked log-probs": "TRL, chunked",
+    "cut-cross-entropy torch_compile": "CCE",
+    "cut-cross-entropy cce": "CCE",
+    "Liger chunked losses": "Liger",
+    "Liger cross-entropy": "Liger CE",
+    "quack": "quack",
+}
 
 
 def newest(folder: Path = FOLDER / "cpu") -> Path:
-    return max(folder.glob("*.jsonl"), key=lambda path: path.name)
+    return record.newest(folder)
 
 
 def table(path: Path) -> str:
-    """Markdown: one line for each case, dtype, direction and provider."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    """Markdown: the first case in full, then our time and every peer's beside it, case by case."""
+    rows = record.read(path)
+    parts = (_head(rows, path), _full(rows), *_rest(rows))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(rows: Sequence[Row], path: Path) -> str:
+    first, place = rows[0], path.relative_to(README.parent)
+    return (
+        f"Measured on {first['device']} ({first['isa']}), torch {first['torch']}, commit "
+        f"{first['commit']}; medians of calls that took turns. Every row, with quantiles, versions "
+        f"and errors: [{place}]({place}). *x products* is the time as a multiple of the bare "
+        "matrix products a method that skips nothing has to make (one for a forward, three for "
+        "both), through torch, in the same run. Errors are against float64."
+    )
+
+
+def _full(rows: Sequence[Row]) -> str:
+    """Every provider on the case that stands first, forward and backward."""
     first = rows[0]
+    mine = [row for row in _timed(rows, BOTH) if _same_case(row, first)]
     lines = [
-        f"The op on {first['device']} ({first['isa']}), torch {first['torch']}, commit "
-        f"{first['commit']}; medians, calls interleaved, rows in "
-        f"[{path.relative_to(README.parent)}]({path.relative_to(README.parent)}). The floor is the "
-        "products alone, through torch: one for the forward, three for both. Errors are against "
-        "float64: the largest of the log-probs, the relative ones of the gradients.",
+        f"**{_title(first)}: log-probs of {first['N']} tokens and both gradients**"
+        if "N" in first
+        else f"**{_title(first)}: log-probs and both gradients**",
         "",
-        "| case | | | seconds | x products | log-prob error | dhidden | dweight | extra MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | seconds | x products | log-prob error | dhidden | dweight | extra MiB |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += [_line(row) for row in rows if row["status"] == "ok"]
-    return "\n".join(lines) + "\n"
+    for row in sorted(mine, key=lambda row: row["median_s"]):
+        cells = [
+            f"**{row['provider']}**" if row["provider"] in (DEFAULT, SPARSE) else row["provider"],
+            f"{row['median_s']:.3f}",
+            f"{row['ratio_to_gemms']:.2f}",
+            *errors(row),
+            f"{row['peak_extra_bytes'] / MIB:.0f}" if row.get("peak_extra_bytes", 0) > 0 else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    left = [row for row in rows if _same_case(row, first) and row["direction"] == BOTH]
+    return "\n".join([*lines, *_not_timed([row for row in left if "median_s" not in row])])
 
 
-def _line(row: dict) -> str:
-    errors = [
-        f"{row[name]:.1e}" if row["direction"] == "both" and name in row else ""
-        for name in ("logp_error", "dhidden_error", "dweight_error")
+def _not_timed(rows: Sequence[Row]) -> list[str]:
+    """A sentence on those that gave no time."""
+    told = [
+        f"{row['provider']}: {row['status']} ({row.get('reason', 'errors')})"
+        for row in rows
+        if row["status"] != "unsupported"
     ]
-    extra = f"{row['peak_extra_bytes'] / 2**20:.0f}" if "peak_extra_bytes" in row else ""
-    cells = [
-        f"{row['case']}, {row['dtype']}",
-        DIRECTIONS[row["direction"]],
-        row["provider"],
-        f"{row['median_s']:.3f}",
-        f"{row['ratio_to_gemms']:.2f}",
-        *errors,
-        extra,
+    return ["", f"Not timed: {'; '.join(told)}."] if told else []
+
+
+def _rest(rows: Sequence[Row]) -> list[str]:
+    """Seconds of ours and, of every peer, how many times as long it takes."""
+    timed = [row for row in rows if row["provider"] == DEFAULT and "median_s" in row]
+    timed = [row for row in timed if row["direction"] in (BOTH, FROZEN)]
+    present = {row["provider"] for row in rows if "median_s" in row}
+    peers = [name for name in NAMES if name in present]
+    if not timed or not peers:
+        return [_trl(rows)]
+    lines = [
+        "**rao_kernels at its defaults, and how many times as long the others take**, forward and "
+        "backward",
+        "",
+        "| case | rao_kernels, s | x products | sparse 2^-9 | "
+        + " | ".join(NAMES[name] for name in peers)
+        + " |",
+        "|---" * (4 + len(peers)) + "|",
     ]
-    return "| " + " | ".join(cells) + " |"
+    for ours in timed:
+        others = [row for row in rows if _same_case(row, ours)]
+        others = [row for row in others if row["direction"] == ours["direction"]]
+        frozen = ", frozen head" if ours["direction"] == FROZEN else ""
+        cells = [
+            _title(ours) + frozen,
+            f"{ours['median_s']:.3f}",
+            f"{ours['ratio_to_gemms']:.2f}",
+            *(_beside(ours, others, name) for name in (SPARSE, *peers)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return ["\n".join(lines), _trl(rows)]
+
+
+def _beside(ours: Row, rows: Sequence[Row], name: str) -> str:
+    row = next((row for row in rows if row["provider"] == name), None)
+    if row is None or row["status"] == "unsupported":
+        return ""
+    if "median_s" in row:
+        return f"{row['median_s'] / ours['median_s']:.2f}x"
+    return f"over {row['call_s'] / ours['median_s']:.0f}x" if "call_s" in row else row["status"]
+
+
+def _trl(rows: Sequence[Row]) -> str:
+    """A sentence on TRL's step."""
+    found = {row["provider"]: row for row in rows if row.get("suite") == "trl"}
+    if not {WITHOUT, WITH} <= set(found):
+        return ""
+    before, after = found[WITHOUT], found[WITH]
+    return (
+        f"{before['case']} ({before['dtype']}): {before['median_s']:.2f} s and "
+        f"{before['peak_extra_bytes'] / MIB:.0f} MiB with TRL {before['packages']['trl']} alone, "
+        f"{after['median_s']:.2f} s and {after['peak_extra_bytes'] / MIB:.0f} MiB after "
+        "`rao_kernels.integrations.trl.enable()`."
+    )
+
+
+def _title(row: Row) -> str:
+    return f"{row['case']}, {row['dtype']}"
+
+
+def _same_case(a: Row, b: Row) -> bool:
+    return bool(a["case"] == b["case"] and a["dtype"] == b["dtype"])
+
+
+def _timed(rows: Sequence[Row], direction: str) -> list[Row]:
+    return [row for row in rows if row["direction"] == direction and "median_s" in row]
 
 
 def filled(text: str, numbers: str) -> str:

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import rao_kernels
 from rao_kernels import _native
 
-FOLDER = Path(__file__).parent / "results"
+Row = dict[str, Any]
+HERE = Path(__file__).parent
+# Committed rows lie beside the suite; a suite that came with a wheel writes where it is run.
+FOLDER = HERE / "results" if (HERE / "results").is_dir() else Path("bench_results")
+PACKAGES = (
+    "triton",
+    "trl",
+    "transformers",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "quack-kernels",
+)
+KEY = ("case", "dtype", "direction", "provider")
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(FOLDER.parent), *arguments]
+    command = ["git", "-C", str(HERE), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def _commit() -> str:
+    """Short hash, "+" behind it where the tree differs; result rows are no difference."""
+    changed = _git("status", "-s", "--", ":/", ":(exclude,top)bench/results")
+    return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def _cpu() -> str:
@@ -33,25 +56,67 @@ def _isa() -> str:
     return library.isa if isinstance(library, _native.CpuLibrary) else "no CPU library"
 
 
-def surroundings() -> dict[str, object]:
-    """What every row carries."""
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def surroundings(device: torch.device) -> Row:
+    """What every row of a run carries."""
+    now = datetime.now(UTC)
+    if device.type == "cuda":
+        name, isa = torch.cuda.get_device_name(device), f"CUDA {torch.version.cuda}"
+    else:
+        name, isa = f"{_cpu()}, {torch.get_num_threads()} threads", _isa()
     return {
-        "device": f"{_cpu()}, {torch.get_num_threads()} threads",
-        "isa": _isa(),
+        "device": name,
+        "isa": isa,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "rao_kernels": rao_kernels.__version__,
+        "packages": _versions(),
+        "commit": _commit(),
+        "date": now.strftime("%Y-%m-%d"),
+        "time": now.strftime("%H:%M:%S"),
     }
 
 
-def write(rows: list[dict[str, object]], folder: Path | None) -> Path:
+def folder_of(device: torch.device) -> Path:
+    """``results/cpu``, or one named after the GPU."""
+    if device.type == "cpu":
+        return FOLDER / "cpu"
+    name = torch.cuda.get_device_name(device).lower()
+    return FOLDER / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def write(rows: Iterable[Row], folder: Path, facts: Mapping[str, Any]) -> Path:
     """Append the rows to ``<folder>/<date>-<commit>.jsonl``."""
-    facts = surroundings()
-    folder = folder or FOLDER / "cpu"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{facts['date']}-{facts['commit']}.jsonl"
     with path.open("a") as file:
         for row in rows:
             file.write(json.dumps({**facts, **row}) + "\n")
     return path
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, or of the newest file of a folder; of two of the same thing the later."""
+    if path.is_dir():
+        path = newest(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return list({tuple(row.get(part) for part in KEY): row for row in rows}.values())
+
+
+def newest(folder: Path) -> Path:
+    """The file that was written to last, by what its rows say."""
+
+    def written(path: Path) -> tuple[str, str]:
+        last = json.loads(path.read_text().splitlines()[-1])
+        return last["date"], last.get("time", "")
+
+    return max(folder.glob("*.jsonl"), key=written)

@@ -12,6 +12,7 @@ from ..errors import BackendError, DataError, InputError, MissingDependencyError
 COMMANDS = {
     "demo": "align a small real model with RAO and DPO, from download to picture",
     "train": "align a model with RAO or another loss on preference data",
+    "bench": "measure time, memory and error beside other libraries, on this machine",
     "losses": "list the losses, their hyperparameters and what they need",
     "doctor": "say what is installed and built, and which backend runs on this machine",
 }

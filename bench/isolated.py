@@ -1,0 +1,125 @@
+"""One provider on one case in a process of its own: is it right, what memory does it take.
+
+A process that hangs, or dies for want of memory, is a result like any other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import measure, providers
+from .problems import Problem
+
+OK, WRONG, UNSUPPORTED, FAILED = "ok", "wrong", "unsupported", "failed"
+OUT_OF_MEMORY, TOO_SLOW = "out of memory", "too slow"
+Row = dict[str, Any]
+CALLS = 8  # so many times the limit of one call may a provider take for all its calls here
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the process does. limit_s: seconds of one call; memory: bytes it may allocate."""
+
+    problem: Path
+    device: str
+    provider: str
+    direction: str
+    threads: int
+    limit_s: float
+    memory: int | None = None
+
+
+def run(trial: Trial) -> Row:
+    """`status` and, depending on it: `reason`, `seconds`, errors, peaks."""
+    context = _context(trial.device)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(trial, sender))
+    process.start()
+    sender.close()
+    allowed = CALLS * trial.limit_s
+    row: Row
+    if receiver.poll(allowed):
+        try:
+            row = receiver.recv()
+        except EOFError:
+            process.join()
+            row = _death(process.exitcode)
+    else:
+        process.kill()
+        row = {"status": TOO_SLOW, "reason": f"ended after {allowed:.0f} s"}
+    process.join()
+    return row
+
+
+def _context(device: str) -> SpawnContext | ForkServerContext:
+    """Forks of a server that has imported the slow ones; a forked process could not use CUDA."""
+    if device != "cpu":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "trl.trainer.utils", "liger_kernel.chunked_loss"])
+    return context
+
+
+def _death(code: int | None) -> Row:
+    """A process that said nothing: the kernel ends (9) those that take too much memory."""
+    if code == -9:
+        return {"status": OUT_OF_MEMORY, "reason": "ended by the kernel"}
+    return {"status": FAILED, "reason": f"the process ended with code {code}"}
+
+
+def _report(trial: Trial, sender: Connection) -> None:
+    try:
+        if trial.memory is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (trial.memory, trial.memory))
+        row = measured(trial)
+    except providers.Unsupported as reason:
+        row = {"status": UNSUPPORTED, "reason": str(reason)}
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        row = {"status": OUT_OF_MEMORY, "reason": _line(error)}
+    except Exception as error:
+        lacks = "can't allocate memory" in str(error)
+        row = {"status": OUT_OF_MEMORY if lacks else FAILED, "reason": _line(error)}
+        if not lacks:
+            traceback.print_exc()
+    sender.send(row)
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def measured(trial: Trial) -> Row:
+    """Errors of the first call, seconds of the second, peaks of two more."""
+    torch.set_num_threads(trial.threads)
+    device = torch.device(trial.device)
+    problem = Problem.load(trial.problem, device)
+    provider = providers.registry(device)[trial.provider]
+    call = provider.prepare(problem, trial.direction)
+    found: Row = {"status": OK}
+    kept = []
+    found["first_call_s"] = measure.seconds_of(lambda: kept.append(call()))
+    outcome = kept.pop()
+    if not provider.is_floor:
+        found |= measure.errors(outcome, problem)
+    del outcome
+    # The first call may have compiled something.
+    found["call_s"] = measure.seconds_of(call)
+    if found["call_s"] > trial.limit_s:
+        reason = f"a call takes more than {trial.limit_s:.0f} s"
+        return found | {"status": TOO_SLOW, "reason": reason}
+    if provider.is_floor:
+        return found
+    found["peak_extra_bytes"] = measure.peak_extra_bytes(call, device)
+    if device.type == "cpu":
+        found["peak_rss_growth_bytes"] = measure.peak_rss_growth(call)
+    return found

@@ -1,0 +1,155 @@
+"""``bench plan``: how far the default plan is from the best that a search finds.
+
+Tile widths first, then the workspace and the threads at the best width; the best found is then
+measured again beside the default, so that it does not win by the luck of having been drawn often.
+
+Legend: N rows, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+
+from rao_kernels.engine import plan as engine_plan
+from rao_kernels.types import EngineOptions
+
+from . import measure
+from .cases import BOTH, OP, Head
+from .problems import DTYPES, Problem, Truth
+from .providers.ours import ALL_OF_IT, provider
+from .record import Row
+
+WIDTHS = (512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    head: Head
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"N={self.rows} D={self.head.size} V={self.head.vocabulary}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """None: what the default plan takes."""
+
+    width: int | None = None
+    workspace_bytes: int | None = None
+    threads: int | None = None
+
+
+# Each takes up to some seconds on two cores; together they span what the plan depends on.
+SHAPES = (
+    Shape(64, Head("", 512, 32768), "fp32"),
+    Shape(64, Head("", 4096, 128256), "bf16"),
+    Shape(256, Head("", 2048, 65536), "fp32"),
+    Shape(256, Head("", 1024, 262144), "bf16"),
+    Shape(1024, Head("", 1024, 131072), "bf16"),
+    Shape(2048, Head("", 576, 49152), "fp32"),
+    Shape(4096, Head("", 576, 49152), "bf16"),
+    Shape(16384, Head("", 512, 32768), "bf16"),
+)
+
+
+@contextmanager
+def tile_width(width: int | None) -> Iterator[None]:
+    """The engine's tiles have this width inside the block; None changes nothing."""
+    original = engine_plan.tile_width
+    if width is not None:
+        engine_plan.tile_width = lambda vocabulary, *_, **__: min(vocabulary, width)
+    try:
+        yield
+    finally:
+        engine_plan.tile_width = original
+
+
+def problem(shape: Shape, device: torch.device) -> Problem:
+    """Random operands; nothing here is compared with an answer."""
+    generator = torch.Generator().manual_seed(0)
+    head, dtype = shape.head, DTYPES[shape.dtype]
+    hidden = torch.randn(shape.rows, head.size, generator=generator)
+    weight = torch.randn(head.vocabulary, head.size, generator=generator) / head.size**0.5
+    targets = torch.randint(head.vocabulary, (shape.rows,), generator=generator)
+    upstream = torch.randn(shape.rows, generator=generator).to(device)
+    operands = (hidden.to(device, dtype), weight.to(device, dtype))
+    none = Truth(upstream, upstream, upstream)
+    return Problem(OP, None, *operands, none, targets.to(device), upstream)
+
+
+def run(problem: Problem, choice: Choice) -> None:
+    """One forward and backward."""
+    options: EngineOptions = {"workspace_bytes": choice.workspace_bytes}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(choice.threads or threads)
+        with tile_width(choice.width):
+            provider("", options).prepare(problem, BOTH)()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def medians(problem: Problem, choices: Sequence[Choice], rounds: int) -> dict[Choice, float]:
+    calls = {str(choice): partial(run, problem, choice) for choice in choices}
+    seconds = measure.interleaved(calls, rounds)
+    return {choice: median(seconds[str(choice)]) for choice in choices}
+
+
+def search(shape: Shape, device: torch.device, rounds: int) -> list[Row]:
+    """One row per choice tried, that of the best and that of the default last."""
+    made, threads = problem(shape, device), torch.get_num_threads()
+    widths = [Choice(width) for width in WIDTHS if width <= shape.head.vocabulary]
+    tried = medians(made, widths, rounds)
+    best = min(tried, key=tried.__getitem__)
+    others = [replace(best, workspace_bytes=size) for size in (0, ALL_OF_IT)]
+    if device.type == "cpu" and threads > 1:
+        others.append(replace(best, threads=1))
+    tried |= medians(made, [best, *others], rounds)
+    best = min(tried, key=tried.__getitem__)
+    rows = [_row(shape, choice, seconds, rounds) for choice, seconds in tried.items()]
+    last = 2 * rounds + 1
+    final = medians(made, [best, Choice()], last)
+    rows.append(_row(shape, best, final[best], last) | {"role": "best"})
+    over = final[Choice()] / final[best]
+    default = _row(shape, Choice(), final[Choice()], last)
+    return [*rows, default | {"role": "default", "default_over_best": over}]
+
+
+def _row(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Row:
+    workspace = choice.workspace_bytes
+    return {
+        "case": f"plan {shape.name}",
+        "dtype": str(DTYPES[shape.dtype]).removeprefix("torch."),
+        "direction": BOTH,
+        "provider": "rao_kernels",
+        "status": "ok",
+        "N": shape.rows,
+        "D": shape.head.size,
+        "V": shape.head.vocabulary,
+        "tile_width": choice.width,
+        "workspace": {None: "default", 0: "nothing"}.get(workspace, "everything"),
+        "threads": choice.threads or torch.get_num_threads(),
+        "role": "tried",
+        "median_s": seconds,
+        "rounds": rounds,
+    }
+
+
+def line(rows: Sequence[Row]) -> str:
+    """The outcome of a search in a line."""
+    best, default = rows[-2], rows[-1]
+    found = f"width {best['tile_width'] or 'default'}, keeps {best['workspace']}"
+    return (
+        f"{default['case']:<32} {default['dtype']:<9} default {default['median_s']:.4f} s, "
+        f"best {best['median_s']:.4f} s ({found}, {best['threads']} threads): "
+        f"{default['default_over_best']:.2f}x"
+    )

@@ -1,0 +1,271 @@
+"""The tensors of a case, and the float64 answers its providers are held to.
+
+Legend: N scored rows, V vocabulary, D hidden size, S sequences of T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rao_kernels import SequenceBatch
+from rao_kernels.losses import LOSSES
+
+from .cases import OP, Case
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SEQUENCES = 8  # four prompts with two responses each
+TILE = 16384  # words that are widened to float64 at a time
+# No reference for the pair losses: Liger takes none from a cache, and its own costs it a forward
+# more. KTO's small beta keeps its sigmoid off its ends all the same.
+HYPER: dict[str, dict[str, Any]] = {
+    "rao": {"beta": 0.1, "log_z0": 0.0},
+    "sigmoid": {"beta": 0.1},
+    "simpo": {"beta": 2.0, "gamma": 0.5},
+    "grpo": {},
+    "kto": {"beta": 1e-3},
+    "sft": {},
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """In float64: log-probs ``[N]`` or the loss; as float32: gradients.
+
+    slack: how far the errors of plain torch's log-probs could put a loss, to first order:
+    ``sum |dloss / dlogp| max |error|``. It may be nearer by luck.
+    """
+
+    value: Tensor
+    dhidden: Tensor
+    dweight: Tensor
+    slack: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """hidden ``[N, D]`` (of a loss ``[S, T, D]``), weight ``[V, D]``.
+
+    targets, upstream: ``[N]`` of the op, the gradient that comes from above among them.
+    input_ids, completion_mask: ``[S, T]`` of a loss, groups ``[S]``; inputs: what else it reads.
+    """
+
+    task: str
+    softcap: float | None
+    hidden: Tensor
+    weight: Tensor
+    truth: Truth
+    targets: Tensor
+    upstream: Tensor | None = None
+    input_ids: Tensor | None = None
+    completion_mask: Tensor | None = None
+    groups: Tensor | None = None
+    inputs: dict[str, Tensor] | None = None
+
+    @property
+    def batch(self) -> SequenceBatch:
+        assert self.input_ids is not None and self.completion_mask is not None
+        return SequenceBatch.from_padded(self.input_ids, self.completion_mask, groups=self.groups)
+
+    @property
+    def loss_inputs(self) -> dict[str, Tensor]:
+        assert self.inputs is not None
+        return self.inputs
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        return HYPER[self.task]
+
+    def save(self, path: Path) -> None:
+        torch.save({field.name: getattr(self, field.name) for field in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Problem:
+        """From a file, mapped rather than read; only its operands go to the device."""
+        problem = cls(**torch.load(path, mmap=True, weights_only=False))
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(cls)
+            if isinstance(value := getattr(problem, field.name), Tensor)
+        }
+        if problem.inputs is not None:
+            moved["inputs"] = {name: value.to(device) for name, value in problem.inputs.items()}
+        return replace(problem, **moved)
+
+
+def make(case: Case, device: str, shared: Path) -> Problem:
+    """The problem of a case at the size that suits the device; tensors are on the CPU."""
+    rows, dtype = case.rows[device], DTYPES[case.dtype]
+    if case.logits == "probe":
+        return probe(shared, dtype)
+    generator = torch.Generator().manual_seed(0)
+    head = case.head
+    weight = torch.randn(head.vocabulary, head.size, generator=generator) / head.size**0.5
+    if case.task == OP:
+        hidden = torch.randn(rows, head.size, generator=generator)
+        targets = torch.randint(head.vocabulary, (rows,), generator=generator)
+        return op_problem(hidden.to(dtype), weight.to(dtype), targets, head.softcap)
+    return loss_problem(case.task, weight.to(dtype), rows // SEQUENCES, case.prompt)
+
+
+def probe(shared: Path, dtype: torch.dtype) -> Problem:
+    """Real final hidden states of SmolLM2-135M-Instruct on preference data, and its tied head."""
+    from safetensors.torch import load_file
+
+    data = load_file(shared / "data" / "probe_train.safetensors")
+    head = load_file(shared / "models" / "smollm2-135m-instruct" / "embed.safetensors")
+    codes, scales = (head[f"model.embed_tokens.weight.{part}"] for part in ("q8", "d"))
+    blocks = codes.view(*scales.shape, -1).float() * scales.float()[..., None]
+    scored = data["labels"] != -100
+    weight = blocks.reshape(codes.shape).to(dtype)
+    return op_problem(data["hidden"][scored].to(dtype), weight, data["labels"][scored], None)
+
+
+def op_problem(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Problem:
+    """Any gradient may come from above: a normal one."""
+    generator = torch.Generator().manual_seed(0)
+    upstream = torch.randn(len(targets), generator=generator) / len(targets)
+    truth = _exact(hidden, weight, targets, softcap, lambda logps: (logps, upstream.double()))
+    return Problem(OP, softcap, hidden, weight, truth, targets, upstream)
+
+
+def loss_problem(task: str, weight: Tensor, length: int, prompt: bool) -> Problem:
+    """Pairs of responses of `length` tokens, after as long a prompt or a single first token.
+
+    All responses are as long as each other: padding would cost only those who compute it.
+    """
+    generator = torch.Generator().manual_seed(1)
+    start = length if prompt else 1
+    ids = torch.randint(len(weight), (SEQUENCES, start + length), generator=generator)
+    ids[1::2, :start] = ids[::2, :start]
+    hidden = torch.randn(*ids.shape, weight.shape[1], generator=generator).to(weight.dtype)
+    problem = Problem(
+        task,
+        None,
+        hidden,
+        weight,
+        Truth(hidden.new_zeros(()), hidden, weight),
+        targets=ids.new_empty(0),
+        input_ids=ids,
+        completion_mask=(torch.arange(ids.shape[1]) >= start).expand_as(ids).contiguous(),
+        groups=torch.arange(SEQUENCES) // 2,
+    )
+    return _with_truth(problem, generator)
+
+
+def _with_truth(problem: Problem, generator: torch.Generator) -> Problem:
+    """The problem, its inputs and its answer, from exact log-probs."""
+    batch, flat = problem.batch, problem.hidden.flatten(0, 1)
+    prompts = exact_logps(flat[batch.prompt_rows], problem.weight, batch.prompt_targets)
+    rows, targets = flat[batch.response_rows], batch.response_targets
+    inputs, slack = dict[str, Tensor](), 0.0
+
+    def loss_of(logps: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal slack
+        off = plain_logps(rows, problem.weight, targets, None).double() - logps
+        inputs.update(_inputs(problem, logps, prompts, generator))
+        given = batch.row_loss_inputs(logps.requires_grad_(), prompts, **inputs)
+        loss = LOSSES[problem.task](given, **problem.hyper).loss
+        (dlogps,) = torch.autograd.grad(loss, logps)
+        slack = float(dlogps.abs().sum() * off.abs().max())
+        return loss.detach(), dlogps
+
+    truth = _exact(rows, problem.weight, targets, None, loss_of)
+    dhidden = torch.zeros(flat.shape).index_copy(0, batch.response_rows, truth.dhidden)
+    truth = replace(truth, dhidden=dhidden.view(problem.hidden.shape), slack=slack)
+    return replace(problem, truth=truth, inputs=inputs)
+
+
+def _inputs(
+    problem: Problem, logps: Tensor, prompts: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What the loss reads beside log-probs: a reference and an old policy near the current one."""
+    batch = problem.batch
+    found = batch.row_loss_inputs(logps, prompts)
+    zeros = torch.zeros(SEQUENCES)
+    preferred = torch.arange(SEQUENCES) % 2 == 0
+    if problem.task == "rao":
+        return {
+            "rewards": torch.randn(SEQUENCES, generator=generator),
+            "ref_logps": found.logps.float() - 5 * torch.randn(SEQUENCES, generator=generator),
+            "ref_prompt_logps": found.require("prompt_logps").float() + 1.0,
+        }
+    if problem.task == "grpo":
+        old = torch.zeros(problem.completion_mask.numel())  # type: ignore[union-attr]
+        # Ratios that are not clipped: rows without a gradient may be skipped.
+        noise = 0.04 * torch.randn(len(logps), generator=generator)
+        old[batch.response_rows] = logps.float() + noise
+        shape = batch.token_shape
+        advantages = torch.randn(SEQUENCES, generator=generator)
+        return {"advantages": advantages, "old_token_logps": old.view(shape)}
+    if problem.task == "kto":
+        references = ("ref_logps", "kl_logps", "ref_kl_logps")
+        return {"preferred": preferred, **dict.fromkeys(references, zeros)}
+    if problem.task == "sigmoid":
+        return {"preferred": preferred, "ref_logps": zeros}
+    return {"preferred": preferred} if problem.task == "simpo" else {}
+
+
+def plain_logps(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    """``[N]`` as a model and its trainer have it: logits and their softcap in the operands' dtype,
+    log_softmax in fp32, gather."""
+    logits = capped(hidden @ weight.T, softcap).float()
+    return torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _tiles(weight: Tensor) -> list[slice]:
+    return [slice(start, start + TILE) for start in range(0, len(weight), TILE)]
+
+
+def _exact_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    """``[N, V]`` in float64; the weight is widened by and by."""
+    rows = hidden.double()
+    logits = torch.empty(len(rows), len(weight), dtype=torch.float64)
+    for tile in _tiles(weight):
+        logits[:, tile] = rows @ weight[tile].double().T
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
+
+
+def exact_logps(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """``[N]`` log-probs of the targets in float64."""
+    logits = _exact_logits(hidden, weight, softcap)
+    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+
+
+def _exact(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    value_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Truth:
+    """The answer for a value of the log-probs; `value_of` gives it and its gradient ``[N]``."""
+    logits = _exact_logits(hidden, weight, softcap)
+    log_sum = logits.logsumexp(1)
+    logps = logits.gather(1, targets[:, None]).squeeze(1) - log_sum
+    value, dlogps = value_of(logps)
+    slope = None if softcap is None else 1 - (logits / softcap).square()
+    dz = logits.sub_(log_sum[:, None]).exp_().neg_()
+    dz.scatter_add_(1, targets[:, None], dz.new_ones(len(targets), 1))
+    dz *= dlogps[:, None]
+    if slope is not None:
+        dz *= slope
+    rows, dhidden = hidden.double(), torch.zeros(hidden.shape, dtype=torch.float64)
+    dweight = torch.empty(weight.shape)
+    for tile in _tiles(weight):
+        dhidden += dz[:, tile] @ weight[tile].double()
+        dweight[tile] = (dz[:, tile].T @ rows).float()
+    return Truth(value, dhidden.float(), dweight)

@@ -1,0 +1,33 @@
+"""TRL: log-probs out of full logits, and its chunked function (the trainers' since 1.15)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problems import capped
+from ._interface import LogProbs, Provider
+
+
+def _selective(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    from trl.trainer.utils import selective_log_softmax
+
+    found: Tensor = selective_log_softmax(capped(hidden @ weight.T, softcap), targets)
+    return found
+
+
+def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    """As `add_fused_lm_head` calls it, but for the optional outputs, which cost it time."""
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
+
+    found: Tensor = _ChunkedLogProbFunction.apply(
+        hidden, weight, None, targets, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, softcap, 1.0, ()
+    )[0]
+    return found
+
+
+def providers(device: torch.device) -> list[Provider]:
+    return [
+        Provider("TRL selective_log_softmax", LogProbs(_selective).prepare, ("trl",)),
+        Provider("TRL chunked log-probs", LogProbs(_chunked).prepare, ("trl",)),
+    ]

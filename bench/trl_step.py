@@ -1,0 +1,168 @@
+"""A DPO step of TRL before and after ``rao_kernels.integrations.trl.enable()``.
+
+A two-layer model under a head the size of SmolLM2's: nearly all of the step is the head.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import measure
+from .cases import BOTH
+from .problems import DTYPES
+from .providers import Outcome
+from .record import Row
+
+SUITE = "trl"
+WITHOUT, WITH = "TRL", "TRL + rao_kernels"
+
+
+@dataclass(frozen=True)
+class Size:
+    """pairs in a batch, tokens of a prompt and of an answer; the model's width and vocabulary."""
+
+    pairs: int = 4
+    prompt: int = 64
+    answer: int = 128
+    hidden: int = 576
+    vocabulary: int = 49152
+    heads: int = 9
+
+    @property
+    def case(self) -> str:
+        tokens = self.prompt + self.answer
+        return (
+            f"TRL DPO step, {2 * self.pairs} x {tokens} tokens, 2 layers, "
+            f"D={self.hidden} V={self.vocabulary}"
+        )
+
+
+def _model(size: Size, dtype: torch.dtype) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=2 * size.hidden,
+        num_hidden_layers=2,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=1024,
+        initializer_range=1 / size.hidden**0.5,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def _tokenizer(vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+def _rows(size: Size) -> list[dict[str, str]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def text(count: int) -> str:
+        ids = torch.randint(2, size.vocabulary, (count,), generator=generator)
+        return " ".join(f"w{number}" for number in ids.tolist())
+
+    answers = [(text(size.prompt), text(size.answer), text(size.answer)) for _ in range(size.pairs)]
+    return [{"prompt": a, "chosen": f" {b}", "rejected": f" {c}"} for a, b, c in answers]
+
+
+def _trainer(size: Size, dtype: torch.dtype, folder: str) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        folder,
+        per_device_train_batch_size=size.pairs,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        max_length=None,
+    )
+    return DPOTrainer(
+        _model(size, dtype),
+        args=config,
+        train_dataset=Dataset.from_list(_rows(size)),
+        processing_class=_tokenizer(size.vocabulary),
+    )
+
+
+def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
+    """Loss and gradients of one batch; the gradient of the tied head stands for all."""
+    from rao_kernels.integrations import trl
+
+    (trl.enable if enabled else trl.disable)()
+    try:
+        trainer.model.zero_grad(set_to_none=True)
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        return Outcome(loss.detach(), None, trainer.model.lm_head.weight.grad)
+    finally:
+        trl.disable()
+
+
+def measured(rounds: int, size: Size | None = None, dtype: str = "bf16") -> list[Row]:
+    """A row before and one after; "wrong" where the gradients differ by more than rounding."""
+    size = size or Size()
+    with tempfile.TemporaryDirectory(prefix="rao-bench-") as folder:
+        trainer = _trainer(size, DTYPES[dtype], folder)
+        batch = next(iter(trainer.get_train_dataloader()))
+        calls = {
+            name: partial(_step, trainer, batch, enabled=name == WITH) for name in (WITHOUT, WITH)
+        }
+        outcomes = {name: call() for name, call in calls.items()}
+        rows = {name: _about(size, dtype, name) for name in calls}
+        rows[WITH] |= _difference(outcomes[WITHOUT], outcomes[WITH], DTYPES[dtype])
+        times = measure.interleaved(calls, rounds)
+        for name, call in calls.items():
+            rows[name] |= measure.spread(times[name]) | {"rounds": rounds}
+            rows[name]["peak_extra_bytes"] = measure.peak_extra_bytes(call, torch.device("cpu"))
+            rows[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(call)
+        return list(rows.values())
+
+
+def _about(size: Size, dtype: str, name: str) -> Row:
+    return {
+        "suite": SUITE,
+        "case": size.case,
+        "task": "trainer",
+        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        "N": 2 * size.pairs * size.answer,
+        "D": size.hidden,
+        "V": size.vocabulary,
+        "direction": BOTH,
+        "provider": name,
+        "status": "ok",
+    }
+
+
+def _difference(before: Outcome, after: Outcome, dtype: torch.dtype) -> Row:
+    """TRL rounds logits to the model's dtype, the op does not: some roundings may lie between."""
+    assert before.dweight is not None and after.dweight is not None
+    a, b = before.dweight.double(), after.dweight.double()
+    off = float((a - b).norm() / a.norm())
+    found: Row = {
+        "gradient_difference": off,
+        "loss_difference": float((before.value - after.value).abs()),
+    }
+    limit = 8 * torch.finfo(dtype).eps
+    return found if off <= limit else found | {"status": "wrong", "reason": f"above {limit:.1e}"}

@@ -1,0 +1,74 @@
+"""The program, and the command that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import plan, program, providers, trl_step
+from bench.cases import CASES, SUITES, Head
+from rao_kernels.cli.main import main
+from rao_kernels.engine import plan as engine_plan
+
+from .test_rows import write
+from .tiny import row
+
+
+def test_a_missing_peer_is_a_failed_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(providers, "missing", lambda needs: {"liger-kernel": ["Liger"]})
+    assert program.main(["--suites", "rows"]) == 2
+    said = capsys.readouterr().err
+    assert "liger-kernel is not installed; needed by: Liger" in said and "[bench]" in said
+
+
+def test_the_command_gives_the_programs_status(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.jsonl", [row("rao_kernels", 1.0)])
+    after = write(tmp_path / "b.jsonl", [row("rao_kernels", 2.0)])
+    assert main(["bench", "compare", str(before), str(before)]) == 0
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "compare", str(before), str(after)])
+    assert stopped.value.code == 1
+
+
+def test_a_case_without_data_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    probe = next(case for case in CASES if case.logits == "probe")
+    assert not program._has_data(probe, Path("/nowhere"))
+    assert "left out" in capsys.readouterr().err
+
+
+def test_cases_have_different_names() -> None:
+    names = [(case.suite, case.name("cpu"), case.dtype) for case in CASES]
+    assert len(set(names)) == len(names) and SUITES[0] == "readme"
+
+
+def test_tile_width_is_put_back() -> None:
+    before = engine_plan.tile_width
+    with plan.tile_width(32):
+        assert engine_plan.tile_width(96, "cpu") == 32
+    with plan.tile_width(None):
+        assert engine_plan.tile_width is before
+    assert engine_plan.tile_width is before
+
+
+def test_plan_search() -> None:
+    shape = plan.Shape(8, Head("", 16, 2048), "bf16")
+    *tried, best, default = plan.search(shape, torch.device("cpu"), 1)
+    assert {one["tile_width"] for one in tried} == {512, 1024, 2048}
+    assert {one["workspace"] for one in tried} == {"default", "nothing", "everything"}
+    assert best["role"] == "best" and default["role"] == "default"
+    ratio = default["median_s"] / best["median_s"]
+    assert default["default_over_best"] == pytest.approx(ratio)
+    assert "default" in plan.line([*tried, best, default])
+
+
+def test_a_step_of_trl_before_and_after() -> None:
+    pytest.importorskip("trl", reason="TRL is not installed")
+    size = trl_step.Size(pairs=2, prompt=3, answer=5, hidden=16, vocabulary=64, heads=2)
+    before, after = trl_step.measured(2, size, "fp32")
+    assert after["status"] == "ok" and after["gradient_difference"] < 1e-5
+    assert before["provider"] == "TRL" and before["N"] == 20
+    assert before["peak_extra_bytes"] > 0 and before["rounds"] == 2

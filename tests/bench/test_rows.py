@@ -1,0 +1,129 @@
+"""What is made of rows: comparison, README tables, pictures, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import compare, readme, record, table
+from bench.trl_step import WITH, WITHOUT
+
+from .tiny import row
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def test_a_slower_run_is_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write(tmp_path / "a.jsonl", [row("bare GEMMs", 1.0), row("rao_kernels", 1.0)])
+    # Twice as slow a machine: the ratio to the products is what counts.
+    same = row("rao_kernels", 2.0, ratio_to_gemms=1.05)
+    assert compare.compare(before, write(tmp_path / "b.jsonl", [same]), 1.1, False) == 0
+    slower = write(tmp_path / "c.jsonl", [row("rao_kernels", 1.0, ratio_to_gemms=1.2)])
+    assert compare.compare(before, slower, 1.1, False) == 1
+    assert "WORSE time" in capsys.readouterr().out
+    assert compare.compare(before, slower, 1.3, False) == 0
+
+
+def test_more_memory_and_a_lost_status_are_regressions(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.jsonl", [row("rao_kernels", 1.0)])
+    larger = write(tmp_path / "b.jsonl", [row("rao_kernels", 1.0, peak_extra_bytes=9 << 20)])
+    wrong = write(tmp_path / "c.jsonl", [row("rao_kernels", 1.0, status="wrong")])
+    assert compare.compare(before, larger, 1.1, False) == 1
+    assert compare.compare(before, wrong, 1.1, False) == 1
+    assert compare.compare(wrong, before, 1.1, False) == 0
+
+
+def test_another_library_is_no_regression_of_ours(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.jsonl", [row("plain torch", 1.0), row("rao_kernels", 1.0)])
+    after = write(tmp_path / "b.jsonl", [row("plain torch", 9.0), row("rao_kernels", 1.0)])
+    assert compare.compare(before, after, 1.1, True) == 0
+
+
+def test_nothing_in_common(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.jsonl", [row("rao_kernels", 1.0)])
+    after = write(tmp_path / "b.jsonl", [row("rao_kernels", 1.0, device="another")])
+    assert compare.compare(before, after, 1.1, False) == 2
+
+
+def test_the_later_of_two_rows_counts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [row("rao_kernels", 1.0), row("rao_kernels", 3.0)])
+    assert [one["median_s"] for one in record.read(path)] == [3.0]
+
+
+def test_the_newest_file_is_the_one_written_last(tmp_path: Path) -> None:
+    write(tmp_path / "2026-01-01-fff.jsonl", [row("a", 1.0, time="01:00:00")])
+    late = write(tmp_path / "2026-01-01-aaa.jsonl", [row("a", 2.0, time="02:00:00")])
+    assert record.newest(tmp_path) == late
+    assert record.read(tmp_path)[0]["median_s"] == 2.0
+
+
+def test_readme_tables() -> None:
+    place = readme.README.parent / "rows.jsonl"
+    rows = [
+        row("rao_kernels", 0.5),
+        row("plain torch", 1.0),
+        row("Liger chunked losses", 0.0, status="unsupported"),
+        row("TRL chunked log-probs", 0.0, status="wrong", reason="errors above 2.0"),
+    ]
+    for one in rows[2:]:
+        del one["median_s"]
+    text = "\n\n".join([readme._head(rows, place), readme._full(rows), *readme._rest(rows)])
+    assert "| plain torch | 1.000 | 1.00 | 1.0e-03 | 1.0e-03 | 1.0e-03 | 8 |" in text
+    assert "| 0.500 | 0.50 |  | 2.00x |" in text
+    assert "Not timed: TRL chunked log-probs: wrong (errors above 2.0)." in text
+    assert "Liger" not in text
+
+
+def test_readme_tells_of_the_step_of_trl() -> None:
+    steps = [row(WITHOUT, 4.0, suite="trl"), row(WITH, 1.0, suite="trl")]
+    assert "4.00 s and 8 MiB with TRL 1.16.0 alone, 1.00 s" in readme._trl(steps)
+    assert readme._trl(steps[:1]) == ""
+
+
+def test_filled() -> None:
+    text = f"before {readme.BEGIN}old{readme.END} after"
+    assert readme.filled(text, "new\n") == f"before {readme.BEGIN}new\n{readme.END} after"
+
+
+def test_table_of_a_case() -> None:
+    from rich.console import Console
+
+    console = Console(width=150, record=True)
+    slow = row("slow", 0.0, status="too slow", call_s=31.0, reason="more than 20 s")
+    del slow["median_s"]
+    timed = [row("rao_kernels", 0.5, q10_s=0.4, q90_s=0.6), row("b", 1.0, q10_s=1.0, q90_s=1.0)]
+    table.show([slow, *timed], console)
+    text = console.export_text()
+    assert text.index("rao_kernels") < text.index("too slow (31.0 s)")
+    assert "0.4000 .. 0.6000" in text and "2.00" in text
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from bench.plot import draw
+
+    rows = [
+        row(provider, seconds * size, suite=suite, N=8 * size, V=96 * size)
+        for suite in ("readme", "rows", "vocabulary")
+        for provider, seconds in (("rao_kernels", 1.0), ("plain torch", 2.0))
+        for size in (1, 2)
+    ]
+    draw(rows, tmp_path / "all.png")
+    draw(rows[:1], tmp_path / "one.png")
+    assert (tmp_path / "all.png").stat().st_size > (tmp_path / "one.png").stat().st_size > 10_000
+
+
+def test_written_rows_carry_the_surroundings(tmp_path: Path) -> None:
+    import torch
+
+    facts = record.surroundings(torch.device("cpu"))
+    path = record.write([row("a", 1.0)], tmp_path, facts)
+    found = json.loads(path.read_text())
+    assert {"device", "isa", "torch", "packages", "commit", "time"} <= set(found)
+    assert path.name == f"{facts['date']}-{facts['commit']}.jsonl"
