@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from . import (
+    grao,
     group,
     pairwise,
     pointwise_pairs,
-    policy_gradient,
+    policy_clipped,
+    policy_weighted,
     rao,
     reference_free,
     regression,
@@ -29,7 +31,9 @@ LOSSES = LossTable(
         *group.ROWS,
         *reference_free.ROWS,
         *unpaired.ROWS,
-        *policy_gradient.ROWS,
+        *policy_clipped.ROWS,
+        *policy_weighted.ROWS,
+        *grao.ROWS,
         *sft.ROWS,
     )
 )

@@ -10,8 +10,8 @@ probability to the sampling policy's, A the advantage.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,15 @@ from torch import Tensor
 from ..errors import InputError
 from ..segments import segment_sum
 from ._inputs import LossInputs
-from ._terms import Terms, check_positive, group_sum, per_token, weighted_mean
+from ._spec import LossSpec, Unit
+from ._terms import (
+    Terms,
+    check_positive,
+    group_sum,
+    per_token,
+    sequence_weights,
+    weighted_mean,
+)
 from .modifiers import MAX_EXPONENT, expm1
 
 Mean = Callable[[Tensor, LossInputs], Tensor]
@@ -137,6 +145,11 @@ def leave_one_out(rewards: Tensor, inputs: LossInputs) -> Tensor:
     deviation = centred(rewards, inputs)
     count = group_sum(torch.ones_like(deviation), inputs)
     return deviation * count / (count - 1).clamp(min=1)
+
+
+def standardized_advantages(inputs: LossInputs, **options: Unpack[StdOptions]) -> Tensor:
+    """``[N]`` advantages given, or standardised rewards."""
+    return advantages_of(inputs, lambda: standardized(inputs.require("rewards"), inputs, **options))
 
 
 # Surrogates ``[N]``.
@@ -258,3 +271,48 @@ def token_mean(values: Tensor) -> Tensor:
     """Mean over tokens; 0 without one."""
     values = values.double()
     return weighted_mean(values, torch.ones_like(values))
+
+
+# Rows of the table.
+
+STD = {"eps": 1e-4, "population_std": False}
+SOFT = {"kl_beta": 0.0, **STD}
+PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, "kl_beta": 0.0}
+GROUPED = {**PPO, **STD}
+STD_NOTE = (
+    "Advantages: eps 1e-4 beside the sample's standard deviation is TRL's; verl has 1e-6, HALOs "
+    "1e-2 beside the population's (`population_std=True`). Others, such as TRL's "
+    "scale_rewards='batch', are given as `advantages`, which win over rewards."
+)
+DUAL_NOTE = (
+    "`dual_clip` is verl's clip_ratio_c (3.0), and TRL's and Liger's delta where that is above "
+    "1 + clip_high."
+)
+KL_NOTE = (
+    "The k3 penalty is off unless kl_beta is given, also with a reference; the GRPO paper has "
+    "0.04. verl holds its exponent at 20 and its value at 10, without gradient beyond; here "
+    "exponentials, ratios among them, go on as their tangent from 70."
+)
+
+
+def row(
+    name: str,
+    unit: Unit,
+    terms: Callable[..., Terms],
+    defaults: Mapping[str, Any],
+    paper: str,
+    *notes: str,
+) -> LossSpec:
+    """A loss with advantages given or formed from rewards, and the k3 penalty."""
+    return LossSpec(
+        name=name,
+        unit=unit,
+        terms=terms,
+        weights=sequence_weights if unit == "sequence" else token_weights,
+        needs=("advantages|rewards", "ref_token_logps"),
+        optional=("groups", "old_token_logps"),
+        defaults=defaults,
+        paper=paper,
+        waived={"ref_token_logps": (("kl_beta", 0.0),)},
+        notes=notes,
+    )

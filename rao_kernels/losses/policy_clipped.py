@@ -1,0 +1,267 @@
+"""Policy gradients with PPO's clipped surrogate, at the level of tokens or of sequences.
+
+Legend: rho_t ratio of the policy's probability of token t to the sampling policy's, A_i advantage
+of response i, r_i its reward, mean_g and std_g over the responses to one prompt, clip(x) into
+``[1 - clip_low, 1 + clip_high]``, l_t log-probability, sg without gradient.
+Every loss takes advantages where they are given and else forms them from the rewards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from . import _policy as policy
+from ._inputs import LossInputs
+from ._policy import ClipOptions, GroupOptions, Mean, PolicyOptions
+from ._spec import REFERENCE, LossSpec
+from ._terms import Terms, check_positive, log_ratios, sequence_weights
+
+
+def ppo(
+    inputs: LossInputs,
+    *,
+    value_coef: float,
+    value_clip: float | None,
+    **options: Unpack[PolicyOptions],
+) -> Terms:
+    """PPO: ``-min(rho_t A_t, clip(rho_t) A_t) + value_coef E_t``, mean over tokens.
+
+    ``E = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2`` with the
+    value model's V and the returns R (arXiv 1707.06347).
+    """
+    advantages = policy.spread(inputs.require("advantages"), inputs).detach()
+    terms = _clipped(inputs, policy.token_log_ratios(inputs), advantages, policy.tokens, **options)
+    if value_coef == 0:
+        return terms
+    errors = _value_errors(inputs, value_clip)
+    metrics = {**terms.metrics, "value_loss": policy.token_mean(errors)}
+    return Terms(terms.values + check_positive("value_coef", value_coef) * errors, metrics)
+
+
+def _value_errors(inputs: LossInputs, value_clip: float | None) -> Tensor:
+    """``[N]`` half the squared error of the values, pessimistic about leaving the old ones."""
+    values = policy.spread(inputs.require("values"), inputs)
+    returns = inputs.require("returns").detach().double()
+    squared = (values - returns).square()
+    if value_clip is None:
+        return squared / 2
+    check_positive("value_clip", value_clip)
+    old = (values if inputs.old_values is None else inputs.old_values.double()).detach()
+    held = old + (values - old).clamp(-value_clip, value_clip)
+    return torch.maximum(squared, (held - returns).square()) / 2
+
+
+def grpo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
+    """GRPO: ``mean_t -min(rho_t A_i, clip(rho_t) A_i)``, mean over sequences.
+
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2402.03300).
+    """
+    return _grouped(inputs, policy.token_log_ratios(inputs), policy.sequence_means, **options)
+
+
+def dr_grpo(
+    inputs: LossInputs, *, max_completion_length: float | None, **options: Unpack[PolicyOptions]
+) -> Terms:
+    """Dr. GRPO: ``sum_t -min(rho_t A_i, clip(rho_t) A_i) / L``, mean over sequences.
+
+    ``A_i = r_i - mean_g(r)``; L is `max_completion_length`, 1 for None (arXiv 2503.20783).
+    """
+    length = 1.0 if max_completion_length is None else max_completion_length
+    check_positive("max_completion_length", length)
+
+    def mean(values: Tensor, inputs: LossInputs) -> Tensor:
+        return policy.sequence_sums(values, inputs) / length
+
+    advantages = policy.advantages_of(
+        inputs, lambda: policy.centred(inputs.require("rewards"), inputs)
+    )
+    return _clipped(inputs, policy.token_log_ratios(inputs), advantages, mean, **options)
+
+
+def dapo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
+    """DAPO: ``-min(rho_t A_i, clip(rho_t) A_i)``, mean over tokens.
+
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2503.14476).
+    """
+    return _grouped(inputs, policy.token_log_ratios(inputs), policy.tokens, **options)
+
+
+def bnpo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
+    """BNPO: ``-min(rho_t A_i, clip(rho_t) A_i)``, mean over the tokens of this batch.
+
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``. A normaliser counts sequences: several batches
+    under one give the mean of their means.
+    """
+    return _grouped(inputs, policy.token_log_ratios(inputs), policy.batch_token_means, **options)
+
+
+def gspo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
+    """GSPO: ``-min(s_i A_i, clip(s_i) A_i)``, mean over sequences.
+
+    ``s_i = exp(mean_t log rho_t)``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``
+    (arXiv 2507.18071).
+    """
+    return _grouped(inputs, policy.mean_log_ratios(inputs), policy.sequence_means, **options)
+
+
+def luspo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
+    """LUSPO: ``-n_i min(s_i A_i, clip(s_i) A_i)``, mean over sequences of n_i tokens.
+
+    ``s_i = exp(mean_t log rho_t)``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``
+    (arXiv 2602.05261).
+    """
+    return _grouped(inputs, policy.mean_log_ratios(inputs), policy.sequence_sums, **options)
+
+
+def rloo(inputs: LossInputs, *, kl_beta: float, **clip: Unpack[ClipOptions]) -> Terms:
+    """RLOO: ``-min(w_i A_i, clip(w_i) A_i)``, mean over sequences.
+
+    ``w_i = exp(sum_t log rho_t)``; ``A_i = R_i - mean of the others' R`` in the group;
+    ``R_i = r_i - kl_beta log(pi_old / pi_ref)`` (arXiv 2402.14740).
+    """
+    if kl_beta != 0 and inputs.advantages is not None:
+        raise InputError("kl_beta", "0 with advantages given: a penalty is part of them", kl_beta)
+    advantages = policy.advantages_of(
+        inputs, lambda: policy.leave_one_out(_penalized_rewards(inputs, kl_beta), inputs)
+    )
+    ratios = policy.sequence_log_ratios(inputs)
+    return _clipped(inputs, ratios, advantages, policy.sequence_means, kl_beta=0.0, **clip)
+
+
+def _penalized_rewards(inputs: LossInputs, kl_beta: float) -> Tensor:
+    """``[S]`` rewards less the sampling policy's log-ratio to the reference."""
+    rewards = inputs.require("rewards").double()
+    if kl_beta == 0:
+        return rewards
+    sampled = replace(inputs, token_logps=policy.old_token_logps(inputs))
+    return rewards - check_positive("kl_beta", kl_beta) * log_ratios(sampled)
+
+
+def _grouped(
+    inputs: LossInputs,
+    ratios: Tensor,
+    mean: Mean,
+    *,
+    eps: float,
+    population_std: bool,
+    **options: Unpack[PolicyOptions],
+) -> Terms:
+    """`_clipped` with standardised rewards for advantages."""
+    advantages = policy.standardized_advantages(inputs, eps=eps, population_std=population_std)
+    return _clipped(inputs, ratios, advantages, mean, **options)
+
+
+def _clipped(
+    inputs: LossInputs,
+    ratios: Tensor,
+    advantages: Tensor,
+    mean: Mean,
+    *,
+    kl_beta: float,
+    **clip: Unpack[ClipOptions],
+) -> Terms:
+    """PPO's surrogate of log-ratios and advantages ``[N]``, reduced by `mean`."""
+    surrogate = policy.clipped(ratios, advantages, **clip)
+    bounds = policy.log_bounds(clip["clip_low"], clip["clip_high"])
+    metrics = policy.ratio_metrics(ratios, advantages, *bounds)
+    return policy.policy_terms(inputs, surrogate, mean, kl_beta=kl_beta, metrics=metrics)
+
+
+ROWS: tuple[LossSpec, ...] = (
+    LossSpec(
+        name="ppo",
+        unit="token",
+        terms=ppo,
+        weights=policy.token_weights,
+        needs=("advantages", "values", "returns", "ref_token_logps"),
+        optional=("old_token_logps", "old_values"),
+        defaults={**policy.PPO, "value_coef": 0.1, "value_clip": 0.2},
+        paper="Proximal Policy Optimization, arXiv 1707.06347",
+        waived={
+            "values": (("value_coef", 0.0),),
+            "returns": (("value_coef", 0.0),),
+            "ref_token_logps": (("kl_beta", 0.0),),
+        },
+        notes=(
+            "Advantages and returns come from the rollout: the reward with its KL penalty, "
+            "generalised advantage estimation and whitening are not part of the loss. value_coef "
+            "0.1 and value_clip 0.2 are TRL's; `value_clip=None` is the plain squared error, "
+            "`value_coef=0` the policy's part alone.",
+            policy.DUAL_NOTE,
+        ),
+    ),
+    policy.row(
+        "grpo",
+        "sequence",
+        grpo,
+        policy.GROUPED,
+        "Group Relative Policy Optimization, arXiv 2402.03300",
+        policy.STD_NOTE,
+        policy.KL_NOTE,
+        policy.DUAL_NOTE,
+    ),
+    policy.row(
+        "dr_grpo",
+        "sequence",
+        dr_grpo,
+        {**policy.PPO, "max_completion_length": None},
+        "Dr. GRPO, arXiv 2503.20783",
+        "The paper's equation sums over tokens; TRL, Liger and the authors' code divide by the "
+        "generation budget: give it as `max_completion_length`.",
+    ),
+    policy.row(
+        "dapo",
+        "token",
+        dapo,
+        {**policy.GROUPED, "clip_high": 0.28},
+        "DAPO, arXiv 2503.14476",
+        "Overlong and dynamic sampling are a matter of the data. TRL's and Liger's epsilon_high "
+        "is epsilon (0.2) unless given.",
+    ),
+    policy.row(
+        "bnpo",
+        "sequence",
+        bnpo,
+        policy.GROUPED,
+        "GRPO with a mean over the batch's tokens, as TRL's bnpo",
+        "The paper of that name (arXiv 2506.02864) is about another advantage. Each micro-batch "
+        "counts by its sequences here, each the same in TRL.",
+    ),
+    policy.row(
+        "gspo",
+        "sequence",
+        gspo,
+        {**policy.GROUPED, "clip_low": 3e-4, "clip_high": 4e-4},
+        "Group Sequence Policy Optimization, arXiv 2507.18071",
+        "TRL: loss_type='grpo' with importance_sampling_level='sequence'.",
+    ),
+    policy.row(
+        "luspo",
+        "sequence",
+        luspo,
+        {**policy.GROUPED, "clip_low": 2e-3, "clip_high": 2.5e-3},
+        "Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261",
+        "As TRL with importance_sampling_level='sequence'. Liger has the same without a KL "
+        "penalty; with one it averages the penalty over padded positions too.",
+    ),
+    LossSpec(
+        name="rloo",
+        unit="sequence",
+        terms=rloo,
+        weights=sequence_weights,
+        needs=("advantages|rewards", REFERENCE),
+        optional=("groups", "old_token_logps"),
+        defaults=policy.PPO,
+        paper="REINFORCE Leave-One-Out, arXiv 2402.14740",
+        waived={REFERENCE: (("kl_beta", 0.0),)},
+        notes=(
+            "The penalty is part of the reward, as in the paper and TRL (its beta is 0.05), not "
+            "added to the loss. The clip is TRL's; on policy it does nothing.",
+        ),
+    ),
+)

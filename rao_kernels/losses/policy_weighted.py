@@ -1,0 +1,176 @@
+"""Policy gradients whose ratio is held in other ways than by PPO's clip.
+
+Legend: rho_t ratio of the policy's probability of token t to the sampling policy's, A_i advantage
+of response i, r_i its reward, mean_g and std_g over the responses to one prompt, clip(x) into
+``[1 - clip_low, 1 + clip_high]``, l_t log-probability, sg without gradient.
+Every loss takes advantages where they are given and else forms them from the rewards.
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from . import _policy as policy
+from ._inputs import LossInputs
+from ._policy import StdOptions
+from ._spec import LossSpec
+from ._terms import Terms, check_positive
+
+
+def gmpo(
+    inputs: LossInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_beta: float,
+    **options: Unpack[StdOptions],
+) -> Terms:
+    """GMPO: ``-A_i exp(mean_t k_t)``, mean over sequences.
+
+    ``k_t = min(log rho_t, clip_high)`` where A_i >= 0, else ``max(log rho_t, -clip_low)``;
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2507.20673).
+    """
+    low, high = -policy.check_clip("clip_low", clip_low), policy.check_clip("clip_high", clip_high)
+    advantages = policy.standardized_advantages(inputs, **options)
+    ratios = policy.token_log_ratios(inputs)
+    held = policy.one_sided(ratios, advantages, low, high)
+    geometric_mean = policy.ratio(policy.sequence_means(held, inputs)[inputs.segments])
+    metrics = policy.ratio_metrics(ratios, advantages, low, high)
+    return policy.policy_terms(
+        inputs,
+        -advantages * geometric_mean,
+        policy.sequence_means,
+        kl_beta=kl_beta,
+        metrics=metrics,
+    )
+
+
+def cispo(
+    inputs: LossInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_beta: float,
+    **options: Unpack[StdOptions],
+) -> Terms:
+    """CISPO: ``-sg(clip(rho_t)) A_i l_t``, mean over tokens.
+
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2506.13585).
+    """
+    low, high = policy.log_bounds(clip_low, clip_high)
+    advantages = policy.standardized_advantages(inputs, **options)
+    ratios = policy.token_log_ratios(inputs).detach()
+    weights = policy.ratio(ratios.clamp(low, high))
+    surrogate = -weights * advantages * inputs.token_logps.double()
+    metrics = {
+        "ratio/mean": policy.token_mean(policy.ratio(ratios)),
+        "clip_ratio/low_mean": policy.token_mean(ratios < low),
+        "clip_ratio/high_mean": policy.token_mean(ratios > high),
+    }
+    return policy.policy_terms(inputs, surrogate, policy.tokens, kl_beta=kl_beta, metrics=metrics)
+
+
+def sapo(
+    inputs: LossInputs,
+    *,
+    temperature_pos: float,
+    temperature_neg: float,
+    kl_beta: float,
+    **options: Unpack[StdOptions],
+) -> Terms:
+    """SAPO: ``mean_t -(4 / T) sigmoid(T (rho_t - 1)) A_i``, mean over sequences.
+
+    T is `temperature_pos` where A_i > 0, else `temperature_neg`;
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2511.20347).
+    """
+    check_positive("temperature_pos", temperature_pos)
+    check_positive("temperature_neg", temperature_neg)
+    advantages = policy.standardized_advantages(inputs, **options)
+    ratios = policy.token_log_ratios(inputs)
+    temperature = _choose(advantages > 0, temperature_pos, temperature_neg)
+    gate = 4 / temperature * (temperature * (policy.ratio(ratios) - 1)).sigmoid()
+    metrics = {"ratio/mean": policy.token_mean(policy.ratio(ratios))}
+    return policy.policy_terms(
+        inputs, -gate * advantages, policy.sequence_means, kl_beta=kl_beta, metrics=metrics
+    )
+
+
+def vespo(
+    inputs: LossInputs,
+    *,
+    k: tuple[float, float],
+    lam: tuple[float, float],
+    kl_beta: float,
+    **options: Unpack[StdOptions],
+) -> Terms:
+    """VESPO: ``-sg(exp(lam + k log w_i - lam w_i)) A_i l_t``, mean over tokens.
+
+    ``log w_i = sum_t log rho_t``; of `k` and `lam` the first where A_i >= 0, else the second;
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2602.10693).
+    """
+    advantages = policy.standardized_advantages(inputs, **options)
+    ratios = policy.sequence_log_ratios(inputs).detach()
+    power = _choose(advantages >= 0, *_check_pair("k", k))
+    rate = _choose(advantages >= 0, *_check_pair("lam", lam))
+    weights = (rate + power * ratios - rate * policy.ratio(ratios)).exp()
+    surrogate = -weights * advantages * inputs.token_logps.double()
+    metrics = {
+        "ratio/mean": policy.token_mean(policy.ratio(ratios)),
+        "vespo/phi_mean": policy.token_mean(weights),
+    }
+    return policy.policy_terms(inputs, surrogate, policy.tokens, kl_beta=kl_beta, metrics=metrics)
+
+
+def _choose(condition: Tensor, yes: float, no: float) -> Tensor:
+    """``[N]`` fp64."""
+    return torch.full_like(condition, no, dtype=torch.float64).masked_fill(condition, yes)
+
+
+def _check_pair(name: str, value: tuple[float, float]) -> tuple[float, float]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(name, "two numbers, for A >= 0 and A < 0", value)
+    return value
+
+
+ROWS: tuple[LossSpec, ...] = (
+    policy.row(
+        "gmpo",
+        "sequence",
+        gmpo,
+        {"clip_low": 0.4, "clip_high": 0.4, **policy.SOFT},
+        "Geometric-Mean Policy Optimization, arXiv 2507.20673",
+        "clip_low and clip_high bound the log-ratio, as in the paper, TRL and verl.",
+    ),
+    policy.row(
+        "cispo",
+        "token",
+        cispo,
+        {"clip_low": 1.0, "clip_high": 4.0, **policy.SOFT},
+        "CISPO (MiniMax-M1), arXiv 2506.13585",
+        "The weight's upper bound is 1 + clip_high, as in the paper and verl. TRL and Liger clamp "
+        "at epsilon_high itself: their 5.0 is `clip_high=4.0`, and their default of 0.2 caps "
+        "every weight at 0.2. The paper gives no number; 5 is ScaleRL's. clip_low 1 is no lower "
+        "bound; verl's default is 0.2 on both sides.",
+    ),
+    policy.row(
+        "sapo",
+        "sequence",
+        sapo,
+        {"temperature_pos": 1.0, "temperature_neg": 1.05, **policy.SOFT},
+        "Soft Adaptive Policy Optimization, arXiv 2511.20347",
+        "TRL rounds the temperatures to fp32: its 1.05 is 2e-8 less.",
+    ),
+    policy.row(
+        "vespo",
+        "token",
+        vespo,
+        {"k": (2.0, 3.0), "lam": (3.0, 2.0), **policy.SOFT},
+        "VESPO, arXiv 2602.10693",
+        "TRL and Liger clamp each token's log-ratio at +-20 before the sum: another number where "
+        "one token is beyond.",
+    ),
+)
