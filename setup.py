@@ -19,7 +19,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -157,7 +157,7 @@ def architecture_flags(nvcc: str) -> list[str]:
 def compile_cuda(nvcc: str, source: str, target: Path, flags: list[str]) -> str:
     """Returns what nvcc printed."""
     host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []
-    return run([nvcc, *host, *NVCC_FLAGS, *flags, f"-I{ROOT / 'csrc/include'}", "-c",
+    return run([nvcc, *host, *NVCC_FLAGS, *flags, f"-I{ROOT / 'csrc/include'}",
                 str(ROOT / source), "-o", str(target)])  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def build_cuda(objects: Path, target: Path) -> None:
     nvcc = find_nvcc()
     binding = objects / "bind_cuda.o"
     compile_cpp(CUDA_BINDING, binding, [TORCH_TARGET, "-DRAO_BIND_DEVICE=CUDA"])
-    flags = [*architecture_flags(nvcc), "--threads=0"]
+    flags = ["-c", *architecture_flags(nvcc), "--threads=0"]
     files = [objects / f"{Path(source).stem}_cuda.o" for source in CUDA_SOURCES]
     for source, file in zip(CUDA_SOURCES, files, strict=True):
         compile_cuda(nvcc, source, file, flags)
@@ -228,6 +228,13 @@ def run(command: list[str]) -> str:
 
 if __name__ == "__main__":
     setup(
+        packages=[
+            *find_packages(include=["rao_kernels", "rao_kernels.*"]),
+            # The benchmarks of a checkout, for those who install a wheel.
+            "rao_kernels.bench",
+            "rao_kernels.bench.providers",
+        ],
+        package_dir={"rao_kernels.bench": "bench"},
         ext_modules=[
             Extension(CPU_LIBRARY, [*TILE_SOURCES, *CPU_SOURCES]),
             Extension(CUDA_LIBRARY, [*CUDA_SOURCES, CUDA_BINDING]),

@@ -34,6 +34,14 @@ def test_the_command_gives_the_programs_status(tmp_path: Path) -> None:
     assert stopped.value.code == 1
 
 
+def test_a_wheel_carries_every_package_of_the_suite() -> None:
+    root = Path(program.__file__).parents[1]
+    setup = (root / "setup.py").read_text()
+    for found in (root / "bench").rglob("__init__.py"):
+        name = ".".join(("rao_kernels", *found.parent.relative_to(root).parts))
+        assert f'"{name}"' in setup
+
+
 def test_a_case_without_data_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     probe = next(case for case in CASES if case.logits == "probe")
     assert not program._has_data(probe, Path("/nowhere"))
