@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
-NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/include/rao/*.h python_bindings/*)
+NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/include/rao/*.h \
+  python_bindings/*)
+TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h)
 
 .PHONY: demo test lint format clean
 
@@ -20,12 +22,12 @@ lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES) $(TEST_SOURCES)
 
 format: $(VENV)/dev.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+	$(BIN)/clang-format -i $(NATIVE_SOURCES) $(TEST_SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_output rao_kernels/*.so

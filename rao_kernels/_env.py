@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 
 VARIABLES = {
-    "RAO_KERNELS_BACKEND": "Backend to use where no `backend=` is given: `cpu` or `eager`.",
+    "RAO_KERNELS_BACKEND": (
+        "Backend to use where no `backend=` is given: `cpu`, `triton`, `cuda` or `eager`."
+    ),
     "RAO_KERNELS_CPU_ISA": (
         "Instruction set of the CPU kernels: `avx512_bf16`, `avx512`, `avx2` or `portable`. "
         "Unset: the best the processor has. Read once, when the library is loaded."
     ),
     "RAO_BUILD_CPU": "At build time: `1` the CPU library must build, `0` skip, unset best effort.",
+    "RAO_BUILD_CUDA": (
+        "At build time: `1` the CUDA library must build, `0` skip, unset best effort beside a "
+        "torch with CUDA."
+    ),
+    "TORCH_CUDA_ARCH_LIST": (
+        "At build time: compute capabilities of the CUDA library. Unset: `8.0 9.0 10.0`."
+    ),
 }
 
 

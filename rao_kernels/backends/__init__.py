@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _env
 from ..errors import BackendError
-from . import cpu, eager, triton
+from . import cpu, cuda, eager, triton
 from .tiles import GROUP, Gradients, Head, RetainedTile, RowGradients, RowState, Tile
 
 __all__ = [
@@ -69,8 +69,8 @@ class Backend(Protocol):
         """Form a tile's logit gradient, from `retained` or recomputed; its products go to `out`."""
 
 
-BACKENDS: dict[str, Backend] = {module.NAME: module for module in (cpu, eager, triton)}
-ORDER = {"cpu": ("cpu", "eager"), "cuda": ("triton", "eager")}
+BACKENDS: dict[str, Backend] = {module.NAME: module for module in (cpu, eager, triton, cuda)}
+ORDER = {"cpu": ("cpu", "eager"), "cuda": ("triton", "cuda", "eager")}
 
 
 def get(name: str) -> Backend:

@@ -38,7 +38,8 @@ def report() -> Iterator[str]:
     for package in _PACKAGES:
         yield f"{package} {_version(package)}"
     yield f"{torch.get_num_threads()} threads; {_devices()}"
-    yield f"CPU library: {_library()}"
+    yield f"CPU library: {_cpu_library()}"
+    yield f"CUDA library: {_cuda_library()}"
     for name in _env.VARIABLES:
         yield f"{name}={os.environ.get(name, '')}"
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
@@ -57,12 +58,20 @@ def _backends(device: torch.device, dtype: torch.dtype) -> Iterator[str]:
             yield f"    not {name}: {reason}"
 
 
-def _library() -> str:
+def _cpu_library() -> str:
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         return library.reason
     others = ", ".join(library.host_isas)
     return f"{library.path}, built by {library.compiler}, runs {library.isa} (host: {others})"
+
+
+def _cuda_library() -> str:
+    library = _native.cuda_library()
+    if isinstance(library, _native.Missing):
+        return library.reason
+    capabilities = ", ".join(library.capabilities)
+    return f"{library.path}, built by {library.compiler} for compute capability {capabilities}"
 
 
 def _version(package: str) -> str:

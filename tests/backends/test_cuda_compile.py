@@ -1,0 +1,114 @@
+"""Every CUDA source for every target it ships for, without a GPU: registers, memory accesses."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from .build_script import ROOT, SETUP, nvcc
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
+# dtypes x with and without a retained tile x two flags; without one, the dtype is of no account.
+KERNELS = {"score_tile": (3 + 1) * 2 * 2, "grad_tile": 3 * 2 * 2 * 2}
+REGISTERS = 64  # four blocks of 256 threads on a multiprocessor
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The machine code of one kernel: labels and instructions."""
+
+    name: str
+    lines: list[str]
+
+    @property
+    def loops(self) -> list[list[str]]:
+        """From a label to a branch back to it."""
+        # What stands behind the end is for warps that have come apart.
+        lines = list(takewhile(lambda line: not line.startswith("EXIT"), self.lines))
+        labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
+        found = []
+        for i, line in enumerate(lines):
+            target = re.search(r"BRA.*\((\.L_x_\d+)\)", line)
+            if target is not None and labels.get(target[1], i) < i:
+                found.append(lines[labels[target[1]] : i])
+        return found
+
+    @property
+    def main_loop(self) -> list[str]:
+        """The loop that does a row's work: the one that takes exponentials of what it loads."""
+        working = [loop for loop in self.loops if count(r"MUFU\.EX2", loop) and count("LDG", loop)]
+        assert len(working) == 1, self.name
+        return working[0]
+
+
+def count(instruction: str, lines: list[str]) -> int:
+    return sum(re.search(rf"\b{instruction}\b", line) is not None for line in lines)
+
+
+def disassembler() -> str:
+    """nvdisasm, which Triton's package brings."""
+    triton = find_spec("triton")
+    folders = (
+        [] if triton is None else [f"{triton.submodule_search_locations[0]}/backends/nvidia/bin"]
+    )
+    found = shutil.which("nvdisasm", path=os.pathsep.join([*folders, os.environ["PATH"]]))
+    if found is None:
+        reason = "there is no nvdisasm; triton's package brings one"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def kernels_of(cubin: Path) -> list[Kernel]:
+    code = subprocess.run(
+        [disassembler(), "-c", cubin], check=True, capture_output=True, text=True
+    ).stdout
+    kernels = []
+    for section in re.split(r"^\.text\.", code, flags=re.MULTILINE)[1:]:
+        name, _, body = section.partition(":")
+        lines = [re.sub(r"/\*.*?\*/", "", line).strip() for line in body.splitlines()]
+        kernels.append(Kernel(name, [line for line in lines if line]))
+    return kernels
+
+
+def test_the_targets_are_those_that_ship() -> None:
+    numbers = "".join(SETUP.ARCHITECTURES.split(".")).split()
+    assert tuple(f"sm_{number}" for number in numbers) == TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("stem", KERNELS)
+def test_no_spills_and_loads_of_16_bytes(stem: str, target: str, tmp_path: Path) -> None:
+    cubin = tmp_path / f"{stem}.cubin"
+    flags = [f"-arch={target}", "-cubin", "-Xptxas=-v"]
+    report = SETUP.compile_cuda(nvcc(), f"csrc/cuda/{stem}.cu", cubin, flags)
+    usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", report)
+    assert usage == [("0", "0", "0")] * KERNELS[stem]
+    assert all(int(used) <= REGISTERS for used in re.findall(r"Used (\d+) registers", report))
+    kernels = kernels_of(cubin)
+    assert len(kernels) == KERNELS[stem]
+    for kernel in kernels:
+        assert count(r"(LDL|STL)\S*", kernel.lines) == 0, kernel.name
+        loop = kernel.main_loop
+        from_products = "RetainedRow" not in kernel.name
+        wide = 4 if from_products or "RetainedRowIf" in kernel.name else 2
+        assert count(r"LDG\.E\.128\S*", loop) == wide, kernel.name
+        if "Lb1EEEv" in kernel.name:  # kPlain: no bias; the groups' maxima remain
+            assert count(r"LDG\.E(?!\.128)\S*", loop) <= 2, kernel.name
+        assert count(r"STG\.E\.(8|16|U8|U16|64)\S*", loop) == 0, kernel.name
+
+
+def test_every_source_is_compiled() -> None:
+    assert {path.stem for path in ROOT.glob("csrc/cuda/*.cu")} == set(KERNELS)
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu")} == set(
+        SETUP.CUDA_SOURCES
+    )
