@@ -94,7 +94,8 @@ def _sparse_walk(
         slot = slots[number] if number < needed.retained_tiles else None
         own = take(ordered, index)
         if own.rows:
-            module.begin(own, scratch)
+            if number == 0 or index is not None or needed.rows[number - 1] is not None:
+                module.begin(own, scratch)
             own_rows, own_out = take_gradients(rows, index), replace(out, dhidden_row=index)
             module.grad_tile(own, tile, own_rows, slot, own_out, scratch)
         else:

@@ -105,14 +105,13 @@ def _sparse_walk(
     head, device_type = sparsity.in_order(head, order), head.hidden.device.type
     module = backends.get(backend)
     scratch = module.scratch(head, cut[0].width, backward=False)
-    returning = sparsity.Returning(head, tolerance) if plan.retaining_costs(device_type) else None
     keep = True
     for number, tile in enumerate(sparsity.with_words(cut, order)):
         state = _row(states, number)
         used[number] = slots[number] if keep else None
         module.score_tile(head, tile, state, used[number], scratch)
-        if returning is not None and used[number] is not None:
-            share = returning.share(state)
+        if used[number] is not None and plan.is_reconsidered(number, device_type):
+            share = sparsity.returning_share(states, number, tolerance)
             keep = plan.worth_retaining(share, head.hidden.shape[1], device_type)
     return used
 

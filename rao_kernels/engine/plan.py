@@ -18,9 +18,10 @@ DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
 ZEROED_REST = 1 << 24  # bytes
 _DENSE_WIDTH = {"cpu": 2048, "cuda": 8192}
-_SPARSE_WIDTH = {"cpu": 512, "cuda": 4096}
+_SPARSE_WIDTH = {"cpu": 1024, "cuda": 4096}
 # A CPU writes and reads a retained logit in the time of so many multiply-adds; elsewhere in none.
-_RETAINED_COST = {"cpu": 512}
+_RETAINED_COST = {"cpu": 300}
+_RECONSIDERED = 4  # tiles
 
 
 def tile_width(vocabulary: int, device_type: str, *, sparse: bool = False) -> int:
@@ -74,9 +75,9 @@ def workspace_bytes(
     return budget if budget >= slot_bytes(rows, cut[0], dtype) else 0
 
 
-def retaining_costs(device_type: str) -> bool:
-    """Whether `worth_retaining` needs to know the share of rows that come back to a tile."""
-    return device_type in _RETAINED_COST
+def is_reconsidered(number: int, device_type: str) -> bool:
+    """Whether to ask after this tile if the next ones are worth retaining."""
+    return device_type in _RETAINED_COST and number % _RECONSIDERED == 0
 
 
 def worth_retaining(share: float, size: int, device_type: str) -> bool:

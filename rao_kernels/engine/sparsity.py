@@ -82,25 +82,16 @@ def _sample_logits(head: Head) -> Tensor:
     return torch.cat([head.hidden @ part.to(head.hidden.dtype).T for part in parts], dim=1)
 
 
-class Returning:
-    """Foretells, during a forward walk, the share of rows that will need a tile in backward.
+def returning_share(states: RowState, number: int, tolerance: float) -> float:
+    """Share of the rows that will come back to a tile in backward, while only the tiles up to it
+    are scored; `states` holds a row for each tile. One read on the host.
 
-    A row is taken to need a tile that holds more than `tolerance` of its probability so far.
+    A row is taken to come back to a tile that holds more than `tolerance` of what it has so far.
     """
-
-    def __init__(self, head: Head, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self.row_max = head.hidden.new_full((head.rows,), -torch.inf, dtype=head.accumulator)
-        self.row_sum = torch.zeros_like(self.row_max)
-
-    def share(self, tile: RowState) -> float:
-        """Share of the rows for the tile that was scored last. One read on the host."""
-        row_max = torch.maximum(self.row_max, tile.row_max)
-        shift = row_max.masked_fill(row_max == -torch.inf, 0.0)
-        own = tile.row_sum * (tile.row_max - shift).exp()
-        self.row_sum = self.row_sum * (self.row_max - shift).exp() + own
-        self.row_max = row_max
-        return float((own > self.tolerance * self.row_sum).float().mean())
+    row_max, row_sum = states.row_max[: number + 1], states.row_sum[: number + 1]
+    top = row_max.amax(0)
+    mass = row_sum * (row_max - top.masked_fill(top == -torch.inf, 0.0)).exp()
+    return float((mass[number] > tolerance * mass.sum(0)).float().mean())
 
 
 def in_order(head: Head, order: Tensor) -> Head:

@@ -36,8 +36,7 @@ def for_scoring(
         return Selection()
     active = targets != ignore_index
     outside = active & ((targets < 0) | (targets >= vocabulary))
-    smallest, largest = torch.aminmax(hidden, dim=-1)
-    not_finite = active & ~(smallest.isfinite() & largest.isfinite())
+    not_finite = active & ~hidden.abs().amax(-1).isfinite()
     count, bad_target, bad_row = torch.stack(
         [active.sum(), outside.any().long(), not_finite.any().long()]
     ).tolist()
