@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import record
-from .cases import BOTH, FROZEN
+from .cases import BOTH, FROZEN, OP
 from .providers import YARDSTICK
 from .providers.ours import DEFAULT, SPARSE
 from .record import HERE, Row
@@ -17,6 +17,16 @@ FOLDER = record.FOLDER
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
 MIB = 2**20
+LOSSES = {
+    "rao": "RAO",
+    "sigmoid": "DPO",
+    "simpo": "SimPO",
+    "grpo": "GRPO",
+    "kto": "KTO",
+    "sft": "SFT",
+}
+WORDS = {"probe (SmolLM2-135M, real text)": "real text, SmolLM2 135M"}
+SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 NAMES = {
     YARDSTICK: "plain torch",
     "plain torch, torch.compile": "torch.compile",
@@ -143,7 +153,13 @@ def _trl(rows: Sequence[Row]) -> str:
 
 
 def _title(row: Row) -> str:
-    return f"{row['case']}, {row['dtype']}"
+    """The case, in words a newcomer knows."""
+    case, task = row["case"], row.get("task", OP)
+    if task in LOSSES:
+        case = f"{LOSSES[task]}, {case.removeprefix(task).strip()}"
+    for long, short in WORDS.items():
+        case = case.replace(long, short)
+    return f"{case}, {SHORT.get(row['dtype'], row['dtype'])}"
 
 
 def _same_case(a: Row, b: Row) -> bool:
