@@ -9,6 +9,7 @@ from .tokenize import (
     as_pairs,
     check_shared_start,
     mark_preferred,
+    shared_start,
     tokenize_records,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_shared_start",
     "load_records",
     "mark_preferred",
+    "shared_start",
     "split_records",
     "tokenize_records",
 ]

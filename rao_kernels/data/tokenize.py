@@ -90,6 +90,21 @@ def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
     ]
 
 
+def shared_start(rows: Sequence[TokenizedRow]) -> int:
+    """How many tokens all prompts begin with: as long as t0 of RAO can be.
+
+    Of different prompts none is covered whole: the last token of the shortest stays out, unless it
+    is its first. Where all are one prompt, it is t0, and nothing of it is left to score.
+    """
+    start = rows[0].prompt.tolist()
+    for row in rows:
+        start = start[: _common_prefix(start, row.prompt[: len(start)].tolist())]
+    if all(len(row.prompt) == len(start) for row in rows):
+        return len(start)
+    shortest = min(len(row.prompt) for row in rows)
+    return min(len(start), max(shortest - 1, 1))
+
+
 def check_shared_start(rows: Sequence[TokenizedRow], prefix_length: int) -> None:
     """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO)."""
     starts = [tuple(row.prompt[:prefix_length].tolist()) for row in rows]

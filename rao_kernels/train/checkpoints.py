@@ -7,17 +7,24 @@ that does not match, is taken for no checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from transformers import TrainingArguments
+
 from ..refcache import write_atomic
+from ..types import WordOrder
 
 MARKER = "complete.json"
 STATE = "rao_state.json"
+WORD_ORDER = "word_order.safetensors"
 
 
 def mark_complete(folder: Path) -> None:
@@ -82,3 +89,24 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 def read_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
     return state
+
+
+def write_word_order(folder: Path, order: WordOrder) -> None:
+    if order.affinity is not None:
+        save_file({"affinity": order.affinity.cpu()}, folder / WORD_ORDER)
+
+
+def read_word_order(folder: Path) -> WordOrder:
+    """What the run had learnt; nothing if it had learnt none."""
+    path = folder / WORD_ORDER
+    return WordOrder(load_file(path)["affinity"]) if path.exists() else WordOrder()
+
+
+@contextlib.contextmanager
+def without_rotation(args: TrainingArguments) -> Iterator[None]:
+    """transformers would remove the last complete checkpoint before the new one has its marker."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+
 from ..data import BadRows, PromptFormat
 from ..errors import InputError, MissingDependencyError, NotYetError
 from ..fused import TOKEN_STATS
@@ -24,6 +26,11 @@ except ImportError as error:
 
 # What a micro-batch has for a loss, beside the policy's log-probs.
 LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
+
+
+# The largest tolerances at which what is dropped adds less to the error of the gradients than
+# rounding has made of it already: docs/sparse.md has the measurements.
+HIDDEN_BY_ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -60,7 +67,9 @@ class RAOConfig(TrainingArguments):
     truncate_responses: bool = _option(False, "Cut responses that do not fit; else drop them.")
     prompt_format: PromptFormat = _option("auto", "How a text prompt is written.")
     bad_rows: BadRows = _option("raise", "Raise at the first bad row, or skip them and report.")
-    prefix_length: int = _option(1, "Tokens of t0, which all prompts share.")
+    prefix_length: str = _option(
+        "auto", "Tokens of t0, which all prompts share; 'auto': as many as they do share."
+    )
 
     ref_cache_dir: str | None = _option(
         None, "Folder of the reference log-probs (default: ref_cache in the output folder)."
@@ -73,11 +82,16 @@ class RAOConfig(TrainingArguments):
     token_stats: bool = _option(False, "Log entropy and mean_token_accuracy of the responses.")
     backend: str | None = _option(None, "Backend of the fused head (default: the best there is).")
     workspace_bytes: int | None = _option(None, "Logits kept between forward and backward.")
-    grad_tolerance: float = _option(0.0, "Probability each token may drop in backward.")
+    grad_tolerance: str = _option(
+        "auto",
+        "Probability each token may drop in backward; 'auto': as much as rounding hides, 2^-9 in "
+        "bf16, 2^-12 in fp16, none in fp32 (docs/sparse.md); 0: none.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.log_z0 = str(self.log_z0)
+        self.log_z0, self.prefix_length = str(self.log_z0), str(self.prefix_length)
+        self.grad_tolerance = str(self.grad_tolerance)
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
         if self.use_liger_kernel:
@@ -85,6 +99,9 @@ class RAOConfig(TrainingArguments):
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns", "False", True)
         self.hyperparameters()
+        self.tolerance(torch.float32)
+        if self.prefix_length != "auto" and not _is_count(self.prefix_length):
+            raise InputError("prefix_length", "'auto' or at least 1", repr(self.prefix_length))
 
     @property
     def spec(self) -> Loss:
@@ -106,13 +123,22 @@ class RAOConfig(TrainingArguments):
         assert not isinstance(self.loss_kwargs, str)
         return self.spec.bind({**given, **(self.loss_kwargs or {})})
 
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """`grad_tolerance` for products in `dtype`."""
+        if self.grad_tolerance == "auto":
+            return HIDDEN_BY_ROUNDING.get(dtype, 0.0)
+        try:
+            value = float(self.grad_tolerance)
+        except ValueError:
+            value = math.nan
+        if not 0.0 <= value < 1.0:
+            expected = "'auto' or a probability in [0, 1)"
+            raise InputError("grad_tolerance", expected, repr(self.grad_tolerance))
+        return value
+
     def engine_options(self) -> EngineOptions:
-        """Options of the op."""
-        return EngineOptions(
-            grad_tolerance=self.grad_tolerance,
-            workspace_bytes=self.workspace_bytes,
-            backend=self.backend,
-        )
+        """Options of the op, in either direction."""
+        return EngineOptions(workspace_bytes=self.workspace_bytes, backend=self.backend)
 
 
 def check_runnable(args: RAOConfig) -> None:
@@ -129,6 +155,10 @@ def check_runnable(args: RAOConfig) -> None:
     for need in args.spec.required_inputs(args.hyperparameters()):
         if not given & set(need.split("|")):
             raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which no row has yet")
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and int(text) >= 1
 
 
 def _parse_log_z0(text: str) -> float | str:

@@ -1,4 +1,5 @@
-"""Means of metrics over micro-batches and ranks, without a host read per step."""
+"""Units of a micro-batch, and means of metrics over micro-batches and ranks, without a host read
+per step."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+from ..losses import Loss, LossInputs
 
 Reduce = Callable[[Tensor, str], Tensor]
 
@@ -57,3 +60,22 @@ class Meter:
 def _mean_of(name: str) -> str:
     """Name of the mean that belongs to a standard deviation; a name nobody has for others."""
     return f"{name.removesuffix('_std')}_mean" if name.endswith("_std") else ""
+
+
+def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
+    """Units of a loss in a collated micro-batch, before any forward."""
+    segments = batch["completion_mask"][:, 1:].nonzero()[:, 0]
+    inputs = LossInputs(
+        token_logps=torch.zeros(len(segments), device=segments.device),
+        segments=segments,
+        num_sequences=len(batch["input_ids"]),
+        groups=batch["groups"],
+        preferred=batch.get("preferred"),
+        rewards=batch.get("rewards"),
+    )
+    return spec.count_units(inputs)
+
+
+def first_units(units: Tensor) -> Tensor:
+    """Weight of a micro-batch's metrics: of several losses, the units of the first."""
+    return units.flatten()[0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
 from ..errors import MissingDependencyError
 from ..hf import attach_fused_head
@@ -24,6 +24,13 @@ def prepare_model(model: str | nn.Module, peft_config: PeftConfig | None, seed: 
         model = _add_adapter(model, peft_config, seed)
     _disable_dropout(model)
     return attach_fused_head(model)
+
+
+def run_dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:
+    """Dtype of the head's products: of mixed precision where it is on, else of the weights."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else next(model.parameters()).dtype
 
 
 def name_of(model: Any) -> str:

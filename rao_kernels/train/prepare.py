@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ..data import (
     check_shared_start,
     load_records,
     mark_preferred,
+    shared_start,
     tokenize_records,
 )
 from ..errors import DataError
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
+
 
 def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
     """The padding token is never attended to; any token does where the tokenizer names none."""
@@ -55,14 +58,37 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
     return Collator(0 if pad is None else pad)
 
 
+def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
+    if datasets is None:
+        return []
+    return list(datasets.values()) if isinstance(datasets, dict) else [datasets]
+
+
+def prepare_datasets(
+    source: Any, name: str, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
+) -> Datasets:
+    """Any source of rows, or a dict of several, as datasets."""
+
+    if isinstance(source, Mapping):
+        return {
+            key: prepare_dataset(one, f"{name} {key!r}", args, tokenizer)
+            for key, one in source.items()
+        }
+    return None if source is None else prepare_dataset(source, name, args, tokenizer)
+
+
+def say(args: RAOConfig, text: str) -> None:
+    if args.process_index == 0:
+        print(text, flush=True)
+
+
 def prepare_dataset(
     source: Any,
     name: str,
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
-    say: Callable[[str], None],
 ) -> PreferenceDataset:
-    """Load, check and tokenize what the loss needs of `source`; `say` gets the report.
+    """Load, check and tokenize what the loss needs of `source`, and report on it.
 
     source: a `PreferenceDataset`, a list of `Record`, or whatever `load_records` reads.
     """
@@ -80,7 +106,7 @@ def prepare_dataset(
         progress=not config.disable_tqdm,
     )
     rows = _rows_for_loss(rows, config, report)
-    say(f"{name}: {report.describe()}")
+    say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
     if not rows:
@@ -101,9 +127,19 @@ def _rows_for_loss(
         if "rewards" in needs and row.rewards is None:
             problem = f"no rewards, which the loss {config.loss!r} needs"
             raise DataError(row.where, problem, "Score it first.")
-    if "prompt_logps" in needs:
-        check_shared_start(rows, config.prefix_length)
     return rows
+
+
+def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: int | None) -> int:
+    """Tokens of t0, which all `rows` must begin with: `known` from earlier data, as many as were
+    asked for, or as many as all prompts share. 1 where the loss scores no prompt."""
+    if "prompt_logps" not in config.spec.required_inputs(config.hyperparameters()):
+        return 1
+    if known is None and config.prefix_length == "auto":
+        known = max(shared_start(rows), 1)
+    length = int(config.prefix_length) if known is None else known
+    check_shared_start(rows, length)
+    return length
 
 
 class ReferenceScorer:
@@ -126,12 +162,13 @@ class ReferenceScorer:
         self.collator = make_collator(tokenizer)
         self._model_fingerprint = model_fingerprint(model)
 
-    def attach(self, dataset: PreferenceDataset) -> None:
+    def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Fill in `dataset.references`; every rank scores its share of the shards."""
-        cache = ReferenceCache(self._root(), self._parts(dataset), self._layout(dataset))
+        parts = self._parts(dataset) | {"prefix_length": str(prefix_length)}
+        cache = ReferenceCache(self._root(), parts, self._layout(dataset))
 
         def score(rows: range) -> ShardValues:
-            return join_rows(self._score(dataset, rows))
+            return join_rows(self._score(dataset, rows, prefix_length))
 
         fill_cache(
             cache,
@@ -151,7 +188,7 @@ class ReferenceScorer:
         return Path(given) if given else Path(str(self.config.output_dir)) / "ref_cache"
 
     def _parts(self, dataset: PreferenceDataset) -> dict[str, str]:
-        """Everything the values depend on."""
+        """Everything the values depend on, but t0."""
         settings = self.model.config
         return {
             "format": "1",
@@ -163,7 +200,6 @@ class ReferenceScorer:
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "template": template_fingerprint(self.tokenizer),
             "max_length": str(self.config.max_length),
-            "prefix_length": str(self.config.prefix_length),
             "per_token": str(self.config.ref_per_token),
             "data": dataset.fingerprint(),
         }
@@ -178,7 +214,9 @@ class ReferenceScorer:
             RowLayout(len(row.responses), tokens(index)) for index, row in enumerate(dataset.rows)
         ]
 
-    def _score(self, dataset: PreferenceDataset, rows: range) -> list[RowValues]:
+    def _score(
+        self, dataset: PreferenceDataset, rows: range, prefix_length: int
+    ) -> list[RowValues]:
         device = next(self.model.parameters()).device
         step = self.config.per_device_eval_batch_size
         values: list[RowValues] = []
@@ -190,7 +228,7 @@ class ReferenceScorer:
                 values += score_batch(
                     self.model,
                     tensors,
-                    prefix_length=self.config.prefix_length,
+                    prefix_length=prefix_length,
                     engine_options=self.config.engine_options(),
                     per_token=self.config.ref_per_token,
                 )

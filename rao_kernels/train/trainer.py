@@ -5,10 +5,8 @@ Legend: P prompts and S sequences of a micro-batch, T tokens.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +16,32 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..data import PreferenceDataset
+from ..data import PreferenceDataset, TokenizedRow
 from ..errors import InputError
 from ..fused import TOKEN_STATS
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
+from ..types import EngineOptions, WordOrder
 from . import checkpoints
 from .config import LOSS_FIELDS, RAOConfig, check_runnable
-from .metrics import Meter
-from .model import name_of, prepare_model
+from .metrics import Meter, count_units, first_units
+from .model import name_of, prepare_model, run_dtype
 from .plot import RunRecorder
 from .prepare import (
+    Datasets,
     ReferenceScorer,
     describe_targets,
+    each_dataset,
+    find_prefix_length,
     fit_log_z0,
     make_collator,
-    prepare_dataset,
+    prepare_datasets,
+    say,
 )
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
 
 
 class RAOTrainer(Trainer):
@@ -86,8 +87,8 @@ class RAOTrainer(Trainer):
             model=model,
             args=args,
             data_collator=make_collator(processing_class),
-            train_dataset=_tokenized(train_dataset, "training data", args, processing_class),
-            eval_dataset=_tokenized(eval_dataset, "evaluation data", args, processing_class),
+            train_dataset=prepare_datasets(train_dataset, "training data", args, processing_class),
+            eval_dataset=prepare_datasets(eval_dataset, "evaluation data", args, processing_class),
             processing_class=processing_class,
             callbacks=[RunRecorder(), *callbacks],
             optimizers=optimizers,
@@ -98,12 +99,15 @@ class RAOTrainer(Trainer):
         self.hyper = args.hyperparameters()
         self._needs = self.spec.required_inputs(self.hyper)
         self._meters = {"train": Meter(), "eval": Meter()}
+        self._tolerance = args.tolerance(run_dtype(args, model))
+        self._word_order = WordOrder() if self._tolerance > 0.0 else None
         self._scorer = self._make_scorer(ref_model)
-        self._add_references(self.train_dataset)
-        self._add_references(self.eval_dataset)
+        self._prefix_length: int | None = None
+        self._first_row: list[TokenizedRow] = []
+        self._add_references(self.train_dataset, self.eval_dataset)
         if self.train_dataset is not None and self.hyper.get("log_z0") == "auto":
             self.hyper["log_z0"] = fit_log_z0(self.train_dataset, self.hyper["beta"])
-            _say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
+            say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
 
     def _make_scorer(self, ref_model: nn.Module | None) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
@@ -112,13 +116,20 @@ class RAOTrainer(Trainer):
         assert reference is not None
         return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
 
-    def _add_references(self, datasets: Datasets) -> None:
-        """Score with the reference while it is still what the model is."""
-        if self._scorer is None or datasets is None:
+    def _add_references(self, *given: Datasets) -> None:
+        """Find t0, which the data at hand and all later data share, and score with the reference
+        while it is still what the model is."""
+        datasets = [one for some in given for one in each_dataset(some)]
+        rows = self._first_row + [row for dataset in datasets for row in dataset.rows]
+        if not rows:
             return
-        for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
-            if dataset.references is None:
-                self._scorer.attach(dataset)
+        self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
+        if not self._first_row and "prompt_logps" in self._needs:
+            say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
+        self._first_row = rows[:1]
+        for dataset in datasets:
+            if self._scorer is not None and dataset.references is None:
+                self._scorer.attach(dataset, self._prefix_length)
 
     def _report_targets(self) -> None:
         if "log_z0" not in self.hyper:
@@ -126,7 +137,7 @@ class RAOTrainer(Trainer):
         text, one_sign = describe_targets(
             self.train_dataset, self.hyper["beta"], self.hyper["log_z0"]
         )
-        _say(self.args, text)
+        say(self.args, text)
         if one_sign:
             warnings.warn(
                 f"every response is asked to move in one direction (log_z0="
@@ -147,7 +158,7 @@ class RAOTrainer(Trainer):
         loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, normalizer=num_items_in_batch, **self.hyper)
         meter = self._meters["train"]
-        meter.update(result.metrics, _first(self.spec.count_units(loss_inputs)))
+        meter.update(result.metrics, first_units(self.spec.count_units(loss_inputs)))
         meter.update(*self._token_stats(inputs, outputs))
         loss = result.loss
         if num_items_in_batch is not None:
@@ -162,7 +173,7 @@ class RAOTrainer(Trainer):
             inputs["input_ids"],
             inputs["completion_mask"],
             inputs["attention_mask"],
-            prefix_length=self.args.prefix_length,
+            prefix_length=self._prefix_length or 1,
             groups=inputs["groups"],
         )
         with_prompt = "prompt_logps" in self._needs
@@ -173,7 +184,11 @@ class RAOTrainer(Trainer):
             logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
             logp_grad_mask=None if self.hyper.get("prompt_term") == "grad" else learned,
             logp_stats=self._asked_stats(),
-            engine_options=self.args.engine_options(),
+            engine_options=EngineOptions(
+                **self.args.engine_options(),
+                grad_tolerance=self._tolerance,
+                word_order=self._word_order,
+            ),
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
         given |= {n: getattr(outputs, s) for n, s in TOKEN_STATS.items() if n in self._needs}
@@ -245,7 +260,7 @@ class RAOTrainer(Trainer):
             loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, **self.hyper)
         meter, seen = self._meters["eval"], int(fresh > 0)
-        units = _first(self.spec.count_units(loss_inputs))
+        units = first_units(self.spec.count_units(loss_inputs))
         meter.update({"loss": result.loss, **result.metrics}, units * seen)
         stats, tokens = self._token_stats(inputs, outputs)
         meter.update(stats, tokens * seen)
@@ -280,7 +295,7 @@ class RAOTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         if eval_dataset is not None and not isinstance(eval_dataset, (str, PreferenceDataset)):
             self._check_reference_is_here()
-            eval_dataset = _tokenized(
+            eval_dataset = prepare_datasets(
                 eval_dataset, "evaluation data", self.args, self.processing_class
             )
             self._add_references(eval_dataset)
@@ -315,7 +330,7 @@ class RAOTrainer(Trainer):
         if asked is True:
             newest = checkpoints.newest_complete(Path(str(self.args.output_dir)))
             found = f"resuming from {newest}" if newest else "no complete checkpoint: new start"
-            _say(self.args, found)
+            say(self.args, found)
             return newest
         if not checkpoints.is_complete(Path(asked)):
             raise InputError(
@@ -331,19 +346,32 @@ class RAOTrainer(Trainer):
         state = checkpoints.read_state(folder)
         if self.args.log_z0 == "auto" and "log_z0" in self.hyper and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]
+        if state.get("prefix_length", self._prefix_length) != self._prefix_length:
+            raise InputError(
+                "prefix_length",
+                f"{state['prefix_length']}, as in {folder}",
+                f"{self._prefix_length} (prefix_length={self.args.prefix_length!r})",
+                f"Pass prefix_length={state['prefix_length']}.",
+            )
+        if self._word_order is not None:
+            self._word_order = checkpoints.read_word_order(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.write_state(folder, {"loss": self.spec.name, **self.hyper})
+            state = {"loss": self.spec.name, "prefix_length": self._prefix_length, **self.hyper}
+            checkpoints.write_state(folder, state)
+            if self._word_order is not None:
+                checkpoints.write_word_order(folder, self._word_order)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial=trial))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             checkpoints.unmark(folder)
-        with _without_rotation(self.args):
+        self._join_word_order()
+        with checkpoints.without_rotation(self.args):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -351,49 +379,9 @@ class RAOTrainer(Trainer):
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
 
-
-def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
-    """Units of a loss in a collated micro-batch, before any forward."""
-    segments = batch["completion_mask"][:, 1:].nonzero()[:, 0]
-    inputs = LossInputs(
-        token_logps=torch.zeros(len(segments), device=segments.device),
-        segments=segments,
-        num_sequences=len(batch["input_ids"]),
-        groups=batch["groups"],
-        preferred=batch.get("preferred"),
-        rewards=batch.get("rewards"),
-    )
-    return spec.count_units(inputs)
-
-
-def _first(units: Tensor) -> Tensor:
-    """Weight of a micro-batch's metrics: of several losses, the units of the first."""
-    return units.flatten()[0]
-
-
-def _tokenized(
-    source: Any, name: str, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
-) -> Datasets:
-    """Any source of rows, or a dict of several, as datasets."""
-
-    def prepare(one: Any, what: str) -> PreferenceDataset:
-        return prepare_dataset(one, what, args, tokenizer, functools.partial(_say, args))
-
-    if isinstance(source, Mapping):
-        return {key: prepare(one, f"{name} {key!r}") for key, one in source.items()}
-    return None if source is None else prepare(source, name)
-
-
-def _say(args: RAOConfig, text: str) -> None:
-    if args.process_index == 0:
-        print(text, flush=True)
-
-
-@contextlib.contextmanager
-def _without_rotation(args: RAOConfig) -> Iterator[None]:
-    """transformers would remove the last complete checkpoint before the new one has its marker."""
-    limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        yield
-    finally:
-        args.save_total_limit = limit
+    def _join_word_order(self) -> None:
+        """Every rank goes on with what one checkpoint keeps: the mean of what they learnt."""
+        order = self._word_order
+        if order is not None and order.affinity is not None:
+            total = self._reduce(order.affinity, "sum")
+            order.affinity = total / self.accelerator.num_processes

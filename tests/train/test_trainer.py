@@ -34,6 +34,7 @@ def config(folder: Path, **changes: Any) -> RAOConfig:
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
+        "prefix_length": "1",
         "disable_tqdm": True,
         "use_cpu": True,
     }
