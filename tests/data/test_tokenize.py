@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from rao_kernels.data import (
     as_pairs,
     check_shared_start,
     load_records,
+    shared_start,
     tokenize_records,
 )
 from rao_kernels.errors import DataError, InputError
@@ -96,7 +98,7 @@ def test_too_long_response_is_dropped_or_cut_and_counted() -> None:
         tokenize(rows, tiny_tokenizer(), max_length=6)
 
 
-def test_shared_start() -> None:
+def test_a_start_that_is_not_shared_is_named() -> None:
     class NoBos:
         """The tiny tokenizer as one without BOS."""
 
@@ -142,3 +144,26 @@ def test_bad_options() -> None:
             tokenize([row()], tiny_tokenizer(), **options)
     with pytest.raises(DataError, match="row 0: a chat prompt"):
         tokenize([row([{"role": "user", "content": "x"}])], tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (["say one", "say two"], 5),
+        (["say", "say two"], 3),
+        (["say one", "say one"], 8),
+        (["say one"], 8),
+        (["say", "ask"], 1),
+    ],
+)
+def test_shared_start(prompts: list[str], expected: int) -> None:
+    """BOS and letters. Of different prompts none is covered whole."""
+    rows = tokenize([row(prompt) for prompt in prompts], tiny_tokenizer())
+    assert shared_start(rows) == expected
+    check_shared_start(rows, expected)
+
+
+def test_nothing_shared() -> None:
+    rows = tokenize([row("say"), row("ask")], tiny_tokenizer())
+    bare = [replace(one, prompt=one.prompt[1:]) for one in rows]
+    assert shared_start(bare) == 0

@@ -27,7 +27,14 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def make(folder: Path, model: Path, *, stop: int | None = None, lora: bool = False) -> RAOTrainer:
+def make(
+    folder: Path,
+    model: Path,
+    *,
+    stop: int | None = None,
+    lora: bool = False,
+    tolerance: float = 0.0,
+) -> RAOTrainer:
     config = RAOConfig(
         output_dir=str(folder),
         num_train_epochs=2,
@@ -39,6 +46,7 @@ def make(folder: Path, model: Path, *, stop: int | None = None, lora: bool = Fal
         save_total_limit=2,
         eval_strategy="steps",
         eval_steps=3,
+        grad_tolerance=str(tolerance),
         disable_tqdm=True,
         use_cpu=True,
     )
@@ -75,6 +83,31 @@ def test_resumed_run_is_bit_equal(tmp_path: Path, stop: int, lora: bool) -> None
         for folder in (broken, tmp_path / "straight")
     ]
     assert steps[0] == steps[1]
+
+
+def test_resumed_run_goes_on_with_the_word_order_it_had_learnt(tmp_path: Path) -> None:
+    """Gradients are summed over words in that order: another one gives other bits."""
+    model = save_tiny(tmp_path / "model")
+    straight = make(tmp_path / "straight", model, tolerance=0.01)
+    straight.train()
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        make(broken, model, stop=3, tolerance=0.01).train()
+    weights = []
+    for forget in (False, True):
+        folder = tmp_path / f"{forget}"
+        shutil.copytree(broken, folder)
+        order = folder / "checkpoint-2" / checkpoints.WORD_ORDER
+        assert checkpoints.read_word_order(order.parent).affinity.shape == (64,)
+        if forget:
+            order.unlink()
+            checkpoints.mark_complete(order.parent)
+        resumed = make(folder, model, tolerance=0.01)
+        resumed.train(resume_from_checkpoint=True)
+        weights.append(resumed.model.state_dict())
+    expected = straight.model.state_dict()
+    same = [all(torch.equal(own[name], expected[name]) for name in own) for own in weights]
+    assert same == [True, False]
 
 
 def test_output_loads_in_transformers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rao_kernels.errors import InputError
 from rao_kernels.train import RAOConfig
@@ -35,8 +36,20 @@ def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
         ({"loss_kwargs": "{"}, "a JSON object"),
         ({"loss_kwargs": "[1]"}, "a JSON object"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"prefix_length": 0}, "'auto' or at least 1"),
+        ({"prefix_length": "many"}, "'auto' or at least 1"),
+        ({"grad_tolerance": "much"}, "'auto' or a probability"),
+        ({"grad_tolerance": 1.0}, "'auto' or a probability"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         hyper(tmp_path, **options)
+
+
+def test_tolerance_of_each_precision(tmp_path: Path) -> None:
+    auto = RAOConfig(output_dir=str(tmp_path), use_cpu=True)
+    expected = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 0.0}
+    assert {dtype: auto.tolerance(dtype) for dtype in expected} == expected
+    given = RAOConfig(output_dir=str(tmp_path), use_cpu=True, grad_tolerance=2.0**-7)
+    assert given.tolerance(torch.float32) == 2.0**-7

@@ -326,3 +326,21 @@ def test_bf16_autocast_keeps_log_ratios_at_zero(tmp_path: Path) -> None:
     run = trainer(tmp_path, bf16=True, per_device_eval_batch_size=2)
     run.train()
     assert abs(run.state.log_history[0]["rao/implicit_mean"]) < 2e-3
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_tolerance_follows_the_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    run = trainer(tmp_path, tiny_rows(3), bf16=bf16)
+    forward, options = run.model.forward, {}
+
+    def spy(**kwargs: Any) -> Any:
+        options.update(kwargs["engine_options"])
+        return forward(**kwargs)
+
+    monkeypatch.setattr(run.model, "forward", spy)
+    run.train()
+    assert options["grad_tolerance"] == (2.0**-9 if bf16 else 0.0)
+    assert (options["word_order"] is not None) == bf16
+    assert not bf16 or options["word_order"].affinity.shape == (64,)
