@@ -6,7 +6,7 @@ Legend: N scored rows, V vocabulary, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 OP = "log-probs"
 FORWARD, BOTH, FROZEN = "forward", "both", "frozen"
@@ -99,6 +99,10 @@ CASES = tuple(_suites())
 SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
 
 
-def chosen(suites: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
-    """The cases of the suites, in the order of `CASES`."""
-    return [case for case in CASES if case.suite in suites and case.dtype in dtypes]
+def chosen(suites: Sequence[str], dtypes: Sequence[str], directions: Sequence[str]) -> list[Case]:
+    """The cases of the suites, in the order of `CASES`, less other dtypes and directions."""
+    found = [case for case in CASES if case.suite in suites and case.dtype in dtypes]
+    return [
+        replace(case, directions=tuple(one for one in case.directions if one in directions))
+        for case in found
+    ]

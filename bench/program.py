@@ -20,6 +20,7 @@ from .record import HERE, Row
 
 PROG = "rao-kernels bench"
 TRL = "trl"
+ALL = [*cases.DIRECTIONS]
 NOTHING, INCOMPLETE = 0, 2
 WIDTH = 150  # where no terminal says its own
 
@@ -56,6 +57,7 @@ def _run(argv: Sequence[str]) -> int:
     parser = _parser("", __doc__)
     parser.add_argument("--suites", nargs="+", choices=[*cases.SUITES, TRL], default=["readme"])
     parser.add_argument("--dtypes", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
+    parser.add_argument("--directions", nargs="+", choices=cases.DIRECTIONS, default=ALL)
     parser.add_argument("--cases", nargs="+", default=[], help="parts of names of cases")
     parser.add_argument("--providers", nargs="+", default=[], help="parts of names; default all")
     parser.add_argument("--rounds", type=int, default=7)
@@ -74,7 +76,7 @@ def _run(argv: Sequence[str]) -> int:
         return _incomplete(lacking)
     picked = [
         case
-        for case in cases.chosen(options.suites, options.dtypes)
+        for case in cases.chosen(options.suites, options.dtypes, options.directions)
         if _is_wanted(case, device.type, options.cases) and _has_data(case, options.shared)
     ]
     _measure(picked, chosen, device, options)
