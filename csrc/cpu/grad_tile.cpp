@@ -182,7 +182,7 @@ void multiply_all(const LeftOf& left_of, int64_t rows, const uint32_t* packed, i
                   int64_t size, const Scratch& scratch, const Parallel& parallel,
                   const Store& store_block) {
   const int64_t panels = ceil_div(size, kPanel);
-  const bool by_rows = rows >= 4 * kMicroRows * parallel.parts;
+  const bool by_rows = rows >= 32 * kMicroRows * parallel.parts;
   const int64_t chunk_panels = by_rows ? panels : 1;
   const int64_t stride = chunk_panels * kPanel;
   const int64_t step = block_rows(stride);

@@ -171,19 +171,40 @@ void pack_transposed(const Rows<typename Source::Storage>& matrix, int64_t colum
   });
 }
 
+// Fetches one panel of the rows that make up word `k` of K.
+template <class Product, class Storage>
+RAO_INLINE void prefetch_rows(const Rows<Storage>& matrix, int64_t length, int64_t k,
+                              int64_t column) {
+  constexpr int64_t kLine = 64 / sizeof(Storage);
+  const int64_t end = smaller(length, (k + 1) * Product::kPerWord);
+  for (int64_t row = k * Product::kPerWord; row < end; ++row) {
+    for (int64_t i = 0; i < kPanel; i += kLine) {
+      __builtin_prefetch(matrix[row] + column + i);
+    }
+  }
+}
+
 // Packs B = matrix, which has `length` rows.
 template <class Product, class Source>
 void pack(const Rows<typename Source::Storage>& matrix, int64_t length, uint32_t* packed,
           const Parallel& parallel) {
+  // Some words of K at a time, so that their rows are in cache for every panel, and a panel is
+  // written a few lines at a time.
+  constexpr int64_t kStep = 16;
   const int64_t depth = words_of<Product>(length);
-  const int64_t strips = ceil_div(matrix.size, kPanel) * kPanelVectors;
+  const int64_t panels = ceil_div(matrix.size, kPanel);
   parallel([&](int part) {
     const Range mine = share(depth, part, parallel.parts);
-    for (int64_t k = mine.begin; k < mine.end; ++k) {
-      for (int64_t strip = 0; strip < strips; ++strip) {
-        uint32_t* target =
-            packed + (strip / kPanelVectors * depth + k) * kPanel + strip % kPanelVectors * kLanes;
-        store(target, words_across<Product, Source>(matrix, length, k, strip * kLanes));
+    for (int64_t start = mine.begin; start < mine.end; start += kStep) {
+      const int64_t end = smaller(mine.end, start + kStep);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        for (int64_t k = start; k < end; ++k) {
+          prefetch_rows<Product>(matrix, length, k + kStep, panel * kPanel);
+          uint32_t* target = packed + (panel * depth + k) * kPanel;
+          for (int j = 0; j < kPanel; j += kLanes) {
+            store(target + j, words_across<Product, Source>(matrix, length, k, panel * kPanel + j));
+          }
+        }
       }
     }
   });
