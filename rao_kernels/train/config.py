@@ -30,7 +30,7 @@ LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_tok
 
 # The largest tolerances at which what is dropped adds less to the error of the gradients than
 # rounding has made of it already: docs/sparse.md has the measurements.
-HIDDEN_BY_ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+HIDDEN_BY_ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-13}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -85,7 +85,7 @@ class RAOConfig(TrainingArguments):
     grad_tolerance: str = _option(
         "auto",
         "Probability each token may drop in backward; 'auto': as much as rounding hides, 2^-9 in "
-        "bf16, 2^-12 in fp16, none in fp32 (docs/sparse.md); 0: none.",
+        "bf16, 2^-13 in fp16, none in fp32 (docs/sparse.md); 0: none.",
     )
 
     def __post_init__(self) -> None:
