@@ -150,8 +150,7 @@ def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> Needed:
 
     The tile that holds a row's target always stays.
     """
-    starts = torch.tensor([tile.start for tile in cut], device=head.targets.device)
-    own = (torch.searchsorted(starts, head.targets, right=True) - 1).clamp(min=0)[:, None]
+    own = head.targets.clamp(min=0).div(cut[0].width, rounding_mode="floor")[:, None]
     has_target = (head.targets >= 0)[:, None]
     mass = sparsity.tile_mass
     mass = mass.scatter(1, own, mass.gather(1, own) + has_target * 2.0)

@@ -177,7 +177,7 @@ def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) ->
     )
     memory = torch.empty(size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as seen, record_work() as work:
-        order = engine.order_by_sample(head) if tolerance else None
+        order = engine.order_by_sample(head, tolerance) if tolerance else None
         scores = engine.score(head, "eager", engine.Statistics(), memory, order, tolerance)
         rows = RowGradients(
             scores.row_max, scores.log_sum, scores.logp, torch.ones(N), None, None, None
