@@ -66,9 +66,9 @@ def compare(before: Path, after: Path, threshold: float, everyone: bool) -> int:
     if not found:
         print(f"{before} and {after} have no row in common")
         return 2
-    shown = [one for one in found if everyone or one.row["provider"].startswith(OURS)]
+    shown = [one for one in found if everyone or OURS in one.row["provider"]]
     for one in shown:
         print(one)
-    worse = [one for one in shown if one.is_worse and one.row["provider"].startswith(OURS)]
+    worse = [one for one in shown if one.is_worse and OURS in one.row["provider"]]
     print(f"{len(worse)} of {len(shown)} figures are worse by more than {threshold:.2f}x")
     return 1 if worse else 0

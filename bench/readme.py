@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import record
 from .cases import BOTH, FROZEN, OP
+from .isolated import TOO_SLOW
 from .providers import YARDSTICK
 from .providers.ours import DEFAULT, SPARSE
 from .record import HERE, Row
@@ -135,7 +136,9 @@ def _beside(ours: Row, rows: Sequence[Row], name: str) -> str:
         return ""
     if "median_s" in row:
         return f"{row['median_s'] / ours['median_s']:.2f}x"
-    return f"over {row['call_s'] / ours['median_s']:.0f}x" if "call_s" in row else row["status"]
+    if row["status"] == TOO_SLOW and "call_s" in row:
+        return f"over {row['call_s'] / ours['median_s']:.0f}x"
+    return str(row["status"])
 
 
 def _trl(rows: Sequence[Row]) -> str:

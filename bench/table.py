@@ -27,16 +27,21 @@ COLUMNS = (
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """The providers of one case and direction; the quickest first, those not timed last."""
+    """The providers of one case and direction, the quickest first; below them those not timed."""
     first = rows[0]
     title = f"{first['case']}, {first['dtype']}, {DIRECTIONS[first['direction']]}"
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     ours = next((row.get("median_s") for row in rows if row["provider"] == DEFAULT), None)
-    for row in sorted(rows, key=lambda row: row.get("median_s", float("inf"))):
-        table.add_row(*(cells(row, ours) if "median_s" in row else _reason(row)))
+    for row in sorted(rows, key=lambda row: row.get("median_s", 0.0)):
+        if "median_s" in row:
+            table.add_row(*cells(row, ours))
     console.print(table)
+    for row in rows:
+        if "median_s" not in row:
+            console.print(not_timed(row), highlight=False)
+    console.print()
 
 
 def cells(row: Row, ours: float | None) -> list[str]:
@@ -59,9 +64,12 @@ def errors(row: Row) -> list[str]:
     return ["" if error is None else f"{error:.1e}" for error in found]
 
 
-def _reason(row: Row) -> list[str]:
-    """What stands in the place of times; a provider that was too slow has a time all the same."""
-    told = row["status"]
-    if told == TOO_SLOW and "call_s" in row:
-        told += f" ({row['call_s']:.1f} s)"
-    return [row["provider"], told, row.get("reason", ""), "", "", *errors(row), ""]
+def not_timed(row: Row) -> str:
+    """A line on a provider that was not timed. One that was too slow has a time all the same."""
+    told = [row["status"]]
+    if row["status"] == TOO_SLOW and "call_s" in row:
+        told.append(f"{row['call_s']:.1f} s")
+    told.append(row.get("reason", ""))
+    found = zip(("value", "dhidden", "dweight"), errors(row), strict=True)
+    told.append(" ".join(f"{name} {error}" for name, error in found if error))
+    return f"  {row['provider']}: {', '.join(part for part in told if part)}"

@@ -6,6 +6,7 @@ Small cases only; each provider is one benchmark, grouped by case and direction.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ import torch
 from . import problems, providers
 from .cases import BOTH, FORWARD, Case, Head
 from .problems import Problem
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = Head("", 512, 32768)
@@ -32,7 +36,7 @@ def problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("direction", [FORWARD, BOTH])
 @pytest.mark.parametrize("provider", providers.registry(DEVICE).values(), ids=lambda one: one.name)
 def test_provider(
-    benchmark: pytest.FixtureRequest,
+    benchmark: BenchmarkFixture,
     provider: providers.Provider,
     problem: Problem,
     direction: str,

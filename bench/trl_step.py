@@ -6,21 +6,23 @@ A two-layer model under a head the size of SmolLM2's: nearly all of the step is 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import measure
-from .cases import BOTH
+from . import measure, plan
+from .cases import BOTH, Head
 from .problems import DTYPES
-from .providers import Outcome
+from .providers import Call, Outcome, products
 from .record import Row
 
 SUITE = "trl"
-WITHOUT, WITH = "TRL", "TRL + rao_kernels"
+FLOOR, WITHOUT, WITH = "bare GEMMs", "TRL", "TRL + rao_kernels"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Size:
     hidden: int = 576
     vocabulary: int = 49152
     heads: int = 9
+
+    @property
+    def scored(self) -> int:
+        """Tokens of answers."""
+        return 2 * self.pairs * self.answer
 
     @property
     def case(self) -> str:
@@ -98,12 +105,14 @@ def _trainer(size: Size, dtype: torch.dtype, folder: str) -> Any:
         save_strategy="no",
         max_length=None,
     )
-    return DPOTrainer(
-        _model(size, dtype),
-        args=config,
-        train_dataset=Dataset.from_list(_rows(size)),
-        processing_class=_tokenizer(size.vocabulary),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers' own, to TRL
+        return DPOTrainer(
+            _model(size, dtype),
+            args=config,
+            train_dataset=Dataset.from_list(_rows(size)),
+            processing_class=_tokenizer(size.vocabulary),
+        )
 
 
 def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
@@ -121,23 +130,33 @@ def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
 
 
 def measured(rounds: int, size: Size | None = None, dtype: str = "bf16") -> list[Row]:
-    """A row before and one after; "wrong" where the gradients differ by more than rounding."""
+    """Rows of the bare products over the answers' tokens, of the step before and after; "wrong"
+    where the gradients differ by more than rounding."""
     size = size or Size()
     with tempfile.TemporaryDirectory(prefix="rao-bench-") as folder:
         trainer = _trainer(size, DTYPES[dtype], folder)
         batch = next(iter(trainer.get_train_dataloader()))
-        calls = {
-            name: partial(_step, trainer, batch, enabled=name == WITH) for name in (WITHOUT, WITH)
-        }
-        outcomes = {name: call() for name, call in calls.items()}
-        rows = {name: _about(size, dtype, name) for name in calls}
-        rows[WITH] |= _difference(outcomes[WITHOUT], outcomes[WITH], DTYPES[dtype])
-        times = measure.interleaved(calls, rounds)
-        for name, call in calls.items():
-            rows[name] |= measure.spread(times[name]) | {"rounds": rounds}
-            rows[name]["peak_extra_bytes"] = measure.peak_extra_bytes(call, torch.device("cpu"))
-            rows[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(call)
-        return list(rows.values())
+    steps = {name: partial(_step, trainer, batch, enabled=name == WITH) for name in (WITHOUT, WITH)}
+    difference = _difference(*(step() for step in steps.values()), DTYPES[dtype])
+    times = measure.interleaved({FLOOR: _products(size, dtype), **steps}, rounds)
+    floor = median(times[FLOOR])
+    rows = {}
+    for name, seconds in times.items():
+        spread = measure.spread(seconds)
+        ratio = {"rounds": rounds, "ratio_to_gemms": spread["median_s"] / floor}
+        rows[name] = _about(size, dtype, name) | spread | ratio
+    for name, step in steps.items():
+        rows[name]["peak_extra_bytes"] = measure.peak_extra_bytes(step, torch.device("cpu"))
+        rows[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(step)
+    rows[WITH] |= difference
+    return list(rows.values())
+
+
+def _products(size: Size, dtype: str) -> Call:
+    """Nothing but the head's three products, over the tokens that are scored."""
+    head = Head("", size.hidden, size.vocabulary)
+    shape = plan.Shape(size.scored, head, dtype)
+    return products.as_called(plan.problem(shape, torch.device("cpu")), BOTH)
 
 
 def _about(size: Size, dtype: str, name: str) -> Row:
@@ -146,7 +165,7 @@ def _about(size: Size, dtype: str, name: str) -> Row:
         "case": size.case,
         "task": "trainer",
         "dtype": str(DTYPES[dtype]).removeprefix("torch."),
-        "N": 2 * size.pairs * size.answer,
+        "N": size.scored,
         "D": size.hidden,
         "V": size.vocabulary,
         "direction": BOTH,

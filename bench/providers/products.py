@@ -35,7 +35,7 @@ def _operands(problem: Problem) -> Operands:
     return Operands(hidden, weight, dz, prompt)
 
 
-def _as_called(problem: Problem, direction: str) -> Call:
+def as_called(problem: Problem, direction: str) -> Call:
     """Each result is allocated, as anybody calls it."""
     it = _operands(problem)
 
@@ -74,6 +74,6 @@ def _into_place(problem: Problem, direction: str) -> Call:
 
 def providers(device: torch.device) -> list[Provider]:
     return [
-        Provider("bare GEMMs", _as_called, is_floor=True),
+        Provider("bare GEMMs", as_called, is_floor=True),
         Provider("bare GEMMs, out= given", _into_place, is_floor=True),
     ]
