@@ -38,8 +38,9 @@ class EngineOptions(TypedDict, total=False):
         of the gradients is bounded, see `rao_kernels.engine.sparsity`.
     workspace_bytes: bytes of logits kept between forward and backward. 0 keeps nothing and
         recomputes; anything between 0 and everything is valid. None (default) keeps everything up
-        to 1 GiB, a quarter of it where `grad_tolerance` drops most of the rest, and nothing of
-        half-precision logits that a softcap bends, where keeping them would cost accuracy.
+        to 1 GiB, and nothing of half-precision logits that a softcap bends, where keeping them
+        would cost accuracy. On a CPU, tiles that few rows come back to under `grad_tolerance` are
+        recomputed whatever fits.
     word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles where
         `grad_tolerance` is above 0, or a `WordOrder` that learns one over calls; by default it is
         learnt from the rows at hand.
