@@ -75,14 +75,14 @@ def _rows(count: int) -> dict[str, int]:
 def _suites() -> Iterable[Case]:
     everything = (FORWARD, BOTH, FROZEN)
     yield Case("readme", SMOLLM2, "bf16", PROBE, logits="probe", directions=everything)
-    yield Case("readme", SQUARE, "bf16", {"cpu": 1024, "cuda": 8192}, directions=everything)
-    yield Case("readme", SMOLLM2, "fp32", PROBE, logits="probe")
-    yield Case("readme", SQUARE, "fp32", {"cpu": 1024, "cuda": 8192})
+    yield Case("readme", SQUARE, "bf16", {"cpu": 1024, "cuda": 8192}, directions=(BOTH,))
+    yield Case("readme", SMOLLM2, "fp32", PROBE, logits="probe", directions=(BOTH,))
+    yield Case("readme", SQUARE, "fp32", {"cpu": 1024, "cuda": 8192}, directions=(BOTH,))
     for task in LOSSES:
         yield Case("readme", SMOLLM2, "bf16", _rows(1024), task=task, directions=(BOTH,))
     yield Case("heads", LLAMA3, "bf16", BIG, directions=everything)
     yield Case("heads", QWEN3, "bf16", {"cpu": 512, "cuda": 8192}, directions=everything)
-    yield Case("heads", QWEN3, "fp32", {"cpu": 256, "cuda": 4096})
+    yield Case("heads", QWEN3, "fp32", {"cpu": 256, "cuda": 4096}, directions=(BOTH,))
     yield Case("heads", GEMMA2, "bf16", BIG, directions=everything)
     for task in LOSSES:
         yield Case(

@@ -130,7 +130,7 @@ def _measure(
     for rows in run.measured(picked, chosen, settings):
         written = keep(rows)
     if TRL in options.suites:
-        written = keep(trl_step.measured(options.rounds))
+        written = keep(trl_step.measured(options.rounds, device))
     print("rows:", written or "none, no case is chosen")
 
 

@@ -89,14 +89,14 @@ def _rows(size: Size) -> list[dict[str, str]]:
     return [{"prompt": a, "chosen": f" {b}", "rejected": f" {c}"} for a, b, c in answers]
 
 
-def _trainer(size: Size, dtype: torch.dtype, folder: str) -> Any:
+def _trainer(size: Size, dtype: torch.dtype, device: torch.device, folder: str) -> Any:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
         folder,
         per_device_train_batch_size=size.pairs,
-        use_cpu=True,
+        use_cpu=device.type == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         precompute_ref_log_probs=True,
@@ -129,16 +129,18 @@ def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
         trl.disable()
 
 
-def measured(rounds: int, size: Size | None = None, dtype: str = "bf16") -> list[Row]:
+def measured(
+    rounds: int, device: torch.device, size: Size | None = None, dtype: str = "bf16"
+) -> list[Row]:
     """Rows of the bare products over the answers' tokens, of the step before and after; "wrong"
     where the gradients differ by more than rounding."""
     size = size or Size()
     with tempfile.TemporaryDirectory(prefix="rao-bench-") as folder:
-        trainer = _trainer(size, DTYPES[dtype], folder)
-        batch = next(iter(trainer.get_train_dataloader()))
+        trainer = _trainer(size, DTYPES[dtype], device, folder)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     steps = {name: partial(_step, trainer, batch, enabled=name == WITH) for name in (WITHOUT, WITH)}
-    difference = _difference(*(step() for step in steps.values()), DTYPES[dtype])
-    times = measure.interleaved({FLOOR: _products(size, dtype), **steps}, rounds)
+    difference = _difference(steps[WITHOUT](), steps[WITH](), DTYPES[dtype])
+    times = measure.interleaved({FLOOR: _products(size, dtype, device), **steps}, rounds)
     floor = median(times[FLOOR])
     rows = {}
     for name, seconds in times.items():
@@ -146,17 +148,18 @@ def measured(rounds: int, size: Size | None = None, dtype: str = "bf16") -> list
         ratio = {"rounds": rounds, "ratio_to_gemms": spread["median_s"] / floor}
         rows[name] = _about(size, dtype, name) | spread | ratio
     for name, step in steps.items():
-        rows[name]["peak_extra_bytes"] = measure.peak_extra_bytes(step, torch.device("cpu"))
-        rows[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(step)
+        rows[name]["peak_extra_bytes"] = measure.peak_extra_bytes(step, device)
+        if device.type == "cpu":
+            rows[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(step)
     rows[WITH] |= difference
     return list(rows.values())
 
 
-def _products(size: Size, dtype: str) -> Call:
+def _products(size: Size, dtype: str, device: torch.device) -> Call:
     """Nothing but the head's three products, over the tokens that are scored."""
     head = Head("", size.hidden, size.vocabulary)
     shape = plan.Shape(size.scored, head, dtype)
-    return products.as_called(plan.problem(shape, torch.device("cpu")), BOTH)
+    return products.as_called(plan.problem(shape, device), BOTH)
 
 
 def _about(size: Size, dtype: str, name: str) -> Row:

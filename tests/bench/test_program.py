@@ -76,7 +76,7 @@ def test_plan_search() -> None:
 def test_a_step_of_trl_before_and_after() -> None:
     pytest.importorskip("trl", reason="TRL is not installed")
     size = trl_step.Size(pairs=2, prompt=3, answer=5, hidden=16, vocabulary=64, heads=2)
-    floor, before, after = trl_step.measured(2, size, "fp32")
+    floor, before, after = trl_step.measured(2, torch.device("cpu"), size, "fp32")
     assert floor["ratio_to_gemms"] == 1.0 and floor["rounds"] == 2
     assert after["status"] == "ok" and after["gradient_difference"] < 1e-5
     assert before["provider"] == "TRL" and before["N"] == 20
