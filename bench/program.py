@@ -149,12 +149,13 @@ def _compare(argv: Sequence[str]) -> int:
 
 def _plot(argv: Sequence[str]) -> int:
     parser = _parser("plot", "Draws time, memory, errors and the cost of the vocabulary.")
-    parser.add_argument("rows", type=Path, nargs="?", default=record.FOLDER / "cpu")
+    help_ = "files of rows, or folders: their newest; all are drawn"
+    parser.add_argument("rows", type=Path, nargs="*", default=[record.FOLDER / "cpu"], help=help_)
     parser.add_argument("--out", type=Path, default=Path("benchmarks.png"))
     options = parser.parse_args(argv)
     from .plot import draw
 
-    draw(record.read(options.rows), options.out)
+    draw([row for path in options.rows for row in record.read(path)], options.out)
     print("picture:", options.out)
     return NOTHING
 
@@ -163,6 +164,9 @@ def _readme(argv: Sequence[str]) -> int:
     _parser("readme", "Writes the README's tables from the newest rows.").parse_args(argv)
     from . import readme
 
+    if not readme.README.exists():
+        print(f"{PROG}: there is no {readme.README}: run it in a checkout", file=sys.stderr)
+        return INCOMPLETE
     readme.main()
     return NOTHING
 

@@ -27,6 +27,7 @@ LOSSES = {
     "sft": "SFT",
 }
 WORDS = {"probe (SmolLM2-135M, real text)": "real text, SmolLM2 135M"}
+SUITES = ("readme", "heads")
 SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 NAMES = {
     YARDSTICK: "plain torch",
@@ -43,7 +44,7 @@ NAMES = {
 
 
 def newest(folder: Path = FOLDER / "cpu") -> Path:
-    return record.newest(folder)
+    return record.newest(folder, "readme")
 
 
 def table(path: Path) -> str:
@@ -103,6 +104,7 @@ def _rest(rows: Sequence[Row]) -> list[str]:
     """Seconds of ours and, of every peer, how many times as long it takes."""
     timed = [row for row in rows if row["provider"] == DEFAULT and "median_s" in row]
     timed = [row for row in timed if row["direction"] in (BOTH, FROZEN)]
+    timed = [row for row in timed if row.get("suite") in SUITES]
     present = {row["provider"] for row in rows if "median_s" in row}
     peers = [name for name in NAMES if name in present]
     if not timed or not peers:

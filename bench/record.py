@@ -112,11 +112,15 @@ def read(path: Path) -> list[Row]:
     return list({tuple(row.get(part) for part in KEY): row for row in rows}.values())
 
 
-def newest(folder: Path) -> Path:
-    """The file that was written to last, by what its rows say."""
+def newest(folder: Path, suite: str | None = None) -> Path:
+    """The file of the latest run, by what its rows say; with a suite, of those that ran it."""
 
     def written(path: Path) -> tuple[str, str]:
         last = json.loads(path.read_text().splitlines()[-1])
         return last["date"], last.get("time", "")
 
-    return max(folder.glob("*.jsonl"), key=written)
+    def has_suite(path: Path) -> bool:
+        rows = map(json.loads, path.read_text().splitlines())
+        return suite is None or any(row.get("suite", suite) == suite for row in rows)
+
+    return max(filter(has_suite, folder.glob("*.jsonl")), key=written)

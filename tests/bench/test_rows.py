@@ -60,6 +60,10 @@ def test_the_newest_file_is_the_one_written_last(tmp_path: Path) -> None:
     write(tmp_path / "2026-01-01-fff.jsonl", [row("a", 1.0, time="01:00:00")])
     late = write(tmp_path / "2026-01-01-aaa.jsonl", [row("a", 2.0, time="02:00:00")])
     assert record.newest(tmp_path) == late
+    other = [row("a", 3.0, time="03:00:00", suite="rows")]
+    last = write(tmp_path / "2026-01-01-bbb.jsonl", other)
+    assert record.newest(tmp_path) == last and record.newest(tmp_path, "readme") == late
+    last.unlink()
     assert record.read(tmp_path)[0]["median_s"] == 2.0
 
 
