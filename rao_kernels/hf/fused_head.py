@@ -83,6 +83,9 @@ def attach_fused_head(
     * ``logp_stats``: names out of ``("entropy", "is_top1", "log_sum_sq_probs")``.
     * ``engine_options``: options of the op, see `EngineOptions`.
 
+    Hidden states that are NaN or inf at a scored position raise `InputError`. That holds under
+    fp16's loss scaler too: it rescues gradients that overflow, not hidden states that do.
+
     Without `logp_targets` the model is what it was. Attach before the model is wrapped
     (DistributedDataParallel, FSDP2, torch.compile), before or after `get_peft_model`, and again
     after its embeddings were resized; on a model that is attached it does nothing.
