@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 from transformers import TrainingArguments
 
 from ..refcache import write_atomic
@@ -24,7 +24,8 @@ from ..types import WordOrder
 
 MARKER = "complete.json"
 STATE = "rao_state.json"
-WORD_ORDER = "word_order.safetensors"
+# Not safetensors: loaders take every such file of a folder for weights.
+WORD_ORDER = "word_order.pt"
 
 
 def mark_complete(folder: Path) -> None:
@@ -93,13 +94,13 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def write_word_order(folder: Path, order: WordOrder) -> None:
     if order.affinity is not None:
-        save_file({"affinity": order.affinity.cpu()}, folder / WORD_ORDER)
+        torch.save(order.affinity.cpu(), folder / WORD_ORDER)
 
 
 def read_word_order(folder: Path) -> WordOrder:
     """What the run had learnt; nothing if it had learnt none."""
     path = folder / WORD_ORDER
-    return WordOrder(load_file(path)["affinity"]) if path.exists() else WordOrder()
+    return WordOrder(torch.load(path, weights_only=True) if path.exists() else None)
 
 
 @contextlib.contextmanager

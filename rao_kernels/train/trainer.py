@@ -362,8 +362,6 @@ class RAOTrainer(Trainer):
             folder = Path(output_dir or str(self.args.output_dir))
             state = {"loss": self.spec.name, "prefix_length": self._prefix_length, **self.hyper}
             checkpoints.write_state(folder, state)
-            if self._word_order is not None:
-                checkpoints.write_word_order(folder, self._word_order)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial=trial))
@@ -375,6 +373,8 @@ class RAOTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self._word_order is not None:
+                checkpoints.write_word_order(folder, self._word_order)
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
