@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .record import KEY, Row, read
 
-OURS = "rao_kernels"
+OURS, FLOOR = "rao_kernels", "bare GEMMs"
 SMALL = 4 << 20  # bytes below which a peak is not compared
 
 
@@ -38,18 +38,25 @@ class Change:
 def changes(before: Sequence[Row], after: Sequence[Row], threshold: float) -> Iterator[Change]:
     """Of every row that both have, in the order of `after`."""
     known = {_key(row): row for row in before}
+    floors = [
+        {_key(row)[:-1]: row for row in rows if row["provider"] == FLOOR}
+        for rows in (before, after)
+    ]
     for row in after:
         if (old := known.get(_key(row))) is not None:
-            yield from _changes(old, row, threshold)
+            a, b = (floor.get(_key(row)[:-1], {}).get("median_s") for floor in floors)
+            yield from _changes(old, row, a, b, threshold)
 
 
-def _changes(old: Row, new: Row, threshold: float) -> Iterator[Change]:
+def _changes(
+    old: Row, new: Row, old_floor: float | None, new_floor: float | None, threshold: float
+) -> Iterator[Change]:
     if old["status"] != new["status"]:
         worse = old["status"] == "ok"
         yield Change(new, "status", old["status"], new["status"], worse)
         return
-    if "ratio_to_gemms" in old and "ratio_to_gemms" in new:
-        a, b = old["ratio_to_gemms"], new["ratio_to_gemms"]
+    if "median_s" in old and "median_s" in new and old_floor and new_floor:
+        a, b = old["median_s"] / old_floor, new["median_s"] / new_floor
         yield Change(new, "time", a, b, b > threshold * a)
     if "peak_extra_bytes" in old and "peak_extra_bytes" in new:
         a, b = (max(row["peak_extra_bytes"], SMALL) for row in (old, new))

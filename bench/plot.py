@@ -26,16 +26,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     both = [row for row in rows if row["direction"] == BOTH and row["status"] == "ok"]
-    colours = _colours(both)
+    sized, worded, known = _suite(both, "rows"), _suite(both, "vocabulary"), _headline(both)
+    colours = _colours([*known, *sized, *worded])
     figure, panels = pyplot.subplots(2, 2, figsize=(13, 10), layout="constrained")
-    sized = _suite(both, "rows")
     _lines(panels[0, 0], sized, colours, "N", lambda row: row["median_s"])
     _name(panels[0, 0], f"Time, {DIRECTIONS[BOTH]}{_of(sized)}", "rows N", "seconds")
     taking = [row for row in sized if row.get("peak_extra_bytes", 0) > 0]
     _lines(panels[0, 1], taking, colours, "N", lambda row: row["peak_extra_bytes"] / MIB)
     _name(panels[0, 1], f"Peak memory beside inputs and dweight{_of(taking)}", "rows N", "MiB")
-    _scatter(panels[1, 0], _headline(both), colours)
-    worded = _suite(both, "vocabulary")
+    _scatter(panels[1, 0], known, colours)
     _lines(panels[1, 1], worded, colours, "V", lambda row: row["median_s"])
     _name(panels[1, 1], f"Time{_of(worded, 'N')}", "words of the vocabulary V", "seconds")
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in colours.items()]

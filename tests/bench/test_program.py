@@ -12,8 +12,7 @@ from bench.cases import CASES, SUITES, Head
 from rao_kernels.cli.main import main
 from rao_kernels.engine import plan as engine_plan
 
-from .test_rows import write
-from .tiny import row
+from .test_rows import measured
 
 
 def test_a_missing_peer_is_a_failed_run(
@@ -26,8 +25,7 @@ def test_a_missing_peer_is_a_failed_run(
 
 
 def test_the_command_gives_the_programs_status(tmp_path: Path) -> None:
-    before = write(tmp_path / "a.jsonl", [row("rao_kernels", 1.0)])
-    after = write(tmp_path / "b.jsonl", [row("rao_kernels", 2.0)])
+    before, after = measured(tmp_path / "a.jsonl", 1.0), measured(tmp_path / "b.jsonl", 2.0)
     assert main(["bench", "compare", str(before), str(before)]) == 0
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "compare", str(before), str(after)])
