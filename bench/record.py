@@ -20,7 +20,8 @@ from rao_kernels import _native
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 # Committed rows lie beside the suite; a suite that came with a wheel writes where it is run.
-FOLDER = HERE / "results" if (HERE / "results").is_dir() else Path("bench_results")
+IN_CHECKOUT = (HERE / "results").is_dir()
+FOLDER = HERE / "results" if IN_CHECKOUT else Path("bench_results")
 PACKAGES = (
     "triton",
     "trl",
@@ -39,7 +40,10 @@ def _git(*arguments: str) -> str:
 
 
 def _commit() -> str:
-    """Short hash, "+" behind it where the tree differs; result rows are no difference."""
+    """Short hash, "+" behind it where the tree differs; result rows are no difference. Of a wheel
+    its version."""
+    if not IN_CHECKOUT:
+        return f"v{rao_kernels.__version__}"
     changed = _git("status", "-s", "--", ":/", ":(exclude,top)bench/results")
     return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
