@@ -187,7 +187,8 @@ for row in found.values():
         text = f"{row['median_s'] * 1e3:9.3f} ms {row['ratio_to_gemms']:6.2f} x GEMMs"
     else:
         text = f"{row['status']}: {row.get('reason', '')}"[:60]
-    print(f"{row['case'][:44]:<44} {row['direction']:<8} {row['provider'][:34]:<34} {text}")
+    about = f"{row['case'][:40]:<40} {row['dtype']:<8} {row['direction']:<7}"
+    print(about, f"{row['provider'][:30]:<30} {text}")
 PY
 }
 
