@@ -1,4 +1,4 @@
-"""Fixtures that force an instruction set of the CPU library."""
+"""Fixtures that force a backend's form, or an instruction set of the CPU library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from collections.abc import Iterator
 import pytest
 
 from rao_kernels import _native
+from rao_kernels.backends.triton import tuning
+
+from . import emulation
+
+FORMS = ("fused", "unfused")
+VARIANTS = ("cpu", "eager", "cuda-emulated", *(f"triton-{form}-interpret" for form in FORMS))
+
+
+@pytest.fixture(params=VARIANTS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of each variant's backend, with its form forced."""
+    name, *form = request.param.split("-")
+    if form == ["emulated"]:
+        emulation.install(monkeypatch)
+    elif form:
+        monkeypatch.setattr(tuning, "is_fused", lambda *_: form[0] == "fused")
+    return str(name)
 
 
 @pytest.fixture

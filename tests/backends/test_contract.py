@@ -1,9 +1,15 @@
-"""Every backend, dtype and workspace against float64: one contract, one oracle."""
+"""Every backend, dtype and workspace against float64: one contract, one oracle.
+
+A variant is a backend, or one of its forms; Triton's run under its interpreter here, which takes
+its time: fewer combinations of dtype and workspace for them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -14,10 +20,16 @@ from rao_kernels.ops import linear_token_stats
 
 from ..cases import PROBLEMS, allowed, error, make
 from ..oracle import Answer, Problem, dense
+from .conftest import VARIANTS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 GRADIENTS = ("dhidden", "dweight", "dbias")
 WORKSPACES = {"retained": None, "recomputed": 0, "partly": 1 << 19}
+INTERPRETED = {
+    (torch.float32, "retained"),
+    (torch.float32, "recomputed"),
+    (torch.bfloat16, "partly"),
+}
 
 
 def require(backend: str, dtype: torch.dtype) -> None:
@@ -25,17 +37,17 @@ def require(backend: str, dtype: torch.dtype) -> None:
         pytest.skip(f"backend {backend!r}: {reason}")
 
 
-def run(problem: Problem, backend: str, workspace_bytes: int | None) -> Answer:
+def run(problem: Problem, backend: str, workspace_bytes: int | None, device: str = "cpu") -> Answer:
     """The op's results and gradients, as the oracle gives them."""
     leaves = {
-        name: tensor.detach().clone().requires_grad_()
+        name: tensor.detach().to(device, copy=True).requires_grad_()
         for name in ("hidden", "weight", "bias")
         if (tensor := getattr(problem, name)) is not None
     }
     stats = linear_token_stats(
         leaves["hidden"],
         leaves["weight"],
-        problem.targets,
+        problem.targets.to(device),
         bias=leaves.get("bias"),
         logit_scale=problem.logit_scale,
         logit_softcap=problem.logit_softcap,
@@ -43,7 +55,7 @@ def run(problem: Problem, backend: str, workspace_bytes: int | None) -> Answer:
         backend=backend,
     )
     total = sum(
-        (gradient * values.double()).sum()
+        (gradient.to(device) * values.double()).sum()
         for gradient, values in (
             (problem.dlogp, stats.logps),
             (problem.dentropy, stats.entropy),
@@ -52,8 +64,8 @@ def run(problem: Problem, backend: str, workspace_bytes: int | None) -> Answer:
         if gradient is not None
     )
     gradients = torch.autograd.grad(total, list(leaves.values()))
-    by_name = dict(zip(leaves, gradients, strict=True))
-    values = {f.name: getattr(stats, f.name).detach() for f in fields(stats)}
+    by_name = {name: gradient.cpu() for name, gradient in zip(leaves, gradients, strict=True)}
+    values = {f.name: getattr(stats, f.name).detach().cpu() for f in fields(stats)}
     return Answer(
         **values, dhidden=by_name["hidden"], dweight=by_name["weight"], dbias=by_name.get("bias")
     )
@@ -81,11 +93,16 @@ def assert_as_good_as_torch(got: Answer, truth: Answer, plain: Answer, dtype: to
             assert error(mine, true) <= allowed(torchs, true, dtype), name
 
 
+def combinations() -> Iterator[tuple[str, str, torch.dtype, str]]:
+    for variant, name, dtype, workspace in product(VARIANTS, PROBLEMS, DTYPES, WORKSPACES):
+        if not variant.endswith("interpret") or (dtype, workspace) in INTERPRETED:
+            yield variant, name, dtype, workspace
+
+
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("workspace", WORKSPACES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype", "workspace"), list(combinations()), indirect=["backend"], ids=str
+)
 def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, workspace: str) -> None:
     require(backend, dtype)
     problem, truth, plain = case(name, dtype)
@@ -104,7 +121,6 @@ def test_every_instruction_set(name: str, dtype: torch.dtype, workspace: str) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_a_softcap_far_below_the_logits(backend: str, dtype: torch.dtype) -> None:
     """Its derivative magnifies any rounding of the products: by default they are recomputed."""
     require(backend, dtype)
@@ -113,7 +129,6 @@ def test_a_softcap_far_below_the_logits(backend: str, dtype: torch.dtype) -> Non
     assert_as_good_as_torch(run(problem, backend, None), truth, plain, dtype)
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_same_bits_every_time(backend: str) -> None:
     require(backend, torch.bfloat16)
     problem = make(67, 5000, 48, dtype=torch.bfloat16, entropy=True, ignored=0.2)
@@ -124,7 +139,6 @@ def test_same_bits_every_time(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_words_masked_by_an_infinite_bias(backend: str, dtype: torch.dtype) -> None:
     """The first tile has no probability at all; masked words get no gradient and make no NaN."""
     require(backend, dtype)
@@ -145,7 +159,6 @@ def test_words_masked_by_an_infinite_bias(backend: str, dtype: torch.dtype) -> N
     assert not got.dweight[:2500].any()
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_half_precision_survives_a_loss_scaler(backend: str) -> None:
     require(backend, torch.float16)
     problem = make(21, 3000, 32, dtype=torch.float16)
@@ -167,7 +180,6 @@ def _views(tensor: Tensor) -> Tensor:
     return view.copy_(tensor)
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_strided_operands(backend: str) -> None:
     require(backend, torch.float32)
     problem = make(33, 3000, 40)

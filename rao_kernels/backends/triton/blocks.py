@@ -67,6 +67,16 @@ def dot(a, b, total):
 
 
 @triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    """fp32 values rounded to the nearest of `dtype`; the interpreter cuts bfloat16 off instead."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def block_place(number, N, W, BLOCK_N: tl.constexpr, ROW_BLOCKS: tl.constexpr):
     """First row and group of the block that comes `number`-th.
 
@@ -135,10 +145,10 @@ def expm1(x):
 def transform(raw, bias_ptr, words, inside, scale, softcap):
     """Logits of raw products and the softcap's derivative (without the scale).
 
-    words: places in the tile, that broadcast to `raw`; inside: which of them there are.
+    words: places in the tile, that broadcast to `raw`; inside: which of them there are; None: all.
     """
     if bias_ptr is not None:
-        raw = raw + tl.load(bias_ptr + words, mask=inside, other=0.0)
+        raw = raw + tl.load(bias_ptr + words, mask=inside, other=None if inside is None else 0.0)
     slope = 1.0
     if softcap is None:
         z = raw * scale
@@ -164,32 +174,70 @@ def moved(top, shift):
 
 
 @triton.jit
-def group_statistics(
-    z, inside, WITH_ENTROPY: tl.constexpr, WITH_SQUARES: tl.constexpr, WITH_MEAN: tl.constexpr
-):
-    """The STATISTICS of each row of ``z [., WORDS]``; those not wanted are the sum."""
-    z = tl.where(inside, z, -float("inf"))
+def cut(x, PARTS: tl.constexpr):
+    """The columns of ``[M, K]`` in 4 or 8 parts: what follows holds fewer of them at a time."""
+    first, second = _halves(x)
+    a, b = _halves(first)
+    c, d = _halves(second)
+    parts = (a, b, c, d)
+    if PARTS == 8:
+        aa, ab = _halves(a)
+        ba, bb = _halves(b)
+        ca, cb = _halves(c)
+        da, db = _halves(d)
+        parts = (aa, ab, ba, bb, ca, cb, da, db)
+    return parts
+
+
+@triton.jit
+def _halves(x):
+    folded = tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2))
+    return tl.split(tl.permute(folded, (0, 2, 1)))
+
+
+@triton.jit
+def statistics_of(z, inside):
+    """The STATISTICS of each row of ``z [M, K]``; those that are not used cost nothing.
+
+    inside: which of the words there are; None: all.
+    """
+    logits = tl.sum(z if inside is None else tl.where(inside, z, 0.0), axis=1)
+    z = z if inside is None else tl.where(inside, z, -float("inf"))
     top = tl.max(z, axis=1)
     centred = z - shift_of(top)[:, None]
     e = tl.exp(centred)
-    total = tl.sum(e, axis=1)
-    entropy, squares, logits = total, total, total
-    if WITH_ENTROPY:
-        entropy = tl.sum(tl.where(e == 0.0, 0.0, e * centred), axis=1)
-    if WITH_SQUARES:
-        squares = tl.sum(e * e, axis=1)
-    if WITH_MEAN:
-        logits = tl.sum(tl.where(inside, z, 0.0), axis=1)
-    return top, total, entropy, squares, logits
+    entropy = tl.sum(tl.where(e == 0.0, 0.0, e * centred), axis=1)
+    return top, tl.sum(e, axis=1), entropy, tl.sum(e * e, axis=1), logits
+
+
+@triton.jit
+def merged(a, b):
+    """The STATISTICS of two sets of words as those of one."""
+    top = tl.maximum(a[0], b[0])
+    shift = shift_of(top)
+    a_moved, b_moved = moved(a[0], shift), moved(b[0], shift)
+    a_decay, b_decay = tl.exp(a_moved), tl.exp(b_moved)
+    total = a[1] * a_decay + b[1] * b_decay
+    entropy = (a[2] + a[1] * a_moved) * a_decay + (b[2] + b[1] * b_moved) * b_decay
+    squares = a[3] * (a_decay * a_decay) + b[3] * (b_decay * b_decay)
+    return top, total, entropy, squares, a[4] + b[4]
+
+
+@triton.jit
+def merged_groups(groups):
+    """`merged` along axis 0."""
+    top = tl.max(groups[0], axis=0)
+    by = moved(groups[0], shift_of(top))
+    decay = tl.exp(by)
+    total = tl.sum(groups[1] * decay, axis=0)
+    entropy = tl.sum((groups[2] + groups[1] * by) * decay, axis=0)
+    squares = tl.sum(groups[3] * (decay * decay), axis=0)
+    return top, total, entropy, squares, tl.sum(groups[4], axis=0)
 
 
 @triton.jit
 def fold(
-    top,
-    total,
-    entropy,
-    squares,
-    logits,
+    new,
     rows,
     inside,
     row_max_ptr,
@@ -198,36 +246,32 @@ def fold(
     square_sum_ptr,
     logit_sum_ptr,
 ):
-    """Fold the statistics of groups (axis 0) into the running ones of `rows`."""
-    old_max = tl.load(row_max_ptr + rows, mask=inside, other=-float("inf"))
-    old_sum = tl.load(row_sum_ptr + rows, mask=inside, other=0.0)
-    new_max = tl.maximum(old_max, tl.max(top, axis=0))
-    shift = shift_of(new_max)
-    group_moved, old_moved = moved(top, shift), moved(old_max, shift)
-    group_decay, old_decay = tl.exp(group_moved), tl.exp(old_moved)
-    tl.store(row_max_ptr + rows, new_max, mask=inside)
-    new_sum = old_sum * old_decay + tl.sum(total * group_decay, axis=0)
-    tl.store(row_sum_ptr + rows, new_sum, mask=inside)
+    """Fold the STATISTICS `new` into the running ones of `rows`."""
+    top = tl.load(row_max_ptr + rows, mask=inside, other=-float("inf"))
+    total = tl.load(row_sum_ptr + rows, mask=inside, other=0.0)
+    entropy, squares, logits = total, total, total
     if entropy_sum_ptr is not None:
-        old = tl.load(entropy_sum_ptr + rows, mask=inside, other=0.0)
-        new = tl.sum((entropy + total * group_moved) * group_decay, axis=0)
-        new += (old + old_sum * old_moved) * old_decay
-        tl.store(entropy_sum_ptr + rows, new, mask=inside)
+        entropy = tl.load(entropy_sum_ptr + rows, mask=inside, other=0.0)
     if square_sum_ptr is not None:
-        old = tl.load(square_sum_ptr + rows, mask=inside, other=0.0)
-        new = tl.sum(squares * (group_decay * group_decay), axis=0)
-        tl.store(square_sum_ptr + rows, old * (old_decay * old_decay) + new, mask=inside)
+        squares = tl.load(square_sum_ptr + rows, mask=inside, other=0.0)
     if logit_sum_ptr is not None:
-        old = tl.load(logit_sum_ptr + rows, mask=inside, other=0.0)
-        tl.store(logit_sum_ptr + rows, old + tl.sum(logits, axis=0), mask=inside)
+        logits = tl.load(logit_sum_ptr + rows, mask=inside, other=0.0)
+    both = merged((top, total, entropy, squares, logits), new)
+    tl.store(row_max_ptr + rows, both[0], mask=inside)
+    tl.store(row_sum_ptr + rows, both[1], mask=inside)
+    if entropy_sum_ptr is not None:
+        tl.store(entropy_sum_ptr + rows, both[2], mask=inside)
+    if square_sum_ptr is not None:
+        tl.store(square_sum_ptr + rows, both[3], mask=inside)
+    if logit_sum_ptr is not None:
+        tl.store(logit_sum_ptr + rows, both[4], mask=inside)
 
 
 @triton.jit
-def logit_gradient(
-    z,
-    is_target,
+def row_gradients(
     rows,
     inside,
+    scale,
     row_max_ptr,
     log_sum_ptr,
     logp_ptr,
@@ -235,16 +279,28 @@ def logit_gradient(
     mass_grad_ptr,
     log_mass_grad_ptr,
 ):
-    """Gradient of the logits `z`: see `RowGradients`. `rows` broadcasts to `z`."""
+    """What `logit_gradient` needs of each row, times `scale`: see `RowGradients`."""
     row_max = tl.load(row_max_ptr + rows, mask=inside, other=0.0)
     log_sum = tl.load(log_sum_ptr + rows, mask=inside, other=0.0)
     logp = tl.load(logp_ptr + rows, mask=inside, other=0.0)
-    logp_grad = tl.load(logp_grad_ptr + rows, mask=inside, other=0.0)
-    log_p = tl.where(is_target, logp, (z - row_max) - log_sum)
-    p = tl.exp(log_p)
-    dz = logp_grad * tl.where(is_target, -expm1(logp), -p)
+    logp_grad = tl.load(logp_grad_ptr + rows, mask=inside, other=0.0) * scale
+    of_p, of_p_log_p, at_target = -logp_grad, logp_grad, logp_grad * -expm1(logp)
     if mass_grad_ptr is not None:
-        mass_grad = tl.load(mass_grad_ptr + rows, mask=inside, other=0.0)
-        log_mass_grad = tl.load(log_mass_grad_ptr + rows, mask=inside, other=0.0)
-        dz += mass_grad * p + log_mass_grad * tl.where(p == 0.0, 0.0, p * log_p)
-    return dz
+        mass_grad = tl.load(mass_grad_ptr + rows, mask=inside, other=0.0) * scale
+        of_p_log_p = tl.load(log_mass_grad_ptr + rows, mask=inside, other=0.0) * scale
+        of_p = mass_grad - logp_grad
+        p = tl.exp(logp)
+        at_target += mass_grad * p + of_p_log_p * tl.where(p == 0.0, 0.0, p * logp)
+    return row_max, log_sum, of_p, of_p_log_p, at_target
+
+
+@triton.jit
+def logit_gradient(z, is_target, of_row, WITH_MASS: tl.constexpr):
+    """Gradient of the logits `z`, times the scale. of_row: of `row_gradients`."""
+    row_max, log_sum, of_p, of_p_log_p, at_target = of_row
+    log_p = (z - row_max) - log_sum
+    p = tl.exp(log_p)
+    dz = of_p * p
+    if WITH_MASS:
+        dz += of_p_log_p * tl.where(p == 0.0, 0.0, p * log_p)
+    return tl.where(is_target, at_target, dz)

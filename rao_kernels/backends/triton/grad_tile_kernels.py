@@ -11,7 +11,17 @@ from torch import Tensor
 
 from ..tiles import Head, RetainedTile, RowGradients, Tile
 from . import tuning
-from .blocks import WORDS, block_place, launch, logit_gradient, product, transform
+from .blocks import (
+    WORDS,
+    block_place,
+    cut,
+    launch,
+    logit_gradient,
+    narrowed,
+    product,
+    row_gradients,
+    transform,
+)
 from .score_tile_kernels import product_constants, product_operands, retained_arguments
 
 
@@ -30,7 +40,7 @@ def from_retained(
 def fused(head: Head, tile: Tile, rows: RowGradients, dz: Tensor) -> None:
     """`from_products` with the products formed in the same kernel, and not written."""
     weight = head.weight_tile(tile)
-    config = tuning.product_launch(head.hidden.device, head.hidden.dtype)
+    config = tuning.grad_launch(head)
     launch(
         _grad_tile_fused_kernel,
         config.programs(head.rows, tile.width),
@@ -132,12 +142,10 @@ def _grad_tile_rows_kernel(
         raw = tl.load(values_ptr + place * WORDS + lane, mask=there, other=0.0).to(tl.float32)
         raw += tl.load(maxima_ptr + place, mask=there, other=0.0)
     z, slope = transform(raw, bias_ptr, words, inside, scale, softcap)
-    is_target = words == tl.load(targets_ptr + n) - start
-    dz = logit_gradient(
-        z,
-        is_target,
+    of_row = row_gradients(
         n,
         True,
+        scale,
         row_max_ptr,
         log_sum_ptr,
         logp_ptr,
@@ -145,7 +153,9 @@ def _grad_tile_rows_kernel(
         mass_grad_ptr,
         log_mass_grad_ptr,
     )
-    draw = (dz * slope * scale).to(dz_ptr.dtype.element_ty)
+    is_target = words == tl.load(targets_ptr + n) - start
+    dz = logit_gradient(z, is_target, of_row, mass_grad_ptr is not None)
+    draw = narrowed(dz * slope, dz_ptr.dtype.element_ty)
     tl.store(dz_ptr + n * stride_dn + words, draw, mask=inside)
 
 
@@ -174,6 +184,8 @@ def _grad_tile_fused_kernel(
     ROW_BLOCKS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     EVEN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     blocks = tl.cdiv(N, BLOCK_N) * tl.cdiv(W, WORDS)
     for number in range(tl.program_id(0), blocks, tl.num_programs(0)):
@@ -183,16 +195,11 @@ def _grad_tile_fused_kernel(
             hidden, weight, first_row, first_word, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
         )
         rows = (first_row + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
-        words = first_word + tl.arange(0, WORDS)[None, :]
         row_inside = rows < N
-        inside = words < W
-        z, slope = transform(raw, bias_ptr, words, inside, scale, softcap)
-        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
-        dz = logit_gradient(
-            z,
-            target == words,
+        of_row = row_gradients(
             rows,
             row_inside,
+            scale,
             row_max_ptr,
             log_sum_ptr,
             logp_ptr,
@@ -200,5 +207,13 @@ def _grad_tile_fused_kernel(
             mass_grad_ptr,
             log_mass_grad_ptr,
         )
-        draw = (dz * slope * scale).to(dz_ptr.dtype.element_ty)
-        tl.store(dz_ptr + rows * stride_dn + words, draw, mask=row_inside & inside)
+        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
+        parts = cut(raw, PARTS)
+        for i in tl.static_range(PARTS):
+            words = first_word + i * (WORDS // PARTS) + tl.arange(0, WORDS // PARTS)[None, :]
+            inside = words < W if RAGGED else None
+            there = row_inside & inside if RAGGED else row_inside
+            z, slope = transform(parts[i], bias_ptr, words, inside, scale, softcap)
+            dz = logit_gradient(z, target == words, of_row, mass_grad_ptr is not None)
+            draw = narrowed(dz * slope, dz_ptr.dtype.element_ty)
+            tl.store(dz_ptr + rows * stride_dn + words, draw, mask=there)

@@ -16,12 +16,16 @@ from .blocks import (
     STATISTICS,
     WORDS,
     block_place,
+    cut,
     describable,
     descriptor,
     fold,
-    group_statistics,
     launch,
+    merged,
+    merged_groups,
+    narrowed,
     product,
+    statistics_of,
     transform,
 )
 
@@ -65,7 +69,7 @@ def fused(
 ) -> None:
     """`from_products` without products: each block's statistics go to `partials`, merged after."""
     weight = head.weight_tile(tile)
-    config = tuning.product_launch(head.hidden.device, head.hidden.dtype)
+    config = tuning.score_launch(head, state)
     launch(
         _score_tile_fused_kernel,
         config.programs(head.rows, tile.width),
@@ -125,6 +129,8 @@ def product_constants(
         "ROW_BLOCKS": config.row_blocks,
         "DESCRIPTORS": _by_descriptor(head, weight, config),
         "EVEN": head.hidden.shape[1] % config.block_size == 0,
+        "PARTS": config.parts,
+        "RAGGED": weight.shape[0] % WORDS.value != 0,
     }
 
 
@@ -150,16 +156,6 @@ def retained_arguments(
     if retained is None:
         return None, None, None
     return retained.values, retained.maxima, retained.maxima.shape[1]
-
-
-@triton.jit
-def _retain(raw, inside, group, rows, there, values_ptr, maxima_ptr, retained_rows):
-    """Values less the maximum of their group; `group`, `rows` and `there` broadcast to [., 1]."""
-    top = tl.max(tl.where(inside, raw, -float("inf")), axis=1)[:, None]
-    place = group.to(tl.int64) * retained_rows + rows
-    values = (raw - top).to(values_ptr.dtype.element_ty)
-    tl.store(values_ptr + place * WORDS + tl.arange(0, WORDS)[None, :], values, mask=there)
-    tl.store(maxima_ptr + place, top, mask=there)
 
 
 @triton.jit(do_not_specialize=["retained_rows", "start"])
@@ -190,21 +186,15 @@ def _score_tile_rows_kernel(
     raw = tl.load(raw_ptr + n * stride_n + words, mask=inside, other=-float("inf"))
     if values_ptr is not None:
         there = group < tl.cdiv(W, WORDS)
-        _retain(raw, inside, group, n, there, values_ptr, maxima_ptr, retained_rows)
+        place = group.to(tl.int64) * retained_rows + n
+        top = tl.max(raw, axis=1)[:, None]
+        values = narrowed(raw - top, values_ptr.dtype.element_ty)
+        tl.store(values_ptr + place * WORDS + tl.arange(0, WORDS)[None, :], values, mask=there)
+        tl.store(maxima_ptr + place, top, mask=there)
     z, _ = transform(raw, bias_ptr, words, inside, scale, softcap)
-    top, total, entropy, squares, logits = group_statistics(
-        z,
-        inside,
-        entropy_sum_ptr is not None,
-        square_sum_ptr is not None,
-        logit_sum_ptr is not None,
-    )
+    statistics = statistics_of(z, inside)
     fold(
-        top,
-        total,
-        entropy,
-        squares,
-        logits,
+        merged_groups(statistics),
         n,
         True,
         row_max_ptr,
@@ -242,6 +232,8 @@ def _score_tile_fused_kernel(
     ROW_BLOCKS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     EVEN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PARTS: tl.constexpr,
     WITH_ENTROPY: tl.constexpr,
     WITH_SQUARES: tl.constexpr,
     WITH_MEAN: tl.constexpr,
@@ -253,29 +245,47 @@ def _score_tile_fused_kernel(
         raw = product(
             hidden, weight, first_row, first_word, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
         )
-        rows = (first_row + tl.arange(0, BLOCK_N)).to(tl.int64)
-        words = first_word + tl.arange(0, WORDS)[None, :]
+        rows = first_row + tl.arange(0, BLOCK_N)
         row_inside = rows < N
-        inside = words < W
+        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
+        target = tl.where((target >= 0) & (target < W), target, -1).to(tl.int32) - first_word
+        target_z = tl.zeros((BLOCK_N,), tl.float32)
+        nothing = tl.zeros((BLOCK_N,), tl.float32)
+        found = (nothing - float("inf"), nothing, nothing, nothing, nothing)
         if values_ptr is not None:
-            there = row_inside[:, None]
-            _retain(raw, inside, group, rows[:, None], there, values_ptr, maxima_ptr, retained_rows)
-        z, _ = transform(raw, bias_ptr, words, inside, scale, softcap)
-        statistics = group_statistics(z, inside, WITH_ENTROPY, WITH_SQUARES, WITH_MEAN)
+            if RAGGED:
+                top = tl.max(
+                    tl.where(first_word + tl.arange(0, WORDS)[None, :] < W, raw, -float("inf")),
+                    axis=1,
+                )
+            else:
+                top = tl.max(raw, axis=1)
+            place = group.to(tl.int64) * retained_rows + rows
+            tl.store(maxima_ptr + place, top, mask=row_inside)
+        parts = cut(raw, PARTS)
+        for i in tl.static_range(PARTS):
+            lane = i * (WORDS // PARTS) + tl.arange(0, WORDS // PARTS)[None, :]
+            inside = first_word + lane < W if RAGGED else None
+            if values_ptr is not None:
+                values = narrowed(parts[i] - top[:, None], values_ptr.dtype.element_ty)
+                place = group.to(tl.int64) * retained_rows + rows
+                tl.store(
+                    values_ptr + place[:, None] * WORDS + lane, values, mask=row_inside[:, None]
+                )
+            z, _ = transform(parts[i], bias_ptr, first_word + lane, inside, scale, softcap)
+            found = merged(found, statistics_of(z, inside))
+            target_z += tl.sum(tl.where(target[:, None] == lane, z, 0.0), axis=1)
         out = partials_ptr + group.to(tl.int64) * N + rows
         stride = groups.to(tl.int64) * N
-        tl.store(out, statistics[0], mask=row_inside)
-        tl.store(out + stride, statistics[1], mask=row_inside)
+        tl.store(out, found[0], mask=row_inside)
+        tl.store(out + stride, found[1], mask=row_inside)
         if WITH_ENTROPY:
-            tl.store(out + 2 * stride, statistics[2], mask=row_inside)
+            tl.store(out + 2 * stride, found[2], mask=row_inside)
         if WITH_SQUARES:
-            tl.store(out + 3 * stride, statistics[3], mask=row_inside)
+            tl.store(out + 3 * stride, found[3], mask=row_inside)
         if WITH_MEAN:
-            tl.store(out + 4 * stride, statistics[4], mask=row_inside)
-        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
-        hit = (target[:, None] == words) & inside
-        target_z = tl.sum(tl.where(hit, z, 0.0), axis=1)
-        own = (target >= first_word) & (target < tl.minimum(first_word + WORDS, W))
+            tl.store(out + 4 * stride, found[4], mask=row_inside)
+        own = (target >= 0) & (target < WORDS)
         tl.store(target_logit_ptr + rows, target_z, mask=own)
 
 
@@ -307,11 +317,7 @@ def _score_tile_merge_kernel(
     if logit_sum_ptr is not None:
         logits = tl.load(source + 4 * stride, mask=there, other=0.0)
     fold(
-        top,
-        total,
-        entropy,
-        squares,
-        logits,
+        merged_groups((top, total, entropy, squares, logits)),
         rows,
         rows < N,
         row_max_ptr,

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict
 
 import torch
 
-from ..tiles import GROUP
+from ..tiles import GROUP, Head, RowState
 
 Pass = Literal["score", "grad"]
 RESERVED_SHARED_BYTES = 1024  # by the system, in each block
@@ -43,8 +43,9 @@ class MergeLaunch:
 class ProductLaunch:
     """A program forms blocks of ``[block_rows, GROUP]`` products, `block_size` of D at a time.
 
-    row_blocks: blocks of rows that go through the words together. programs_at_once: programs
-    that the device runs at one time. descriptors: blocks are loaded by the copy engine.
+    row_blocks: blocks of rows that go through the words together. parts: of a block's words, dealt
+    with one after another once the products are formed. descriptors: blocks are loaded by the copy
+    engine. programs_at_once: programs that the device runs at one time.
     """
 
     block_rows: int
@@ -52,6 +53,7 @@ class ProductLaunch:
     row_blocks: int
     warps: int
     stages: int
+    parts: int
     descriptors: bool
     programs_at_once: int
 
@@ -70,9 +72,9 @@ def _power_of_two(number: int) -> int:
 
 
 def rows_launch(width: int) -> RowsLaunch:
-    """32 words a thread: a whole row is on its way at once, in a quarter of the registers."""
+    """16 words a thread: a whole row is on its way at once, in few registers."""
     count = _power_of_two(groups(width))
-    return RowsLaunch(count, warps=max(1, min(count * GROUP // 1024, 16)))
+    return RowsLaunch(count, warps=max(1, min(count * GROUP // 512, 32)))
 
 
 def merge_launch(width: int) -> MergeLaunch:
@@ -108,15 +110,16 @@ def target_of(device: torch.device) -> Target:
     return _cuda_target(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def product_launch(device: torch.device, dtype: torch.dtype) -> ProductLaunch:
-    """Heuristic: blocks of 128 x 256 products in 8 warps, as deep a pipeline as fits.
+def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
+    """Heuristic: blocks of `rows` x 256 products in 8 warps, as deep a pipeline as fits.
 
     16 blocks of rows by what is left of the processors read about as many rows as words. Copies
     by descriptor where there is a copy engine (sm_90 and up).
     """
-    target = target_of(device)
-    rows, size = 128, 128 // dtype.itemsize
-    stage = (rows + GROUP) * size * dtype.itemsize
+    target = target_of(head.hidden.device)
+    itemsize = head.hidden.itemsize
+    size = 128 // itemsize
+    stage = (rows + GROUP) * size * itemsize
     stages = 2 if target.is_amd else max(2, min(4, target.shared_bytes // stage))
     return ProductLaunch(
         block_rows=rows,
@@ -124,9 +127,26 @@ def product_launch(device: torch.device, dtype: torch.dtype) -> ProductLaunch:
         row_blocks=16,
         warps=8,
         stages=stages,
+        parts=parts,
         descriptors=not target.is_amd and target.capability >= (9, 0),
         programs_at_once=target.processors,
     )
+
+
+def score_launch(head: Head, state: RowState) -> ProductLaunch:
+    """128 rows where what follows the products leaves registers for them, else 64; the tests that
+    compile for every target look after it."""
+    bends = head.bias is not None or head.softcap is not None
+    seldom = state.square_sum is not None or state.logit_sum is not None
+    blackwell = target_of(head.hidden.device).capability >= (10, 0)
+    return _product_launch(head, rows=64 if bends or seldom or blackwell else 128, parts=4)
+
+
+def grad_launch(head: Head) -> ProductLaunch:
+    """As many parts as leave registers, likewise."""
+    target = target_of(head.hidden.device)
+    hopper = target.capability[0] == 9 and not target.is_amd
+    return _product_launch(head, rows=128, parts=4 if hopper else 8)
 
 
 class FormRow(TypedDict):

@@ -1,0 +1,175 @@
+"""Compiles every Triton kernel for a target without having it: ``-m tests.backends.triton_compile T``.
+
+Prints one JSON object: kernel and variant -> what `Compiled` holds. A program of its own, because a
+process has its kernels either interpreted or compiled. The launchers run on CPU tensors; what they
+would launch is compiled instead, with the arguments' own specialisation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from rao_kernels.backends import GROUP, Head, RetainedTile, RowGradients, RowState, Tile
+from rao_kernels.backends.triton import grad_tile_kernels, score_tile_kernels, tuning
+
+ROWS, WIDTH = 256, 8192
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), tuning.Target("A100", (8, 0), 108, 166912, False)),
+    "sm_90": (GPUTarget("cuda", 90, 32), tuning.Target("H100", (9, 0), 132, 232448, False)),
+    "sm_100": (GPUTarget("cuda", 100, 32), tuning.Target("B200", (10, 0), 148, 232448, False)),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), tuning.Target("MI300X", (9, 4), 304, 65536, True)),
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """local_bytes: of each thread, spilt registers among them. loads: of memory in machine
+    code, by instruction. assembly: PTX, or machine code where there is none."""
+
+    local_bytes: int
+    registers: int
+    shared_bytes: int
+    loads: dict[str, int]
+    assembly: str
+
+
+class Driver:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def tool(name: str, *arguments: str) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def counted(pattern: str, code: str) -> dict[str, int]:
+    found = re.findall(pattern, code)
+    return {name: found.count(name) for name in sorted(set(found))}
+
+
+def of_nvidia(kernel: triton.compiler.CompiledKernel) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = tool("cuobjdump", "--dump-sass", file.name)
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return Compiled(
+        numbers["STACK"] + numbers["LOCAL"],
+        numbers["REG"],
+        kernel.metadata.shared,
+        counted(r"\b(LDG\S*|UTMALDG\S*|LDL\S*|STL\S*)", code),
+        kernel.asm["ptx"],
+    )
+
+
+def of_amd(kernel: triton.compiler.CompiledKernel) -> Compiled:
+    code = kernel.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        match = re.search(rf"\.{name}:\s+(\d+)", code)
+        assert match is not None, name
+        return int(match[1])
+
+    return Compiled(
+        number("private_segment_fixed_size") + 4 * number("vgpr_spill_count"),
+        number("vgpr_count"),
+        kernel.metadata.shared,
+        counted(r"\b((?:buffer|global)_load_\w+)", code),
+        code,
+    )
+
+
+VARIANTS = {"plain": 4096, "usual": 4096, "uneven": 4112, "full": 4096}  # and their D
+
+
+def arguments(variant: str) -> tuple[Head, RowState, RetainedTile | None, RowGradients]:
+    """What the tile operations take: with no option, with retained tiles and the entropy, with a D
+    that no block divides, with every option."""
+    size, full, usual = VARIANTS[variant], variant == "full", variant in ("usual", "full")
+
+    def rows(want: bool = True, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+        return torch.zeros(ROWS, dtype=dtype) if want else None
+
+    head = Head(
+        torch.empty(ROWS, size, dtype=torch.bfloat16),
+        torch.empty(WIDTH, size, dtype=torch.bfloat16),
+        torch.empty(WIDTH) if full else None,
+        rows(dtype=torch.int64),
+        0.5,
+        30.0 if full else None,
+    )
+    state = RowState(rows(), rows(), rows(), rows(usual), rows(full), rows(full))
+    groups = tuning.groups(WIDTH)
+    retained = RetainedTile(
+        torch.empty(groups, ROWS, GROUP, dtype=torch.bfloat16), torch.empty(groups, ROWS)
+    )
+    of_row = rows(full, torch.int64)
+    gradients = RowGradients(rows(), rows(), rows(), rows(), rows(usual), rows(usual), of_row)
+    return head, state, retained if usual else None, gradients
+
+
+def launches(variant: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every launcher, by name."""
+    score, grad = score_tile_kernels, grad_tile_kernels
+    head, state, retained, gradients = arguments(variant)
+    tile = Tile(0, WIDTH)
+    raw = torch.empty(ROWS, WIDTH)
+    dz = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16)
+    partials = score.partial_statistics(head, WIDTH)
+    yield "score_rows", lambda: score.from_products(head, tile, raw, state, retained)
+    yield "score_fused", lambda: score.fused(head, tile, partials, state, retained)
+    yield "grad_rows", lambda: grad.from_products(head, tile, raw, gradients, dz)
+    yield "grad_fused", lambda: grad.fused(head, tile, gradients, dz)
+    if retained is not None:
+        yield "grad_retained", lambda: grad.from_retained(head, tile, retained, gradients, dz)
+
+
+def compiled(name: str) -> dict[str, Compiled]:
+    gpu, target = TARGETS[name]
+    driver.set_active(Driver(gpu))
+    tuning.target_of = lambda device: target
+    results: dict[str, Compiled] = {}
+    prefix = ""
+
+    def launch(kernel, grid, device, *given, warps, stages=1, **constants):
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+        found = kernel.warmup(*given, grid=(grid,), **constants, **options)
+        part = "_merge" if "merge" in kernel.fn.__name__ else ""
+        results[f"{prefix}{part}"] = of_amd(found) if target.is_amd else of_nvidia(found)
+
+    score_tile_kernels.launch = grad_tile_kernels.launch = launch
+    for variant in VARIANTS:
+        for call, run in launches(variant):
+            if "fused" in call or variant in ("plain", "full"):
+                prefix = f"{call}-{variant}"
+                run()
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps({key: asdict(value) for key, value in compiled(sys.argv[1]).items()}))
