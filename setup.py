@@ -143,9 +143,7 @@ def architecture_flags(nvcc: str) -> list[str]:
     for name in re.split(r"[\s;,]+", (asked or ARCHITECTURES).strip()):
         parts = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
         if parts is None:
-            raise SkipBuild(
-                f"TORCH_CUDA_ARCH_LIST names {name!r}; write {ARCHITECTURES!r}, for example"
-            )
+            raise SkipBuild(f"TORCH_CUDA_ARCH_LIST: {name!r} is not like '9.0' or '9.0+PTX'")
         number = parts[1] + parts[2]
         if known is None or f"compute_{number}" in known:
             flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")

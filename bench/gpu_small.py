@@ -1,4 +1,4 @@
-"""Every path of the GPU backends once, on sizes of choice: what a sanitizer or profiler looks at."""
+"""Every path of the GPU backends once: what a sanitizer or a profiler looks at."""
 
 from __future__ import annotations
 
