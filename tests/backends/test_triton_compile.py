@@ -30,29 +30,22 @@ WIDE_LOADS = {
 }
 PROGRAM = "tests.backends.triton_compile"
 ROOT = Path(__file__).parents[2]
-KERNELS = [
-    *(
-        f"{kind}_fused-{variant}"
-        for kind in ("score", "grad")
-        for variant in ("plain", "usual", "uneven", "full")
-    ),
+VARIANTS = ("plain", "usual", "uneven", "full")
+FUSED = [f"{kind}_fused-{variant}" for kind in ("score", "grad") for variant in VARIANTS]
+READING_TILES = [
+    *FUSED,
     *(f"{kind}_rows-{variant}" for kind in ("score", "grad") for variant in ("plain", "full")),
     "grad_retained-full",
-    *(f"score_fused-{variant}_merge" for variant in ("plain", "usual", "uneven", "full")),
 ]
+KERNELS = [*READING_TILES, *(f"score_fused-{variant}_merge" for variant in VARIANTS)]
 
 
 @cache
 def compiled(target: str) -> dict[str, dict[str, object]]:
     """What the program of that name prints."""
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", PROGRAM, target],
-        cwd=ROOT,
-        env=without,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", PROGRAM, target]
+    done = subprocess.run(command, cwd=ROOT, env=without, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -72,15 +65,13 @@ def test_no_register_goes_to_local_memory(target: str, kernel: str) -> None:
     assert found["local_bytes"] == 0, found["loads"]
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if "merge" not in name])
+@pytest.mark.parametrize("kernel", READING_TILES)
 def test_tiles_are_read_16_bytes_at_a_time(target: str, kernel: str) -> None:
     loads = compiled(target)[kernel]["loads"]
     assert isinstance(loads, dict)
     assert any(re.search(WIDE_LOADS[target], name) for name in loads), loads
 
 
-@pytest.mark.parametrize(
-    "kernel", [name for name in KERNELS if "_fused" in name and "merge" not in name]
-)
+@pytest.mark.parametrize("kernel", FUSED)
 def test_products_are_of_the_tensor_cores(target: str, kernel: str) -> None:
     assert TENSOR_INSTRUCTIONS[target] in str(compiled(target)[kernel]["assembly"])

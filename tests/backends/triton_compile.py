@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for a target without having it: ``-m tests.backends.triton_compile T``.
+"""Compiles every Triton kernel for a target without having it: the target is the argument.
 
 Prints one JSON object: kernel and variant -> what `Compiled` holds. A program of its own, because a
 process has its kernels either interpreted or compiled. The launchers run on CPU tensors; what they

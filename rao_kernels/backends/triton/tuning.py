@@ -146,7 +146,8 @@ def grad_launch(head: Head) -> ProductLaunch:
     """As many parts as leave registers, likewise."""
     target = target_of(head.hidden.device)
     hopper = target.capability[0] == 9 and not target.is_amd
-    return _product_launch(head, rows=128, parts=4 if hopper else 8)
+    bends = head.bias is not None or head.softcap is not None
+    return _product_launch(head, rows=128, parts=4 if hopper and not bends else 8)
 
 
 class FormRow(TypedDict):
