@@ -25,10 +25,10 @@ class WordOrder:
     affinity: Tensor | None = None
 
     def observe(self, affinity: Tensor) -> Tensor:
-        """Take in what a call's own rows show, ``[V]``, and give the order for that call."""
+        """Take in what a call's own rows show, ``[V]``, and give what to order that call by."""
         past = affinity if self.affinity is None else self.affinity.to(affinity.device)
         self.affinity = torch.lerp(past, affinity, self.RATE)
-        return torch.argsort(torch.lerp(affinity, past, self.SHARE), descending=True, stable=True)
+        return torch.lerp(affinity, past, self.SHARE)
 
 
 class EngineOptions(TypedDict, total=False):

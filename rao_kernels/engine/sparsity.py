@@ -41,13 +41,17 @@ class Sparsity:
 
 
 def order_by_sample(head: Head, tolerance: float) -> Tensor:
-    """``[V]`` words by their affinity to evenly spaced rows, highest first.
+    """``[V]`` words by their affinity to evenly spaced rows."""
+    places = torch.arange(0, head.rows, sample_step(head.rows), device=head.hidden.device)
+    return order_by_affinity(word_affinity(take(head, places)), tolerance)
+
+
+def order_by_affinity(affinity: Tensor, tolerance: float) -> Tensor:
+    """``[V]`` words by ``affinity [V]`` (`word_affinity`), highest first.
 
     Where hardly a word is light enough for `tolerance` they stay as they are: no order would drop
     anything, and memory is read faster in this one.
     """
-    places = torch.arange(0, head.rows, sample_step(head.rows), device=head.hidden.device)
-    affinity = word_affinity(take(head, places))
     light = affinity.square() * affinity.numel() < tolerance
     useful = light.float().mean() > USEFUL_LIGHT
     return torch.argsort(affinity * useful, descending=True, stable=True)

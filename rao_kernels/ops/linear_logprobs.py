@@ -145,8 +145,11 @@ def _scores(
     order = options.get("word_order")
     if isinstance(order, WordOrder):
         head = Head(flat, weight, bias, flat_targets, scale, softcap)
-        used = differentiable and tolerance > 0.0
-        order = word_orders.learn(order, head, ignore_index, compute_dtype) if used else None
+        order = (
+            word_orders.learn(order, head, ignore_index, compute_dtype, tolerance)
+            if differentiable and tolerance > 0.0
+            else None
+        )
     logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, *_ = linear_logprobs_op(
         flat,
         weight,

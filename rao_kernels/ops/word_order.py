@@ -14,7 +14,11 @@ from ..types import WordOrder
 
 
 def learn(
-    learner: WordOrder, head: Head, ignore_index: int | None, compute_dtype: torch.dtype
+    learner: WordOrder,
+    head: Head,
+    ignore_index: int | None,
+    compute_dtype: torch.dtype,
+    tolerance: float,
 ) -> Tensor | None:
     """``[V]`` the order for the rows of `head`, which `learner` takes in; None without rows.
 
@@ -33,7 +37,8 @@ def learn(
     with torch.no_grad(), torch.autocast(head.hidden.device.type, enabled=False):
         sample = engine.take(head, _spaced(head.targets, ignore_index))
         sample = replace(sample, hidden=sample.hidden.to(compute_dtype))
-        return learner.observe(engine.word_affinity(sample).nan_to_num())
+        affinity = learner.observe(engine.word_affinity(sample).nan_to_num())
+        return engine.order_by_affinity(affinity, tolerance)
 
 
 def _spaced(targets: Tensor, ignore_index: int | None) -> Tensor:
