@@ -98,7 +98,7 @@ build() {
 }
 
 tests() {
-  logged tests.log "$python" -m pytest -q -p no:cacheprovider tests/backends/test_gpu.py \
+  logged tests.log "$python" -m pytest -q -p no:cacheprovider tests/backends/test_*gpu.py \
     tests/backends/test_row_arithmetic.py
 }
 
