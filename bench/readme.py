@@ -61,7 +61,8 @@ def _head(rows: Sequence[Row], path: Path) -> str:
         f"{first['commit']}; medians of calls that took turns. Every row, with quantiles, versions "
         f"and errors: [{place}]({place}). *x products* is the time as a multiple of the bare "
         "matrix products a method that skips nothing has to make (one for a forward, three for "
-        "both), through torch, in the same run. Errors are against float64."
+        "both), through torch, in the same run, each result allocated as it is by everybody else "
+        "here; *out= given* writes into memory that is there and warm. Errors are against float64."
     )
 
 

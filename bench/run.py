@@ -16,7 +16,7 @@ from . import isolated, measure, problems
 from .cases import Case
 from .isolated import FAILED, OK, WRONG, Trial
 from .problems import Problem
-from .providers import YARDSTICK, Provider
+from .providers import FLOOR, YARDSTICK, Provider
 from .record import Row
 
 FEWEST_ROUNDS = 3
@@ -59,7 +59,7 @@ def _of_direction(
         name: measure.spread(seconds) | {"rounds": rounds}
         for name, seconds in measure.interleaved(calls, rounds).items()
     }
-    floor = min(times[one.name]["median_s"] for one in good if one.is_floor)
+    floor = times[FLOOR]["median_s"]
     about = _about(case, direction, settings.device.type)
     rows = []
     for provider in providers:

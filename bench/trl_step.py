@@ -18,11 +18,11 @@ from torch import Tensor
 from . import measure, plan
 from .cases import BOTH, Head
 from .problems import DTYPES
-from .providers import Call, Outcome, products
+from .providers import FLOOR, Call, Outcome, products
 from .record import Row
 
 SUITE = "trl"
-FLOOR, WITHOUT, WITH = "bare GEMMs", "TRL", "TRL + rao_kernels"
+WITHOUT, WITH = "TRL", "TRL + rao_kernels"
 
 
 @dataclass(frozen=True)

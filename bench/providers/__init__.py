@@ -11,6 +11,7 @@ from . import cut_cross_entropy, liger, ours, products, pytorch, quack, trl
 from ._interface import Call, Outcome, Provider, Unsupported
 
 __all__ = [
+    "FLOOR",
     "YARDSTICK",
     "Call",
     "Outcome",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 YARDSTICK = pytorch.PLAIN
+FLOOR = products.AS_CALLED
 
 
 def registry(device: torch.device) -> dict[str, Provider]:

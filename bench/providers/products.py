@@ -12,6 +12,9 @@ from ..problems import Problem
 from ._interface import Call, Outcome, Provider
 
 
+AS_CALLED = "bare GEMMs"
+
+
 @dataclass(frozen=True)
 class Operands:
     """hidden ``[N, D]`` of the rows with a gradient, weight ``[V, D]``, dz ``[N, V]``; prompt: rows
@@ -74,6 +77,6 @@ def _into_place(problem: Problem, direction: str) -> Call:
 
 def providers(device: torch.device) -> list[Provider]:
     return [
-        Provider("bare GEMMs", as_called, is_floor=True),
+        Provider(AS_CALLED, as_called, is_floor=True),
         Provider("bare GEMMs, out= given", _into_place, is_floor=True),
     ]
