@@ -11,7 +11,6 @@ from ..cases import BOTH, FORWARD, OP
 from ..problems import Problem
 from ._interface import Call, Outcome, Provider
 
-
 AS_CALLED = "bare GEMMs"
 
 
