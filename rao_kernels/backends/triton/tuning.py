@@ -171,7 +171,10 @@ def forms() -> tuple[FormRow, ...]:
 
 
 def is_fused(what: Pass, device: torch.device, dtype: torch.dtype, size: int) -> bool:
-    """Whether the fused form runs; devices and dtypes without a row keep to the vendor's."""
+    """Whether the fused form runs; devices and dtypes without a row keep to the vendor's, and so
+    does a `size` whose rows cannot be read 16 bytes at a time."""
+    if size % 16:
+        return False
     name = target_of(device).name
     for row in forms():
         if row["device"] in name and f"torch.{row['dtype']}" == str(dtype):

@@ -1,0 +1,80 @@
+"""The roofline's model, and that its page and the table of forms are what it gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from rao_kernels.backends.triton import roofline, tuning
+from rao_kernels.backends.triton.roofline import Device
+
+DOCS = Path(__file__).parents[2] / "docs"
+TARGET = tuning.Target("NVIDIA H100 80GB HBM3", (9, 0), 132, 232448, False)
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generator", DOCS / "generate_roofline.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_is_what_the_model_gives(generator: ModuleType) -> None:
+    """Run docs/generate_roofline.py where this fails."""
+    text = (DOCS / "roofline.md").read_text()
+    assert generator.page(text) == text
+
+
+def test_forms_nobody_measured_are_the_models(generator: ModuleType) -> None:
+    """Run docs/generate_roofline.py where this fails."""
+    assert generator.forms_text(generator.forms()) == generator.FORMS.read_text()
+
+
+@pytest.mark.parametrize("what", ["score", "grad"])
+@pytest.mark.parametrize("device", roofline.devices(), ids=lambda device: device.name)
+def test_forms_change_places_at_the_largest_size(device: Device, what: tuning.Pass) -> None:
+    size = roofline.largest_fused_size(device, what)
+
+    def saved(size: int) -> float:
+        fused = roofline.fused_seconds(device, what, size)
+        return roofline.unfused_seconds(device, what, size) - fused
+
+    assert saved(size) >= 0.0 > saved(size + 1)
+
+
+def test_a_product_at_the_data_sheets_peak() -> None:
+    """Llama-3-8B on an H100: 2 x 8192 x 4096 x 128256 operations at 989 TFLOP/s are 8.7 ms."""
+    (device,) = (one for one in roofline.devices() if one.name == "H100")
+    seconds = 8192 * 128256 * roofline.product_seconds(device, 4096) * device.vendor_share
+    assert seconds == pytest.approx(8.70e-3, rel=1e-3)
+
+
+def test_choice_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "target_of", lambda device: TARGET)
+    (row,) = (r for r in tuning.forms() if (r["device"], r["dtype"]) == ("H100", "bfloat16"))
+    device, limit = torch.device("cuda"), row["score"] // 16 * 16
+    assert tuning.is_fused("score", device, torch.bfloat16, limit)
+    assert not tuning.is_fused("score", device, torch.bfloat16, limit + 16)
+    assert not tuning.is_fused("score", device, torch.bfloat16, 1032)  # rows off 16 elements
+    assert not tuning.is_fused("score", device, torch.float32, 64)
+
+
+def test_a_pipeline_fits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A100, H100 and a device of sm_86 with 100 KiB."""
+    from rao_kernels.backends import Head
+
+    hidden = torch.empty(4, 64, dtype=torch.bfloat16)
+    head = Head(hidden, hidden, None, torch.zeros(4, dtype=torch.int64), 1.0, None)
+    for shared, stages in ((166912, 3), (232448, 4), (101376, 2)):
+        target = tuning.Target("", (8, 6), 80, shared, False)
+        monkeypatch.setattr(tuning, "target_of", lambda device, target=target: target)
+        launch = tuning.grad_launch(head)
+        assert launch.stages == stages
+        assert stages * 2 * (launch.block_rows + 256) * launch.block_size <= shared
