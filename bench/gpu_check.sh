@@ -4,12 +4,16 @@
 #     bench/gpu_check.sh OUT [PART ...]
 #
 # OUT: folder of logs, rows and pictures. Parts, each at most PART_SECONDS (450); all by default:
-#     tests      the backends on the GPU against float64
-#     sanitize   compute-sanitizer's memcheck and racecheck on a small case
-#     bench-op   log-probs: bare GEMMs, plain torch, torch.compile, every peer that is installed
-#     bench-rows the same from few rows to many, and over sizes of the vocabulary
-#     bench-loss losses end to end, and a step of TRL's trainer
-#     profile    counters of each kernel, by ncu
+#     tests            the backends on the GPU against float64
+#     sanitize         compute-sanitizer's memcheck and racecheck on a small case
+#     bench-op         log-probs at Llama 3 8B's head: bare GEMMs, plain torch, torch.compile, every
+#                      peer that is installed
+#     bench-heads      the same at other heads, and on real hidden states
+#     bench-rows       from few rows to many
+#     bench-vocabulary over sizes of the vocabulary
+#     bench-loss       RAO, DPO and SFT end to end, and a step of TRL's trainer
+#     profile          counters of each kernel, by ncu
+# Rows are written as they come: a part that runs out of time leaves those it has.
 #
 # Needs: torch with CUDA, triton, nvcc, a C++ compiler. The other packages come from the archives
 # that bench/gpu_wheels.sh made (folder WHEELS, default .gpu_wheels), where the machine lacks them.
@@ -17,7 +21,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-all_parts=(tests sanitize bench-op bench-rows bench-loss profile)
+all_parts=(tests sanitize bench-op bench-heads bench-rows bench-vocabulary bench-loss profile)
 
 usage() {
   echo "usage: bench/gpu_check.sh OUT [${all_parts[*]}]" >&2
@@ -141,18 +145,25 @@ bench() {
 }
 
 bench-op() {
-  bench bench-op.log readme heads --dtypes bf16 --cases random probe --budget 5
+  bench bench-op.log heads --dtypes bf16 --cases "Llama 3" --budget 10
+}
+
+bench-heads() {
+  bench bench-heads.log readme heads --dtypes bf16 --cases probe "random N" Qwen3 --budget 5
 }
 
 bench-rows() {
-  bench bench-rows.log rows vocabulary --dtypes bf16 --budget 4
+  bench bench-rows.log rows --budget 5
+}
+
+bench-vocabulary() {
+  bench bench-vocabulary.log vocabulary --budget 5
 }
 
 bench-loss() {
-  local suites=(readme prompts)
+  local suites=(readme)
   "$python" -c "import trl, datasets, transformers" 2>/dev/null && suites+=(trl)
-  bench bench-loss.log "${suites[@]}" --dtypes bf16 --budget 4 \
-    --cases rao sigmoid simpo grpo kto sft
+  bench bench-loss.log "${suites[@]}" --dtypes bf16 --budget 5 --cases "rao " "sigmoid " "sft "
 }
 
 profile() {
