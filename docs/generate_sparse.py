@@ -1,4 +1,4 @@
-"""Write the tables of docs/sparse.md, measured on real rows.
+"""Write the table of errors in docs/sparse.md, measured on real rows.
 
 The rows and the head are SmolLM2-135M-Instruct's, in a folder `shared` beside the project.
 """
@@ -6,7 +6,6 @@ The rows and the head are SmolLM2-135M-Instruct's, in a folder `shared` beside t
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rao_kernels import EngineOptions, WordOrder, linear_logprobs
+from rao_kernels import EngineOptions, linear_logprobs
 from rao_kernels.engine import record_work
 
 PAGE = Path(__file__).with_name("sparse.md")
@@ -101,21 +100,6 @@ def error_row(
     return f"| {NAMES[dtype]} | {name} | {kept} | {' | '.join(cells)} |"
 
 
-def orders(rows: Rows) -> Iterator[str]:
-    """Kept pairs at 2^-9 by the rows of a call and where the word order comes from."""
-    rows = rows.to(torch.bfloat16)
-    for size in (64, 128, 256, 512, 1024, len(rows.targets)):
-        kept = []
-        for order in (torch.arange(len(rows.weight)), None, WordOrder()):
-            shares = []
-            for part in torch.arange(len(rows.targets) // size * size).split(size):
-                batch = Rows(rows.hidden[part], rows.weight, rows.targets[part], rows.dlogp[part])
-                shares.append(op(batch, grad_tolerance=2.0**-9, word_order=order)[2])
-            kept.append(sum(shares) / len(shares))
-        cells = " | ".join(f"{share:.3f}" for share in kept)
-        yield f"| {size:,} | {cells} | {kept[2] / kept[1] - 1:+.0%} |"
-
-
 def write(name: str, lines: Iterator[str]) -> None:
     """Replace what stands between the page's two marks of a table."""
     body = ""
@@ -128,9 +112,5 @@ def write(name: str, lines: Iterator[str]) -> None:
     PAGE.write_text(text, encoding="utf-8")
 
 
-TABLES = {"errors": errors, "orders": orders}
-
 if __name__ == "__main__":
-    data = probe(SHARED)
-    for table in sys.argv[1:] or TABLES:
-        write(table, TABLES[table](data))
+    write("errors", errors(probe(SHARED)))

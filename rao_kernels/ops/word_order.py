@@ -37,7 +37,7 @@ def learn(
     with torch.no_grad(), torch.autocast(head.hidden.device.type, enabled=False):
         sample = engine.take(head, _spaced(head.targets, ignore_index))
         sample = replace(sample, hidden=sample.hidden.to(compute_dtype))
-        affinity = learner.observe(engine.word_affinity(sample).nan_to_num())
+        affinity = learner.observe(engine.word_affinity(sample).nan_to_num(), sample.rows)
         return engine.order_by_affinity(affinity, tolerance)
 
 

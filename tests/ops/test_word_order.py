@@ -54,13 +54,13 @@ def test_it_averages_the_sampled_rows_over_calls() -> None:
     torch.testing.assert_close(order.affinity, own.float())
 
 
-def test_a_call_is_ordered_by_its_own_rows_and_a_fifth_of_the_past() -> None:
+def test_the_past_counts_as_one_more_row() -> None:
     past, own = torch.tensor([3.9, 0.0, 3.0, 0.0]), torch.tensor([0.0, 0.5, 0.0, 1.0])
     order = WordOrder(past)
-    torch.testing.assert_close(order.observe(own), 0.8 * own + 0.2 * past)
+    torch.testing.assert_close(order.observe(own, 4), 0.8 * own + 0.2 * past)
     torch.testing.assert_close(order.affinity, 0.9 * past + 0.1 * own)
     first = WordOrder()
-    assert torch.equal(first.observe(own), own)
+    assert torch.equal(first.observe(own, 4), own)
     assert torch.equal(first.affinity, own)
 
 
@@ -120,7 +120,7 @@ def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path) -> None:
     kept = []
     for order in (None, WordOrder()):
         with record_work() as work:
-            for rows in torch.arange(1024).split(128):
+            for rows in torch.arange(1024).split(64):
                 run(Problem(hidden[rows], weight, targets[rows]), order)
         kept.append(work.row_tiles_kept)
     assert kept[1] < 0.98 * kept[0]
