@@ -185,7 +185,7 @@ def cut(x, PARTS: tl.constexpr):
         ba, bb = _halves(b)
         ca, cb = _halves(c)
         da, db = _halves(d)
-        parts = (aa, ab, ba, bb, ca, cb, da, db)
+        parts = (aa, ab, ba, bb, ca, cb, da, db)  # type: ignore[assignment]
     return parts
 
 
