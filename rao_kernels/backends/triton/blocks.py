@@ -162,6 +162,13 @@ def transform(raw, bias_ptr, words, inside, scale, softcap):
 
 
 @triton.jit
+def place_in_tile(targets_ptr, rows, inside, start, W):
+    """int32 place of each row's target in the tile, -1 where it is not in it."""
+    place = tl.load(targets_ptr + rows, mask=inside, other=-1) - start
+    return tl.where((place >= 0) & (place < W), place, -1).to(tl.int32)
+
+
+@triton.jit
 def shift_of(top):
     """What logits are shifted by: a row that is all -inf has no probabilities, so by 0."""
     return tl.where(top == -float("inf"), 0.0, top)

@@ -18,6 +18,7 @@ from .blocks import (
     launch,
     logit_gradient,
     narrowed,
+    place_in_tile,
     product,
     row_gradients,
     transform,
@@ -127,6 +128,18 @@ def _grad_tile_rows_kernel(
     GROUPS: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
+    of_row = row_gradients(
+        n,
+        True,
+        scale,
+        row_max_ptr,
+        log_sum_ptr,
+        logp_ptr,
+        logp_grad_ptr,
+        mass_grad_ptr,
+        log_mass_grad_ptr,
+    )
+    target = place_in_tile(targets_ptr, n, True, start, W)
     group = tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, WORDS)[None, :]
     words = group * WORDS + lane
@@ -142,19 +155,7 @@ def _grad_tile_rows_kernel(
         raw = tl.load(values_ptr + place * WORDS + lane, mask=there, other=0.0).to(tl.float32)
         raw += tl.load(maxima_ptr + place, mask=there, other=0.0)
     z, slope = transform(raw, bias_ptr, words, inside, scale, softcap)
-    of_row = row_gradients(
-        n,
-        True,
-        scale,
-        row_max_ptr,
-        log_sum_ptr,
-        logp_ptr,
-        logp_grad_ptr,
-        mass_grad_ptr,
-        log_mass_grad_ptr,
-    )
-    is_target = words == tl.load(targets_ptr + n) - start
-    dz = logit_gradient(z, is_target, of_row, mass_grad_ptr is not None)
+    dz = logit_gradient(z, words == target, of_row, mass_grad_ptr is not None)
     draw = narrowed(dz * slope, dz_ptr.dtype.element_ty)
     tl.store(dz_ptr + n * stride_dn + words, draw, mask=inside)
 
@@ -207,7 +208,7 @@ def _grad_tile_fused_kernel(
             mass_grad_ptr,
             log_mass_grad_ptr,
         )
-        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
+        target = place_in_tile(targets_ptr, rows, row_inside, start, W)
         parts = cut(raw, PARTS)
         for i in tl.static_range(PARTS):
             words = first_word + i * (WORDS // PARTS) + tl.arange(0, WORDS // PARTS)[None, :]

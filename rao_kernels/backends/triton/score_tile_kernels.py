@@ -24,6 +24,7 @@ from .blocks import (
     merged,
     merged_groups,
     narrowed,
+    place_in_tile,
     product,
     statistics_of,
     transform,
@@ -203,8 +204,8 @@ def _score_tile_rows_kernel(
         square_sum_ptr,
         logit_sum_ptr,
     )
-    target = tl.load(targets_ptr + n) - start
-    hit = (target >= 0) & (target < W)
+    target = place_in_tile(targets_ptr, n, True, start, W)
+    hit = target >= 0
     target_raw = tl.load(raw_ptr + n * stride_n + target, mask=hit, other=0.0)
     target_z, _ = transform(target_raw, bias_ptr, target, hit, scale, softcap)
     tl.store(target_logit_ptr + n, target_z, mask=hit)
@@ -247,8 +248,7 @@ def _score_tile_fused_kernel(
         )
         rows = first_row + tl.arange(0, BLOCK_N)
         row_inside = rows < N
-        target = tl.load(targets_ptr + rows, mask=row_inside, other=-1) - start
-        target = tl.where((target >= 0) & (target < W), target, -1).to(tl.int32) - first_word
+        target = place_in_tile(targets_ptr, rows, row_inside, start, W) - first_word
         target_z = tl.zeros((BLOCK_N,), tl.float32)
         nothing = tl.zeros((BLOCK_N,), tl.float32)
         found = (nothing - float("inf"), nothing, nothing, nothing, nothing)
