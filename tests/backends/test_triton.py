@@ -66,3 +66,9 @@ def test_scratch_of_each_form(width: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert sum(part.nbytes for part in triton.scratch(head, width, backward=True)) == (
             2 * 12 * padded
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")
+def test_interpreter_is_at_hand() -> None:
+    """Else the contract would be skipped for this backend, and nobody would see it."""
+    assert triton.supports(torch.device("cpu"), BF16) is None
