@@ -40,16 +40,21 @@ def _product(a: Tensor, b: Tensor, accumulator: torch.dtype, out: Tensor | None 
     """``a @ b`` in the accumulator dtype."""
     if a.dtype == accumulator:
         return torch.mm(a, b, out=out)
-    if a.is_cuda:
+    if _mixes(a):
         return torch.mm(a, b, out_dtype=accumulator, out=out)
     return torch.mm(a.to(accumulator), b.to(accumulator), out=out)
+
+
+def _mixes(a: Tensor) -> bool:
+    """Whether the vendor's library writes fp32 products of half-precision operands: not ROCm's."""
+    return a.is_cuda and torch.version.hip is None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a @ b``, accumulated in the dtype of `total`."""
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, out=total)
-    elif a.is_cuda:
+    elif _mixes(a):
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         torch.addmm(total, a.to(total.dtype), b.to(total.dtype), out=total)

@@ -25,6 +25,7 @@ SAMPLE_ROWS = 64
 SAMPLE_STEP = 32  # at most one row in so many is sampled
 SAMPLE_CHUNK = 8  # rows whose probabilities are formed at once: a few MB
 USEFUL_LIGHT = 1 / 16  # share of light words from which an order of the words pays
+FIXED_POINT = 2**50
 CAST_WORDS = 8192  # words whose weights are cast at once for the sample
 
 
@@ -159,7 +160,10 @@ def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> Needed:
     mass = sparsity.tile_mass
     mass = mass.scatter(1, own, mass.gather(1, own) + has_target * 2.0)
     ascending, places = mass.sort(dim=1)
-    dropped = ascending.cumsum(1, dtype=torch.float64) <= sparsity.tolerance
+    # Sums of integers, rounded up, are the same in any order on any device. A row of NaN drops
+    # nothing.
+    parts = (ascending.double().nan_to_num(nan=1.0) * FIXED_POINT).ceil().long().cumsum(1)
+    dropped = parts <= int(sparsity.tolerance * FIXED_POINT)
     keep = torch.ones_like(dropped).scatter_(1, places, ~dropped)
     *counts, retained = torch.cat([keep.sum(0), sparsity.retained_tiles]).tolist()
     found = torch.nonzero_static(keep.T.contiguous(), size=sum(counts))[:, 1].contiguous()

@@ -49,6 +49,12 @@ def check_tensors(
                 str(tensor.dtype),
                 "Cast one of them, or run under torch.autocast.",
             )
+        if tensor.dtype == torch.float64 and compute_dtype != torch.float64:
+            raise InputError(
+                name,
+                f"a dtype no wider than float32 to compute in {compute_dtype}",
+                "torch.float64",
+            )
         if tensor.device != hidden.device:
             raise InputError(name, f"a tensor on {hidden.device}", f"one on {tensor.device}")
     if hidden.dim() < 1 or hidden.shape[-1] < 1:
@@ -93,11 +99,13 @@ def check_options(options: EngineOptions, weight: Tensor) -> None:
     if not 0.0 <= tolerance < 1.0:
         raise InputError("grad_tolerance", "a probability in [0, 1)", tolerance)
     workspace = options.get("workspace_bytes")
-    if workspace is not None and workspace < 0:
-        raise InputError("workspace_bytes", "None or a number >= 0", workspace)
+    if workspace is not None and (not isinstance(workspace, int) or workspace < 0):
+        raise InputError("workspace_bytes", "None or an integer >= 0", workspace)
     order = options.get("word_order")
     if order is None or isinstance(order, WordOrder):
         return
-    if order.dtype != torch.int64 or order.shape != weight.shape[:1]:
-        expected = f"a WordOrder, or an int64 permutation of shape [{weight.shape[0]}]"
+    is_order = isinstance(order, Tensor) and order.dtype == torch.int64
+    if not is_order or order.shape != weight.shape[:1] or order.device != weight.device:
+        size = f"shape [{weight.shape[0]}] on {weight.device}"
+        expected = f"a WordOrder, or an int64 permutation of {size}"
         raise InputError("word_order", expected, _described(order))

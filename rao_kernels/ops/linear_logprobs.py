@@ -38,7 +38,7 @@ def linear_logprobs(
 
     Args:
         hidden: ``[..., D]`` float64, float32, bfloat16 or float16.
-        weight: ``[V, D]`` in the dtype of `hidden` (any float dtype under autocast).
+        weight: ``[V, D]`` in the dtype of `hidden` (under autocast any float dtype but float64).
         targets: ``[...]`` int64 in ``[0, V)`` or `ignore_index`.
         bias: ``[V]``, added before softcap and scale.
         logit_scale: multiplies the logits; a temperature T is ``1 / T``.

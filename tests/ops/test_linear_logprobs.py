@@ -266,7 +266,10 @@ H, W, T = torch.randn(4, 8), torch.randn(50, 8), torch.tensor([0, 1, 2, 49])
         ({"logit_softcap": float("nan")}, r"`logit_softcap`"),
         ({"workspace_bytes": -1}, r"`workspace_bytes`.*>= 0.*-1"),
         ({"grad_tolerance": 1.5}, r"`grad_tolerance`.*\[0, 1\)"),
+        ({"workspace_bytes": 1.5}, r"`workspace_bytes`.*integer.*1.5"),
         ({"word_order": torch.arange(49)}, r"`word_order`.*\[50\]"),
+        ({"word_order": [*range(50)]}, r"`word_order`.*\[50\].*list"),
+        ({"word_order": torch.arange(50, device="meta")}, r"`word_order`.*on cpu"),
         ({"tile": 3}, r"`options`.*workspace_bytes.*tile"),
     ],
 )
@@ -274,6 +277,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"hidden": H, "weight": W, "targets": T, **change}
     with pytest.raises(InputError, match=message):
         linear_logprobs(**arguments)
+
+
+def test_a_float64_weight_is_not_narrowed_unasked() -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(InputError, match=r"`weight`.*bfloat16.*float64"),
+    ):
+        linear_logprobs(H, W.double(), T)
 
 
 def test_unknown_backend_and_statistics_list_what_there_is() -> None:

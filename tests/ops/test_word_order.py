@@ -89,10 +89,9 @@ def test_gradients_are_those_of_any_order() -> None:
 
 def test_rows_that_are_not_finite_do_not_poison_it() -> None:
     problem, order = make(rows=40, vocabulary=300, size=8), WordOrder()
-    problem.hidden[:] = torch.nan
-    with pytest.raises(InputError, match="finite values"):
-        run(problem, order)
-    assert order.affinity is None or bool(order.affinity.isfinite().all())
+    problem.hidden[::2] = torch.nan
+    run(problem, order, ignore_index=None)
+    assert order.affinity is not None and order.affinity.isfinite().all()
 
 
 def test_another_vocabulary_is_named() -> None:
@@ -104,7 +103,9 @@ def test_another_vocabulary_is_named() -> None:
 def test_compiles() -> None:
     problem, order = make(rows=40, vocabulary=300, size=8), WordOrder()
     compiled = torch.compile(run, fullgraph=False, backend="aot_eager")
-    torch.testing.assert_close(compiled(problem, order), run(problem, WordOrder()))
+    again = WordOrder()
+    for _ in range(2):  # the second call has something to go on from
+        torch.testing.assert_close(compiled(problem, order), run(problem, again))
 
 
 def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path) -> None:
