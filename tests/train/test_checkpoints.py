@@ -86,13 +86,16 @@ def test_resumed_run_is_bit_equal(tmp_path: Path, stop: int, lora: bool) -> None
 
 
 def test_resumed_run_goes_on_with_the_word_order_it_had_learnt(tmp_path: Path) -> None:
-    """Gradients are summed over words in that order: another one gives other bits."""
+    """Gradients are summed over words in that order: another one gives other bits.
+
+    The tiny model is nearly flat: a smaller tolerance would leave the words where they are.
+    """
     model = save_tiny(tmp_path / "model")
-    straight = make(tmp_path / "straight", model, tolerance=0.01)
+    straight = make(tmp_path / "straight", model, tolerance=0.9)
     straight.train()
     broken = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
-        make(broken, model, stop=3, tolerance=0.01).train()
+        make(broken, model, stop=3, tolerance=0.9).train()
     weights = []
     for forget in (False, True):
         folder = tmp_path / f"{forget}"
@@ -102,7 +105,7 @@ def test_resumed_run_goes_on_with_the_word_order_it_had_learnt(tmp_path: Path) -
         if forget:
             order.unlink()
             checkpoints.mark_complete(order.parent)
-        resumed = make(folder, model, tolerance=0.01)
+        resumed = make(folder, model, tolerance=0.9)
         resumed.train(resume_from_checkpoint=True)
         weights.append(resumed.model.state_dict())
     expected = straight.model.state_dict()

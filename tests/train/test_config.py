@@ -49,7 +49,7 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], problem: str) -> N
 
 def test_tolerance_of_each_precision(tmp_path: Path) -> None:
     auto = RAOConfig(output_dir=str(tmp_path), use_cpu=True)
-    expected = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 0.0}
+    expected = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-13, torch.float32: 0.0}
     assert {dtype: auto.tolerance(dtype) for dtype in expected} == expected
     given = RAOConfig(output_dir=str(tmp_path), use_cpu=True, grad_tolerance=2.0**-7)
     assert given.tolerance(torch.float32) == 2.0**-7
