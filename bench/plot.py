@@ -33,7 +33,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     _name(panels[0, 0], f"Time, {DIRECTIONS[BOTH]}{_of(sized)}", "rows N", "seconds")
     taking = [row for row in sized if row.get("peak_extra_bytes", 0) > 0]
     _lines(panels[0, 1], taking, colours, "N", lambda row: row["peak_extra_bytes"] / MIB)
-    _name(panels[0, 1], f"Peak memory beside inputs and dweight{_of(taking)}", "rows N", "MiB")
+    _name(panels[0, 1], f"Extra memory{_of(taking)}", "rows N", "MiB")
     _scatter(panels[1, 0], known, colours)
     _lines(panels[1, 1], worded, colours, "V", lambda row: row["median_s"])
     _name(panels[1, 1], f"Time{_of(worded, 'N')}", "words of the vocabulary V", "seconds")
