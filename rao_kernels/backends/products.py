@@ -74,8 +74,9 @@ def _add_dhidden(head: Head, tile: Tile, dz: Tensor, dhidden: Tensor, rows: Tens
 def _put_dweight(
     head: Head, tile: Tile, dz: Tensor, dweight: Tensor, unscale: Tensor | None
 ) -> None:
-    """Rounded once: inside the GEMM where it can write the dtype of the weight, else from sums in
-    the accumulator dtype."""
+    """Inside the GEMM where it can write the dtype of the weight, else from sums in the accumulator
+    dtype. The GEMM rounds once, unless torch.backends.cuda.matmul allows it reduced-precision
+    reductions and it splits the rows."""
     straight = unscale is None and tile.words is None
     if straight and dweight.dtype == head.accumulator:
         _product(dz.T, head.hidden, head.accumulator, out=tile.of(dweight))

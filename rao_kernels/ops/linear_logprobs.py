@@ -202,7 +202,7 @@ def linear_logprobs_op(
     The first seven ``[N]``, zero elements where not asked. tile_mass ``[N, K]`` of the K tiles,
     order ``[V]``, the words as they were cut into them, and retained_tiles ``[1]``, how many tiles
     lie in `retained`, where `grad_tolerance` is above 0, else zero elements. retained:
-    `workspace_bytes` flat bytes.
+    `workspace_bytes` flat bytes; what holds nothing is 0, or uninitialised where it is long.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         selection = row_selection.for_scoring(hidden, targets, ignore_index, weight.shape[0])
@@ -374,8 +374,10 @@ def _order(head: Head, word_order: Tensor | None, tolerance: float) -> Tensor:
     if word_order is None:
         return engine.order_by_sample(head, tolerance)
     vocabulary = head.weight.shape[0]
-    counts = torch.bincount(word_order.clamp(0, vocabulary - 1), minlength=vocabulary)
-    if not bool((counts == 1).all()):
+    inside = (word_order >= 0) & (word_order < vocabulary)
+    seen = torch.zeros_like(inside)
+    seen[word_order.clamp(0, vocabulary - 1)] = True
+    if not bool((seen & inside).all()):  # one read on the host
         raise InputError("word_order", f"each of 0 to {vocabulary - 1} once", "another sequence")
     return word_order.clone()
 

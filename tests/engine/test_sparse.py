@@ -137,7 +137,10 @@ def test_rows_without_upstream_gradient_are_skipped_too() -> None:
 
 def test_an_order_that_is_none_is_named() -> None:
     problem = make(dtype=torch.float32, **CASES["usual"])
-    for order in (torch.zeros(9000, dtype=torch.int64), torch.arange(9000) + 1):
+    identity = torch.arange(9000)
+    below, above = identity.clone(), identity.clone()
+    below[0], above[-1] = -1, 9000  # one place outside, beside which no word is missing
+    for order in (torch.zeros_like(identity), identity + 1, below, above):
         with pytest.raises(InputError, match=r"`word_order`.*once"):
             gradients(problem, grad_tolerance=DELTA, word_order=order)
 
