@@ -2,15 +2,9 @@
 
 from .backward import Needs, differentiate
 from .forward import Scores, Statistics, score
+from .ordering import evenly_spaced, order_words, sample, sample_step
 from .plan import tile_width, tiles, workspace_bytes
-from .sparsity import (
-    Sparsity,
-    order_by_affinity,
-    order_by_sample,
-    sample_step,
-    take,
-    word_affinity,
-)
+from .sparsity import Sparsity, take
 from .work import Work, record_work
 
 __all__ = [
@@ -20,14 +14,14 @@ __all__ = [
     "Statistics",
     "Work",
     "differentiate",
-    "order_by_affinity",
-    "order_by_sample",
+    "evenly_spaced",
+    "order_words",
     "record_work",
+    "sample",
     "sample_step",
     "score",
     "take",
     "tile_width",
     "tiles",
-    "word_affinity",
     "workspace_bytes",
 ]

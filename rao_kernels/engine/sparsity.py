@@ -1,4 +1,4 @@
-"""Which words share a tile, and which tiles each row still needs in backward.
+"""Which tiles each row still needs in backward.
 
 Every row may drop its lightest tiles as long as the probability dropped is at most `tolerance`.
 With p the op's own probabilities and g a row's upstream gradient, dropping changes the gradients,
@@ -19,14 +19,8 @@ import torch
 from torch import Tensor
 
 from ..backends import Head, RowGradients, RowState, Tile
-from .work import count
 
-SAMPLE_ROWS = 64
-SAMPLE_STEP = 32  # at most one row in so many is sampled
-SAMPLE_CHUNK = 8  # rows whose probabilities are formed at once: a few MB
-USEFUL_LIGHT = 1 / 16  # share of light words from which an order of the words pays
 FIXED_POINT = 2**50
-CAST_WORDS = 8192  # words whose weights are cast at once for the sample
 
 
 @dataclass(frozen=True)
@@ -39,52 +33,6 @@ class Sparsity:
     tile_mass: Tensor
     retained_tiles: Tensor
     tolerance: float
-
-
-def order_by_sample(head: Head, tolerance: float) -> Tensor:
-    """``[V]`` words by their affinity to evenly spaced rows."""
-    places = torch.arange(0, head.rows, sample_step(head.rows), device=head.hidden.device)
-    return order_by_affinity(word_affinity(take(head, places)), tolerance)
-
-
-def order_by_affinity(affinity: Tensor, tolerance: float) -> Tensor:
-    """``[V]`` words by ``affinity [V]`` (`word_affinity`), highest first.
-
-    Where hardly a word is light enough for `tolerance` they stay as they are: no order would drop
-    anything, and memory is read faster in this one.
-    """
-    light = affinity.square() * affinity.numel() < tolerance
-    useful = light.float().mean() > USEFUL_LIGHT
-    return torch.argsort(affinity * useful, descending=True, stable=True)
-
-
-def sample_step(rows: int) -> int:
-    """One row in so many is sampled."""
-    return max(SAMPLE_STEP, rows // SAMPLE_ROWS)
-
-
-def word_affinity(head: Head) -> Tensor:
-    """``[V]`` mean over the rows of ``sqrt(p_v)``: how far forward a word belongs in the walk.
-
-    The root, because a word that many rows give a little probability keeps more tiles alive than
-    one that a single row gives much. Logits are in the operands' dtype: they only decide an order.
-    """
-    count(gemm_flops=2 * head.rows * head.weight.numel())
-    affinity = torch.zeros(head.weight.shape[0], device=head.hidden.device)
-    for logits in _sample_logits(head).split(SAMPLE_CHUNK):
-        z = logits if head.bias is None else logits + head.bias
-        if head.softcap is not None:
-            z = head.softcap * torch.tanh(z / head.softcap)
-        affinity += torch.softmax(z.float() * head.scale, dim=1).sqrt_().sum(0)
-    return affinity / max(head.rows, 1)
-
-
-def _sample_logits(head: Head) -> Tensor:
-    """``[N, V]`` products; a weight of another dtype is cast part by part."""
-    if head.weight.dtype == head.hidden.dtype:
-        return head.hidden @ head.weight.T
-    parts = head.weight.split(CAST_WORDS)
-    return torch.cat([head.hidden @ part.to(head.hidden.dtype).T for part in parts], dim=1)
 
 
 def returning_share(states: RowState, number: int, tolerance: float) -> float:

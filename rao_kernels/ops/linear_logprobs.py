@@ -371,9 +371,10 @@ def _(
 
 def _order(head: Head, word_order: Tensor | None, tolerance: float) -> Tensor:
     """The caller's order, checked, or one learnt from the rows at hand; a copy either way."""
-    if word_order is None:
-        return engine.order_by_sample(head, tolerance)
     vocabulary = head.weight.shape[0]
+    if word_order is None:
+        width = engine.tile_width(vocabulary, head.hidden.device.type, sparse=True)
+        return engine.order_words(engine.evenly_spaced(head), width, tolerance)
     inside = (word_order >= 0) & (word_order < vocabulary)
     seen = torch.zeros_like(inside)
     seen[word_order.clamp(0, vocabulary - 1)] = True

@@ -22,7 +22,7 @@ def learn(
 ) -> Tensor | None:
     """``[V]`` the order for the rows of `head`, which `learner` takes in; None without rows.
 
-    As many rows are sampled as `engine.order_by_sample` takes. Nothing is read on the host.
+    As many rows are sampled as `engine.evenly_spaced` takes. Nothing is read on the host.
     """
     past = learner.affinity
     if past is not None and past.shape != head.weight.shape[:1]:
@@ -35,10 +35,11 @@ def learn(
     if not head.rows:
         return None
     with torch.no_grad(), torch.autocast(head.hidden.device.type, enabled=False):
-        sample = engine.take(head, _spaced(head.targets, ignore_index))
-        sample = replace(sample, hidden=sample.hidden.to(compute_dtype))
-        affinity = learner.observe(engine.word_affinity(sample).nan_to_num(), sample.rows)
-        return engine.order_by_affinity(affinity, tolerance)
+        rows = engine.take(head, _spaced(head.targets, ignore_index))
+        sample = engine.sample(replace(rows, hidden=rows.hidden.to(compute_dtype)))
+        affinity = learner.observe(sample.affinity.nan_to_num(), rows.rows)
+        width = engine.tile_width(len(affinity), head.hidden.device.type, sparse=True)
+        return engine.order_words(replace(sample, affinity=affinity), width, tolerance)
 
 
 def _spaced(targets: Tensor, ignore_index: int | None) -> Tensor:

@@ -177,7 +177,10 @@ def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) ->
     )
     memory = torch.empty(size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as seen, record_work() as work:
-        order = engine.order_by_sample(head, tolerance) if tolerance else None
+        order = None
+        if tolerance:
+            width = plan.tile_width(V, "cpu", sparse=True)
+            order = engine.order_words(engine.evenly_spaced(head), width, tolerance)
         scores = engine.score(head, "eager", engine.Statistics(), memory, order, tolerance)
         rows = RowGradients(
             scores.row_max, scores.log_sum, scores.logp, torch.ones(N), None, None, None

@@ -1,0 +1,97 @@
+"""The word order: words that the same rows need share tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from rao_kernels.backends import Head
+from rao_kernels.engine import evenly_spaced, order_words, plan, record_work
+from rao_kernels.ops import linear_logprobs
+
+WIDTH = plan.tile_width(10**6, "cpu", sparse=True)
+WORDS = 32 * WIDTH
+SIZE = 1
+DELTA = 2.0**-9
+
+
+def topical(rows: int, dtype: torch.dtype = torch.float32) -> Head:
+    """Each row and each word is for or against one thing; a word is more or less common besides."""
+    generator = torch.Generator().manual_seed(0)
+    about = torch.nn.functional.normalize(torch.randn(rows, SIZE, generator=generator), dim=1)
+    hidden = torch.cat([about, torch.ones(rows, 1)], 1)
+    common = torch.rand(WORDS, 1, generator=generator) * 8
+    weight = torch.cat([torch.randn(WORDS, SIZE, generator=generator) * 4, common], 1)
+    targets = torch.randint(0, WORDS, (rows,), generator=generator)
+    return Head(hidden.to(dtype), weight.to(dtype), None, targets, scale=1.0, softcap=None)
+
+
+def order_of(head: Head, width: int = WIDTH) -> Tensor:
+    return order_words(evenly_spaced(head), width, DELTA)
+
+
+def by_affinity(head: Head) -> Tensor:
+    """The order without kinds: the likeliest words first."""
+    return torch.argsort(evenly_spaced(head).affinity, descending=True, stable=True)
+
+
+def kept_share(head: Head, order: Tensor | None) -> float:
+    hidden = head.hidden.clone().requires_grad_()
+    with record_work() as work:
+        options = {"grad_tolerance": DELTA, "word_order": order}
+        linear_logprobs(hidden, head.weight, head.targets, **options).sum().backward()
+    return work.row_tiles_kept / work.row_tiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rows_need_fewer_tiles_where_each_holds_words_of_a_kind(dtype: torch.dtype) -> None:
+    head = topical(512, dtype)
+    assert kept_share(head, None) < 0.8 * kept_share(head, by_affinity(head))
+
+
+def test_the_likeliest_words_fill_the_first_tile_and_tiles_are_heaviest_first() -> None:
+    head = topical(256)
+    order = order_of(head)
+    assert torch.equal(order[:WIDTH].sort().values, by_affinity(head)[:WIDTH].sort().values)
+    held = evenly_spaced(head).affinity[order.view(-1, WIDTH)].sum(1)
+    assert (held[:-1] >= held[1:]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 40, 300])
+@pytest.mark.parametrize("vocabulary", [1, 700, 5000, WORDS - 37])
+def test_every_word_once(rows: int, vocabulary: int) -> None:
+    whole = topical(rows)
+    head = Head(whole.hidden, whole.weight[:vocabulary], None, whole.targets, 1.0, 20.0)
+    for width in (WIDTH, 100):
+        order = order_of(head, width)
+        assert torch.equal(order.sort().values, torch.arange(vocabulary))
+        assert torch.equal(order, order_of(head, width))
+
+
+def test_rows_that_are_not_finite_give_an_order_too() -> None:
+    head = topical(64)
+    head.hidden[0] = torch.nan
+    assert torch.equal(order_of(head).sort().values, torch.arange(WORDS))
+
+
+def test_words_stay_where_hardly_one_is_light() -> None:
+    head = topical(64)
+    head.weight.mul_(1e-4)
+    assert torch.equal(order_of(head), torch.arange(WORDS))
+
+
+def test_a_bias_moves_words_forward() -> None:
+    head = topical(64)
+    bias = torch.zeros(WORDS)
+    bias[-WIDTH:] = 60.0
+    head = Head(head.hidden, head.weight, bias, head.targets, scale=1.0, softcap=None)
+    assert order_of(head)[:WIDTH].min() == WORDS - WIDTH
+
+
+def test_its_products_are_counted() -> None:
+    head = topical(256)
+    with FlopCounterMode(display=False) as seen, record_work() as work:
+        order_of(head)
+    assert work.gemm_flops == seen.get_total_flops()
