@@ -89,6 +89,8 @@ def order_words(sample: Sample, width: int, tolerance: float) -> Tensor:
     vocabulary = sample.affinity.numel()
     light = sample.affinity.square() * vocabulary < tolerance
     useful = light.float().mean() > USEFUL_LIGHT
+    if useful.device.type == "cpu" and not useful:  # elsewhere it would be a read on the host
+        return torch.arange(vocabulary)
     affinity = sample.affinity * useful
     # The bits of floats from 0 on are in the order of the floats, and integers are sorted faster.
     lightness = _LARGEST - affinity.view(torch.int32).long()

@@ -21,7 +21,6 @@ _DENSE_WIDTH = {"cpu": 2048, "cuda": 8192}
 _SPARSE_WIDTH = {"cpu": 1024, "cuda": 4096}
 # A CPU writes and reads a retained logit in the time of so many multiply-adds; elsewhere in none.
 _RETAINED_COST = {"cpu": 300}
-_RECONSIDERED = 4  # tiles
 
 
 def tile_width(vocabulary: int, device_type: str, *, sparse: bool = False) -> int:
@@ -76,8 +75,9 @@ def workspace_bytes(
 
 
 def is_reconsidered(number: int, device_type: str) -> bool:
-    """Whether to ask after this tile if the next ones are worth retaining."""
-    return device_type in _RETAINED_COST and number % _RECONSIDERED == 0
+    """Whether to ask after this tile if the next ones are worth retaining: each time there are
+    twice as many."""
+    return device_type in _RETAINED_COST and number & (number - 1) == 0
 
 
 def worth_retaining(share: float, size: int, device_type: str) -> bool:
