@@ -56,11 +56,11 @@ class Case:
         """What rows of results call it; the dtype stands beside it."""
         head = f"{self.head.name}, " if self.head.name else ""
         shape = f"{head}N={self.rows[device]} D={self.head.size} V={self.head.vocabulary}"
-        if self.logits == "probe":
-            return "probe (SmolLM2-135M, real text)"
+        real = self.logits == "probe"
         if self.task == OP:
-            return f"{self.logits} {shape}"
-        return f"{self.task} {shape}{', as many prompt rows' if self.prompt else ''}"
+            return "probe (SmolLM2-135M, real text)" if real else f"{self.logits} {shape}"
+        prompt = ", as many prompt rows" if self.prompt else ""
+        return f"{self.task} {'real text, ' if real else ''}{shape}{prompt}"
 
 
 PROBE = {"cpu": 2412, "cuda": 2412}
@@ -80,6 +80,10 @@ def _suites() -> Iterable[Case]:
     yield Case("readme", SQUARE, "fp32", {"cpu": 1024, "cuda": 8192}, directions=(BOTH,))
     for task in LOSSES:
         yield Case("readme", SMOLLM2, "bf16", _rows(1024), task=task, directions=(BOTH,))
+    for task in LOSSES:
+        yield Case(
+            "real", SMOLLM2, "bf16", _rows(2048), logits="probe", task=task, directions=(BOTH,)
+        )
     yield Case("heads", LLAMA3, "bf16", BIG, directions=everything)
     yield Case("heads", QWEN3, "bf16", {"cpu": 512, "cuda": 8192}, directions=everything)
     yield Case("heads", QWEN3, "fp32", {"cpu": 256, "cuda": 4096}, directions=(BOTH,))

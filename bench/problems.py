@@ -82,12 +82,13 @@ class Problem:
         return HYPER[self.task]
 
     def save(self, path: Path) -> None:
-        torch.save({field.name: getattr(self, field.name) for field in fields(self)}, path)
+        torch.save({**vars(self), "truth": vars(self.truth)}, path)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Problem:
         """From a file: copies of what a provider reads, on the device; the answer stays mapped."""
-        problem = cls(**torch.load(path, mmap=True, weights_only=False))
+        stored = torch.load(path, mmap=True, weights_only=True)
+        problem = cls(**{**stored, "truth": Truth(**stored["truth"])})
         moved: dict[str, Any] = {
             field.name: value.to(device, copy=True)
             for field in fields(cls)
@@ -100,21 +101,25 @@ class Problem:
 
 def make(case: Case, device: str, shared: Path) -> Problem:
     """The problem of a case at the size that suits the device; tensors are on the CPU."""
-    rows, dtype = case.rows[device], DTYPES[case.dtype]
+    rows, dtype, head = case.rows[device], DTYPES[case.dtype], case.head
+    length = rows // SEQUENCES
     if case.logits == "probe":
-        return probe(shared, dtype)
+        hidden, weight, targets = probe(shared, dtype)
+        if case.task == OP:
+            return op_problem(hidden, weight, targets, None)
+        return real_loss_problem(case.task, hidden, weight, targets, length)
     generator = torch.Generator().manual_seed(0)
-    head = case.head
     weight = torch.randn(head.vocabulary, head.size, generator=generator).div_(head.size**0.5)
     if case.task == OP:
         hidden = torch.randn(rows, head.size, generator=generator)
         targets = torch.randint(head.vocabulary, (rows,), generator=generator)
         return op_problem(hidden.to(dtype), weight.to(dtype), targets, head.softcap)
-    return loss_problem(case.task, weight.to(dtype), rows // SEQUENCES, case.prompt)
+    return loss_problem(case.task, weight.to(dtype), length, case.prompt)
 
 
-def probe(shared: Path, dtype: torch.dtype) -> Problem:
-    """Real final hidden states of SmolLM2-135M-Instruct on preference data, and its tied head."""
+def probe(shared: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden, weight, targets: real final hidden states of SmolLM2-135M-Instruct on preference
+    data, and its tied head."""
     from safetensors.torch import load_file
 
     data = load_file(shared / "data" / "probe_train.safetensors")
@@ -123,7 +128,7 @@ def probe(shared: Path, dtype: torch.dtype) -> Problem:
     blocks = codes.view(*scales.shape, -1).float() * scales.float()[..., None]
     scored = data["labels"] != -100
     weight = blocks.reshape(codes.shape).to(dtype)
-    return op_problem(data["hidden"][scored].to(dtype), weight, data["labels"][scored], None)
+    return data["hidden"][scored].to(dtype), weight, data["labels"][scored]
 
 
 def op_problem(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Problem:
@@ -144,6 +149,25 @@ def loss_problem(task: str, weight: Tensor, length: int, prompt: bool) -> Proble
     ids = torch.randint(len(weight), (SEQUENCES, start + length), generator=generator)
     ids[1::2, :start] = ids[::2, :start]
     hidden = torch.randn(*ids.shape, weight.shape[1], generator=generator).to(weight.dtype)
+    return _loss_problem(task, hidden, weight, ids, start, generator)
+
+
+def real_loss_problem(
+    task: str, hidden: Tensor, weight: Tensor, targets: Tensor, length: int
+) -> Problem:
+    """The same with real rows, those of a response as they follow each other, after one token."""
+    ids = torch.zeros(SEQUENCES, 1 + length, dtype=torch.int64)
+    ids[:, 1:] = targets[: SEQUENCES * length].view(SEQUENCES, length)
+    last = hidden.new_zeros(SEQUENCES, 1, hidden.shape[1])  # predicts nothing
+    rows = hidden[: SEQUENCES * length].view(SEQUENCES, length, -1)
+    generator = torch.Generator().manual_seed(1)
+    return _loss_problem(task, torch.cat([rows, last], 1), weight, ids, 1, generator)
+
+
+def _loss_problem(
+    task: str, hidden: Tensor, weight: Tensor, ids: Tensor, start: int, generator: torch.Generator
+) -> Problem:
+    """Responses begin at token `start`; inputs and the answer come from exact log-probs."""
     problem = Problem(
         task,
         None,
@@ -155,11 +179,6 @@ def loss_problem(task: str, weight: Tensor, length: int, prompt: bool) -> Proble
         completion_mask=(torch.arange(ids.shape[1]) >= start).expand_as(ids).contiguous(),
         groups=torch.arange(SEQUENCES) // 2,
     )
-    return _with_truth(problem, generator)
-
-
-def _with_truth(problem: Problem, generator: torch.Generator) -> Problem:
-    """The problem, its inputs and its answer, from exact log-probs."""
     batch, flat = problem.batch, problem.hidden.flatten(0, 1)
     prompts = exact_logps(flat[batch.prompt_rows], problem.weight, batch.prompt_targets)
     rows, targets = flat[batch.response_rows], batch.response_targets

@@ -58,7 +58,8 @@ def _head(rows: Sequence[Row], path: Path) -> str:
     first, place = rows[0], path.relative_to(README.parent)
     return (
         f"Measured on {first['device']} ({first['isa']}), torch {first['torch']}, commit "
-        f"{first['commit']}; medians of calls that took turns. Every row, with quantiles, versions "
+        f"{first['commit']}; medians of calls that took turns; what was too slow for that ran by "
+        "itself beside its own products. Every row, with quantiles, versions "
         f"and errors: [{place}]({place}). *x products* is the time as a multiple of the bare "
         "matrix products a method that skips nothing has to make (one for a forward, three for "
         "both), through torch, in the same run, each result allocated as it is by everybody else "
@@ -137,8 +138,8 @@ def _beside(ours: Row, rows: Sequence[Row], name: str) -> str:
     row = next((row for row in rows if row["provider"] == name), None)
     if row is None or row["status"] == "unsupported":
         return ""
-    if "median_s" in row:
-        return f"{row['median_s'] / ours['median_s']:.2f}x"
+    if "median_s" in row:  # each in multiples of the floor of its own run
+        return f"{row['ratio_to_gemms'] / ours['ratio_to_gemms']:.2f}x"
     if row["status"] == TOO_SLOW and "call_s" in row:
         return f"over {row['call_s'] / ours['median_s']:.0f}x"
     return str(row["status"])

@@ -1,4 +1,4 @@
-"""Write the table of errors in docs/sparse.md, measured on real rows.
+"""Write the tables between marks in docs/sparse.md, measured on real rows.
 
 The rows and the head are SmolLM2-135M-Instruct's, in a folder `shared` beside the project.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rao_kernels import EngineOptions, linear_logprobs
-from rao_kernels.engine import record_work
+from rao_kernels import EngineOptions, WordOrder, linear_logprobs
+from rao_kernels.backends import Head, Tile
+from rao_kernels.engine import Sparsity, evenly_spaced, order_words, record_work
+from rao_kernels.engine import sample as sample_of
+from rao_kernels.engine.sparsity import in_order, needed_rows
 
 PAGE = Path(__file__).with_name("sparse.md")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -26,6 +29,9 @@ POWERS = {
     torch.float32: range(15, 26, 2),
 }
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TOLERANCE = 2.0**-9
+WIDTHS = {512: "512", 1024: "1,024 (a CPU's tiles)", 2048: "2,048", 4096: "4,096 (a GPU's)"}
+CALLS = 14
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,57 @@ def error_row(
     return f"| {NAMES[dtype]} | {name} | {kept} | {' | '.join(cells)} |"
 
 
+def head_of(rows: Rows) -> Head:
+    return Head(rows.hidden, rows.weight, None, rows.targets, scale=1.0, softcap=None)
+
+
+def kept_share(head: Head, order: Tensor, width: int) -> float:
+    """Share of the pairs of row and tile that stay at `TOLERANCE`."""
+    ordered = in_order(head, order)
+    p = torch.softmax((head.hidden @ head.weight.T).float(), 1)[:, order]
+    mass = torch.stack([part.sum(1) for part in p.split(width, 1)], 1)
+    cut = [Tile(start, min(start + width, len(order))) for start in range(0, len(order), width)]
+    sparsity = Sparsity(order, mass, torch.zeros(1, dtype=torch.int64), TOLERANCE)
+    stay = needed_rows(sparsity, ordered, cut).rows
+    return sum(head.rows if rows is None else len(rows) for rows in stay) / mass.numel()
+
+
+def likeliest_first(affinity: Tensor) -> Tensor:
+    return torch.argsort(affinity, descending=True, stable=True)
+
+
+def orders(rows: Rows) -> Iterator[str]:
+    """What an order is worth, for tiles of several widths."""
+    head = head_of(rows)
+    sample = sample_of(evenly_spaced(head))
+    by_p = likeliest_first(torch.softmax(sample.logits.float(), 1).mean(0))
+    by_root = likeliest_first(sample.affinity)
+    for width, name in WIDTHS.items():
+        by_kind = order_words(sample, width, TOLERANCE)
+        kept = (kept_share(head, order, width) for order in (by_p, by_root, by_kind))
+        yield f"| {name} | {' | '.join(f'{share:.3f}' for share in kept)} |"
+
+
+def learnt(rows: Rows, width: int = 1024) -> Iterator[str]:
+    """Calls of several sizes, in the order of the text, each with an order of its own."""
+    for size in (64, 128, 256, 512, 1024):
+        learner, shares = WordOrder(), []
+        for start in range(0, min(CALLS * size, len(rows.targets) - size + 1), size):
+            part = slice(start, start + size)
+            call = replace(rows, hidden=rows.hidden[part], targets=rows.targets[part])
+            head = head_of(call)
+            sample = sample_of(evenly_spaced(head))
+            affinity = learner.observe(sample.affinity, len(sample.logits))
+            found = (
+                likeliest_first(sample.affinity),
+                order_words(sample, width, TOLERANCE),
+                order_words(replace(sample, affinity=affinity), width, TOLERANCE),
+            )
+            shares.append([kept_share(head, order, width) for order in found])
+        by_root, by_kind, past = torch.tensor(shares).mean(0).tolist()
+        yield f"| {size:,} | {by_root:.3f} | {by_kind:.3f} | {100 * (past / by_kind - 1):+.1f} % |"
+
+
 def write(name: str, lines: Iterator[str]) -> None:
     """Replace what stands between the page's two marks of a table."""
     body = ""
@@ -113,4 +170,7 @@ def write(name: str, lines: Iterator[str]) -> None:
 
 
 if __name__ == "__main__":
-    write("errors", errors(probe(SHARED)))
+    ROWS = probe(SHARED)
+    write("orders", orders(ROWS.to(torch.bfloat16)))
+    write("learnt", learnt(ROWS.to(torch.bfloat16)))
+    write("errors", errors(ROWS))

@@ -13,8 +13,9 @@ from torch import Tensor
 class WordOrder:
     """A word order learnt over the calls of a run; pass the same one as `word_order` each time.
 
-    The order of a call comes from a few of its own rows; what earlier calls showed counts as one
-    more. That lets calls with few rows drop up to a tenth more, and changes nothing for long ones.
+    The order of a call comes from a few of its own rows. Which words are likely at all, it takes
+    from what earlier calls showed besides, as from one row more: calls with few rows keep up to a
+    sixth fewer pairs of row and tile by that, long ones next to none fewer.
 
     affinity: ``[V]`` fp32, how far forward each word belongs: an exponential mean over calls.
         It is all there is to save with a checkpoint; None before the first call.
@@ -39,8 +40,9 @@ class EngineOptions(TypedDict, total=False):
     workspace_bytes: bytes of logits kept between forward and backward. 0 keeps nothing and
         recomputes; anything between 0 and everything is valid. None (default) keeps everything up
         to 1 GiB, and nothing of half-precision logits that a softcap bends, where keeping them
-        would cost accuracy. On a CPU, tiles that few rows come back to under `grad_tolerance` are
-        recomputed whatever fits.
+        would cost accuracy. Under `grad_tolerance` a CPU keeps no more tiles, whatever fits, once
+        too few rows come back to one to pay for it (asked after 1, 2, 4, 8 ... tiles; none pays
+        beyond the first where D is below 300).
     word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles where
         `grad_tolerance` is above 0, or a `WordOrder` that learns one over calls; by default it is
         learnt from the rows at hand.

@@ -1,6 +1,6 @@
 """The two tile operations in plain torch: any device, any float dtype; the readable definition.
 
-Products are the vendor's; those of half-precision operands are accumulated and kept in fp32.
+Products are the vendor's (`products`); those of half-precision operands are summed in fp32.
 Legend: N rows, V vocabulary, D hidden size, W words of a tile, G words of a group.
 """
 

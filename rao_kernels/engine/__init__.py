@@ -2,7 +2,7 @@
 
 from .backward import Needs, differentiate
 from .forward import Scores, Statistics, score
-from .ordering import evenly_spaced, order_words, sample, sample_step
+from .ordering import evenly_spaced, order_by_sample, order_words, sample, sample_step
 from .plan import tile_width, tiles, workspace_bytes
 from .sparsity import Sparsity, take
 from .work import Work, record_work
@@ -15,6 +15,7 @@ __all__ = [
     "Work",
     "differentiate",
     "evenly_spaced",
+    "order_by_sample",
     "order_words",
     "record_work",
     "sample",

@@ -24,7 +24,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Scores:
-    """Results of a forward pass, each ``[N]`` in the accumulator dtype; None = not collected.
+    """Results of a forward pass, each ``[N]`` in the accumulator dtype but for the bool `is_top1`;
+    None = not collected.
 
     ``logp = (target_logit - row_max) - log_sum``: the maximum and the log of the sum stay apart,
     because one rounded lse loses what rows with a peaked softmax need.
@@ -53,8 +54,8 @@ def score(
 ) -> Scores:
     """Walk all tiles, retaining in `memory` (flat bytes, possibly empty) those that fit.
 
-    order: ``[V]`` the words in the order of the walk, heaviest first, for a sparse backward of
-    `tolerance`, which retains only the tiles worth it; None: as they are.
+    order: ``[V]`` the words in the order of the walk, taken to be heaviest first, for a sparse
+    backward of `tolerance`, which retains only the tiles worth it; None: as they are.
     """
     sparse = order is not None
     cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse)
@@ -97,7 +98,7 @@ def _sparse_walk(
 ) -> list[RetainedTile | None]:
     """Every tile into statistics of its own; gives the slots that were used.
 
-    The tiles are lighter and lighter: once one is not worth its slot, none is.
+    The tiles are taken to be lighter and lighter: once one is not worth its slot, none is.
     """
     used: list[RetainedTile | None] = [None] * len(cut)
     if not head.rows:

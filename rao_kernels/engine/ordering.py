@@ -4,14 +4,14 @@ What the model makes of a few of the rows tells it. The words that these rows fi
 the first tile, which nearly every row needs. The rest is sorted into kinds: words whose logits rise
 and fall together from row to row, because a row that needs one of them is likely to need the
 others. Each kind fills whole tiles, its likeliest words first, and what is left over of all kinds
-fills the last ones. Tiles are walked likeliest first.
+fills tiles of its own, likeliest first. Tiles are walked likeliest first; a narrower one is last.
 
 Legend: R sampled rows, V vocabulary, W words of a tile.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ SAMPLE_STEP = 32  # at most one row in so many is sampled
 SAMPLE_CHUNK = 8  # rows whose probabilities are formed at once: a few MB
 CAST_WORDS = 8192  # words whose weights are cast at once
 USEFUL_LIGHT = 1 / 16  # share of light words from which an order of the words pays
+FLAT_WORDS = 2048  # words that are looked at first
 TILES_OF_A_KIND = 4
 EXAMPLES = 2048  # words that the kinds are found on
 ROUNDS = 4  # of k-means
+MASKED = -1e4  # instead of lower logits: as unlikely, and fit to be averaged
 _LARGEST = 2**31 - 1
 
 
@@ -51,10 +53,26 @@ def sample_step(rows: int) -> int:
     return max(SAMPLE_STEP, rows // SAMPLE_ROWS)
 
 
-def evenly_spaced(head: Head) -> Sample:
-    """The model on evenly spaced rows of `head`."""
+def evenly_spaced(head: Head) -> Head:
+    """The rows of `head` that are sampled."""
     step = sample_step(head.rows)
-    return sample(take(head, torch.arange(0, head.rows, step, device=head.hidden.device)))
+    return take(head, torch.arange(0, head.rows, step, device=head.hidden.device))
+
+
+def order_by_sample(head: Head, width: int, tolerance: float) -> Tensor:
+    """`order_words` by evenly spaced rows of `head`.
+
+    On a CPU, where it costs nothing to ask, a few words are looked at first: where not one is
+    light, hardly one of all is.
+    """
+    rows, vocabulary = evenly_spaced(head), head.weight.shape[0]
+    if head.hidden.device.type == "cpu":
+        step = -(-vocabulary // FLAT_WORDS)
+        bias = None if head.bias is None else head.bias[::step]
+        few = sample(replace(rows, weight=head.weight[::step], bias=bias))
+        if not _are_light(few.affinity, tolerance).any():
+            return torch.arange(vocabulary)
+    return order_words(sample(rows), width, tolerance)
 
 
 def sample(head: Head) -> Sample:
@@ -62,9 +80,9 @@ def sample(head: Head) -> Sample:
     count(gemm_flops=2 * head.rows * head.weight.numel())
     logits = _products(head)
     if head.bias is not None:
-        logits = logits + head.bias.to(logits.dtype)
+        logits.add_(head.bias).clamp_(min=MASKED)
     if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
     vocabulary, device = head.weight.shape[0], head.hidden.device
     affinity = torch.zeros(vocabulary, dtype=torch.float32, device=device)
     for part in logits.split(SAMPLE_CHUNK):
@@ -76,8 +94,11 @@ def _products(head: Head) -> Tensor:
     """``[R, V]``; a weight of another dtype is cast part by part."""
     if head.weight.dtype == head.hidden.dtype:
         return head.hidden @ head.weight.T
-    parts = head.weight.split(CAST_WORDS)
-    return torch.cat([head.hidden @ part.to(head.hidden.dtype).T for part in parts], dim=1)
+    products = head.hidden.new_empty(head.rows, head.weight.shape[0])
+    parts = zip(products.split(CAST_WORDS, dim=1), head.weight.split(CAST_WORDS), strict=True)
+    for part, weight in parts:
+        part.copy_(head.hidden @ weight.to(head.hidden.dtype).T)
+    return products
 
 
 def order_words(sample: Sample, width: int, tolerance: float) -> Tensor:
@@ -86,12 +107,8 @@ def order_words(sample: Sample, width: int, tolerance: float) -> Tensor:
     Where hardly a word is light enough for `tolerance` they stay as they are: no order would drop
     anything, and memory is read faster in this one.
     """
-    vocabulary = sample.affinity.numel()
-    light = sample.affinity.square() * vocabulary < tolerance
-    useful = light.float().mean() > USEFUL_LIGHT
-    if useful.device.type == "cpu" and not useful:  # elsewhere it would be a read on the host
-        return torch.arange(vocabulary)
-    affinity = sample.affinity * useful
+    useful = _are_light(sample.affinity, tolerance).float().mean() > USEFUL_LIGHT
+    affinity, vocabulary = sample.affinity * useful, len(sample.affinity)
     # The bits of floats from 0 on are in the order of the floats, and integers are sorted faster.
     lightness = _LARGEST - affinity.view(torch.int32).long()
     order = torch.argsort(lightness, stable=True)
@@ -106,13 +123,18 @@ def order_words(sample: Sample, width: int, tolerance: float) -> Tensor:
     return _heaviest_first(order[torch.argsort(places, stable=True)], affinity, width)
 
 
+def _are_light(affinity: Tensor, tolerance: float) -> Tensor:
+    """Which words hold less than their share of `tolerance`."""
+    return affinity.square() * len(affinity) < tolerance
+
+
 def _kinds(logits: Tensor, words: Tensor, kinds: int) -> Tensor:
     """``[V]`` a kind in ``[0, kinds)`` for each word, by k-means on examples out of `words`.
 
     Words are compared by the cosine of their logits, centred over words and over rows: the first
     takes out what makes a row's logits large, the second what makes a word likely in all rows.
     """
-    step = max(1, words.numel() // EXAMPLES)
+    step = -(-words.numel() // EXAMPLES)
     examples = logits.index_select(1, words[::step]).T.float()
     mean = examples.mean(0)
     examples = examples - mean

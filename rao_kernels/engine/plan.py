@@ -1,6 +1,6 @@
 """How a pass is cut up: tile width, workspace, and the slots of the retained buffer.
 
-Everything here is a function of shapes, dtype and device type, so that a compiler's fake tensors
+Widths and sizes are functions of shapes, dtype and device type, so that a compiler's fake tensors
 agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
 """
 
@@ -75,9 +75,8 @@ def workspace_bytes(
 
 
 def is_reconsidered(number: int, device_type: str) -> bool:
-    """Whether to ask after this tile if the next ones are worth retaining: each time there are
-    twice as many."""
-    return device_type in _RETAINED_COST and number & (number - 1) == 0
+    """Whether to ask after this tile if the next ones are worth retaining: after 1, 2, 4, 8 ..."""
+    return device_type in _RETAINED_COST and number & (number + 1) == 0
 
 
 def worth_retaining(share: float, size: int, device_type: str) -> bool:

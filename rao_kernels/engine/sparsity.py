@@ -1,13 +1,14 @@
 """Which tiles each row still needs in backward.
 
 Every row may drop its lightest tiles as long as the probability dropped is at most `tolerance`.
-With p the op's own probabilities and g a row's upstream gradient, dropping changes the gradients,
-against the same backend with nothing dropped, by at most
+With p the op's own probabilities and g a row's gradient from its log-prob less that from its
+log-sum-exp, dropping changes the gradients, beside what the same backend rounds, by at most
 
     |d dhidden_n|  <= scale |g_n| tolerance max_v |w_v|
     sum_v |d dweight_v| <= scale tolerance sum_n |g_n| |h_n|
 
-and an entropy gradient ge adds ``|ge| (m log(n / m) + m H) max_v |w_v|`` with m the probability
+and an entropy gradient ge adds ``scale |ge| (m log(n / m) + m H) max_v |w_v|`` to the first, and
+the same with ``|h_n|`` for ``max_v |w_v|``, summed over rows, to the second; m is the probability
 and n the number of words dropped. Legend: N rows, V vocabulary, D hidden size, K tiles.
 """
 

@@ -86,9 +86,12 @@ def check_scalars(logit_scale: float, logit_softcap: float | None) -> None:
 
 
 def _check_positive(name: str, value: float, fix: str = "") -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise InputError(name, "a positive finite float", _described(value), fix)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_options(options: EngineOptions, weight: Tensor) -> None:
@@ -96,8 +99,9 @@ def check_options(options: EngineOptions, weight: Tensor) -> None:
         known = sorted(EngineOptions.__optional_keys__)
         raise InputError("options", f"names out of {known}", sorted(unknown))
     tolerance = options.get("grad_tolerance", 0.0)
-    if not 0.0 <= tolerance < 1.0:
-        raise InputError("grad_tolerance", "a probability in [0, 1)", tolerance)
+    if not _is_number(tolerance) or not 0.0 <= tolerance < 1.0:
+        expected = "a probability in [0, 1); 0.0 drops nothing"
+        raise InputError("grad_tolerance", expected, _described(tolerance))
     workspace = options.get("workspace_bytes")
     if workspace is not None and (not isinstance(workspace, int) or workspace < 0):
         raise InputError("workspace_bytes", "None or an integer >= 0", workspace)

@@ -20,9 +20,11 @@ def learn(
     compute_dtype: torch.dtype,
     tolerance: float,
 ) -> Tensor | None:
-    """``[V]`` the order for the rows of `head`, which `learner` takes in; None without rows.
+    """``[V]`` the order for the rows of `head`, which `learner` takes in; None without rows, and
+    where nothing is dropped.
 
-    As many rows are sampled as `engine.evenly_spaced` takes. Nothing is read on the host.
+    As many rows are sampled as `engine.evenly_spaced` takes, the last one where none has a target.
+    Nothing is read on the host of a GPU.
     """
     past = learner.affinity
     if past is not None and past.shape != head.weight.shape[:1]:
@@ -32,7 +34,7 @@ def learn(
             f"one learnt on {list(past.shape)}",
             "Start a new one.",
         )
-    if not head.rows:
+    if not head.rows or tolerance == 0.0:
         return None
     with torch.no_grad(), torch.autocast(head.hidden.device.type, enabled=False):
         rows = engine.take(head, _spaced(head.targets, ignore_index))

@@ -81,7 +81,9 @@ class RAOConfig(TrainingArguments):
 
     token_stats: bool = _option(False, "Log entropy and mean_token_accuracy of the responses.")
     backend: str | None = _option(None, "Backend of the fused head (default: the best there is).")
-    workspace_bytes: int | None = _option(None, "Logits kept between forward and backward.")
+    workspace_bytes: int | None = _option(
+        None, "Bytes of logits kept for backward (default: up to 1 GiB)."
+    )
     grad_tolerance: str = _option(
         "auto",
         "Probability each token may drop in backward; 'auto': as much as rounding hides, 2^-9 in "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rao_kernels.backends import Head
-from rao_kernels.engine import evenly_spaced, order_words, plan, record_work
+from rao_kernels.engine import evenly_spaced, order_by_sample, order_words, plan, record_work
+from rao_kernels.engine import sample as sample_of
 from rao_kernels.ops import linear_logprobs
 
 WIDTH = plan.tile_width(10**6, "cpu", sparse=True)
@@ -29,18 +32,19 @@ def topical(rows: int, dtype: torch.dtype = torch.float32) -> Head:
 
 
 def order_of(head: Head, width: int = WIDTH) -> Tensor:
-    return order_words(evenly_spaced(head), width, DELTA)
+    return order_by_sample(head, width, DELTA)
 
 
 def by_affinity(head: Head) -> Tensor:
     """The order without kinds: the likeliest words first."""
-    return torch.argsort(evenly_spaced(head).affinity, descending=True, stable=True)
+    affinity = sample_of(evenly_spaced(head)).affinity
+    return torch.argsort(affinity, descending=True, stable=True)
 
 
 def kept_share(head: Head, order: Tensor | None) -> float:
     hidden = head.hidden.clone().requires_grad_()
     with record_work() as work:
-        options = {"grad_tolerance": DELTA, "word_order": order}
+        options = {"grad_tolerance": DELTA, "word_order": order, "bias": head.bias}
         linear_logprobs(hidden, head.weight, head.targets, **options).sum().backward()
     return work.row_tiles_kept / work.row_tiles
 
@@ -55,7 +59,7 @@ def test_the_likeliest_words_fill_the_first_tile_and_tiles_are_heaviest_first() 
     head = topical(256)
     order = order_of(head)
     assert torch.equal(order[:WIDTH].sort().values, by_affinity(head)[:WIDTH].sort().values)
-    held = evenly_spaced(head).affinity[order.view(-1, WIDTH)].sum(1)
+    held = sample_of(evenly_spaced(head)).affinity[order.view(-1, WIDTH)].sum(1)
     assert (held[:-1] >= held[1:]).all()
 
 
@@ -71,15 +75,33 @@ def test_every_word_once(rows: int, vocabulary: int) -> None:
 
 
 def test_rows_that_are_not_finite_give_an_order_too() -> None:
+    """Also beside an affinity that is finite, learnt from earlier calls."""
     head = topical(64)
+    past = sample_of(evenly_spaced(head)).affinity
     head.hidden[0] = torch.nan
-    assert torch.equal(order_of(head).sort().values, torch.arange(WORDS))
+    sample = sample_of(evenly_spaced(head))
+    for one in (sample, replace(sample, affinity=past)):
+        order = order_words(one, WIDTH, DELTA)
+        assert torch.equal(order.sort().values, torch.arange(WORDS))
 
 
-def test_words_stay_where_hardly_one_is_light() -> None:
-    head = topical(64)
-    head.weight.mul_(1e-4)
-    assert torch.equal(order_of(head), torch.arange(WORDS))
+@pytest.mark.parametrize("words", [WORDS, WORDS - 37])
+def test_words_stay_where_hardly_one_is_light(words: int) -> None:
+    head = topical(128)
+    flat = Head(head.hidden, head.weight[:words] * 1e-4, None, head.targets, 1.0, None)
+    with record_work() as work:
+        assert torch.equal(order_of(flat), torch.arange(words))
+    assert work.gemm_flops < 0.1 * 2 * 4 * flat.weight.numel()  # a few of the words told it
+    order = order_words(sample_of(evenly_spaced(flat)), WIDTH, DELTA)
+    assert torch.equal(order, torch.arange(words))
+
+
+def test_words_that_a_bias_masks_leave_the_kinds_of_the_others() -> None:
+    head = topical(512)
+    bias = torch.zeros(WORDS).masked_fill(torch.rand(WORDS) < 0.05, -torch.inf)
+    masked = Head(head.hidden, head.weight, bias, head.targets, scale=1.0, softcap=None)
+    kept = kept_share(masked, None)
+    assert kept < 0.85 * kept_share(masked, by_affinity(masked))
 
 
 def test_a_bias_moves_words_forward() -> None:

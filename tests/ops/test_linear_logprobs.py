@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from rao_kernels.engine import record_work
 from rao_kernels.errors import BackendError, InputError, NotYetError
 from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
-from rao_kernels.ops.linear_logprobs import linear_logprobs_backward_op, linear_logprobs_op
+from rao_kernels.ops.operators import linear_logprobs_backward_op, linear_logprobs_op
 
 from ..cases import allowed, error, make
 from ..oracle import Problem, dense
@@ -266,6 +266,7 @@ H, W, T = torch.randn(4, 8), torch.randn(50, 8), torch.tensor([0, 1, 2, 49])
         ({"logit_softcap": float("nan")}, r"`logit_softcap`"),
         ({"workspace_bytes": -1}, r"`workspace_bytes`.*>= 0.*-1"),
         ({"grad_tolerance": 1.5}, r"`grad_tolerance`.*\[0, 1\)"),
+        ({"grad_tolerance": None}, r"`grad_tolerance`.*\[0, 1\).*None"),
         ({"workspace_bytes": 1.5}, r"`workspace_bytes`.*integer.*1.5"),
         ({"word_order": torch.arange(49)}, r"`word_order`.*\[50\]"),
         ({"word_order": [*range(50)]}, r"`word_order`.*\[50\].*list"),

@@ -101,11 +101,24 @@ def test_another_vocabulary_is_named() -> None:
 
 
 def test_compiles() -> None:
-    problem, order = make(rows=40, vocabulary=300, size=8), WordOrder()
-    compiled = torch.compile(run, fullgraph=False, backend="aot_eager")
-    again = WordOrder()
+    problem = make(rows=40, vocabulary=300, size=8)
+    order, again = WordOrder(), WordOrder()
+    options = {"grad_tolerance": DELTA, **problem.keywords()}
+
+    def forward(hidden: Tensor, order: WordOrder) -> Tensor:
+        return linear_logprobs(
+            hidden, problem.weight, problem.targets, word_order=order, **options
+        ).sum()
+
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
     for _ in range(2):  # the second call has something to go on from
-        torch.testing.assert_close(compiled(problem, order), run(problem, again))
+        hidden = problem.hidden.clone().requires_grad_()
+        got, expected = (
+            torch.autograd.grad(function(hidden, one), hidden)[0]
+            for function, one in ((compiled, order), (forward, again))
+        )
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(order.affinity, again.affinity)
 
 
 def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path) -> None:
