@@ -149,13 +149,14 @@ def _compare(argv: Sequence[str]) -> int:
 
 def _plot(argv: Sequence[str]) -> int:
     parser = _parser("plot", "Draws time, memory, errors and the cost of the vocabulary.")
-    help_ = "files of rows, or folders: their newest; all are drawn"
-    parser.add_argument("rows", type=Path, nargs="*", default=[record.FOLDER / "cpu"], help=help_)
+    help_ = "files of rows, or folders: their newest; all are drawn (default: each suite's newest)"
+    parser.add_argument("rows", type=Path, nargs="*", help=help_)
     parser.add_argument("--out", type=Path, default=Path("benchmarks.png"))
     options = parser.parse_args(argv)
     from .plot import draw
 
-    draw([row for path in options.rows for row in record.read(path)], options.out)
+    paths = options.rows or record.newest_of_each(record.FOLDER / "cpu", cases.SUITES).values()
+    draw([row for path in dict.fromkeys(paths) for row in record.read(path)], options.out)
     print("picture:", options.out)
     return NOTHING
 

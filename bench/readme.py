@@ -12,6 +12,7 @@ from .providers import YARDSTICK
 from .providers.ours import DEFAULT, SPARSE
 from .record import HERE, Row
 from .table import errors
+from .trl_step import SUITE as TRL
 from .trl_step import WITH, WITHOUT
 
 FOLDER = record.FOLDER
@@ -27,7 +28,7 @@ LOSSES = {
     "sft": "SFT",
 }
 WORDS = {"probe (SmolLM2-135M, real text)": "real text, SmolLM2 135M"}
-SUITES = ("readme", "heads")
+SUITES = ("readme", "real", "heads")
 SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 NAMES = {
     YARDSTICK: "plain torch",
@@ -43,24 +44,30 @@ NAMES = {
 }
 
 
-def newest(folder: Path = FOLDER / "cpu") -> Path:
-    return record.newest(folder, "readme")
+def table(folder: Path = FOLDER / "cpu") -> str:
+    """Markdown: the first case in full, then our time and every peer's beside it, case by case.
 
-
-def table(path: Path) -> str:
-    """Markdown: the first case in full, then our time and every peer's beside it, case by case."""
-    rows = record.read(path)
-    parts = (_head(rows, path), _full(rows), *_rest(rows))
+    Each suite is shown as it was last run.
+    """
+    files = record.newest_of_each(folder, (*SUITES, TRL))
+    rows = [row for suite, path in files.items() for row in _of_suite(suite, path)]
+    parts = (_head(rows, list(dict.fromkeys(files.values()))), _full(rows), *_rest(rows))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(rows: Sequence[Row], path: Path) -> str:
-    first, place = rows[0], path.relative_to(README.parent)
+def _of_suite(suite: str, path: Path) -> list[Row]:
+    return [row for row in record.read(path) if row.get("suite") == suite]
+
+
+def _head(rows: Sequence[Row], paths: Sequence[Path]) -> str:
+    first, places = rows[0], [path.relative_to(README.parent) for path in paths]
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+    links = ", ".join(f"[{place}]({place})" for place in places)
     return (
         f"Measured on {first['device']} ({first['isa']}), torch {first['torch']}, commit "
-        f"{first['commit']}; medians of calls that took turns; what was too slow for that ran by "
-        "itself beside its own products. Every row, with quantiles, versions "
-        f"and errors: [{place}]({place}). *x products* is the time as a multiple of the bare "
+        f"{commits}; medians of calls that took turns; what was too slow for that ran by itself "
+        "beside its own products. Every row, with quantiles, versions and errors: "
+        f"{links}. *x products* is the time as a multiple of the bare "
         "matrix products a method that skips nothing has to make (one for a forward, three for "
         "both), through torch, in the same run, each result allocated as it is by everybody else "
         "here; *out= given* writes into memory that is there and warm. Errors are against float64."
@@ -147,7 +154,7 @@ def _beside(ours: Row, rows: Sequence[Row], name: str) -> str:
 
 def _trl(rows: Sequence[Row]) -> str:
     """A sentence on TRL's step."""
-    found = {row["provider"]: row for row in rows if row.get("suite") == "trl"}
+    found = {row["provider"]: row for row in rows if row.get("suite") == TRL}
     if not {WITHOUT, WITH} <= set(found):
         return ""
     before, after = found[WITHOUT], found[WITH]
@@ -184,7 +191,7 @@ def filled(text: str, numbers: str) -> str:
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text(), table(newest())))
+    README.write_text(filled(README.read_text(), table()))
 
 
 if __name__ == "__main__":

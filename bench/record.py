@@ -128,3 +128,10 @@ def newest(folder: Path, suite: str | None = None) -> Path:
         return suite is None or any(row.get("suite", suite) == suite for row in rows)
 
     return max(filter(has_suite, folder.glob("*.jsonl")), key=written)
+
+
+def newest_of_each(folder: Path, suites: Iterable[str]) -> dict[str, Path]:
+    """For each of the suites that was ever run, the file of its latest run."""
+    lines = (line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines())
+    ran = {json.loads(line).get("suite") for line in lines}
+    return {suite: newest(folder, suite) for suite in suites if suite in ran}

@@ -69,6 +69,8 @@ def test_the_newest_file_is_the_one_written_last(tmp_path: Path) -> None:
     other = [row("a", 3.0, time="03:00:00", suite="rows")]
     last = write(tmp_path / "2026-01-01-bbb.jsonl", other)
     assert record.newest(tmp_path) == last and record.newest(tmp_path, "readme") == late
+    suites = ("readme", "rows", "heads")
+    assert record.newest_of_each(tmp_path, suites) == {"readme": late, "rows": last}
     last.unlink()
     assert record.read(tmp_path)[0]["median_s"] == 2.0
 
@@ -85,7 +87,7 @@ def test_readme_tables() -> None:
     ]
     for one in rows[3:]:
         del one["median_s"]
-    text = "\n\n".join([readme._head(rows, place), readme._full(rows), *readme._rest(rows)])
+    text = "\n\n".join([readme._head(rows, [place]), readme._full(rows), *readme._rest(rows)])
     assert "| plain torch | 1.000 | 1.00 | 1.0e-03 | 1.0e-03 | 1.0e-03 | 8 |" in text
     assert "| 0.500 | 0.50 |  | 2.00x | over 62x |" in text
     assert "TRL chunked log-probs: wrong (errors above 2.0)." in text
