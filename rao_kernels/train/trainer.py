@@ -75,7 +75,7 @@ class RAOTrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
@@ -90,7 +90,7 @@ class RAOTrainer(Trainer):
             train_dataset=prepare_datasets(train_dataset, "training data", args, processing_class),
             eval_dataset=prepare_datasets(eval_dataset, "evaluation data", args, processing_class),
             processing_class=processing_class,
-            callbacks=[RunRecorder(), *callbacks],
+            callbacks=[RunRecorder(), *(callbacks or ())],
             optimizers=optimizers,
         )
         # Trainer asks this before 5.20, and the attribute of the class since.
@@ -380,8 +380,17 @@ class RAOTrainer(Trainer):
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
 
     def _join_word_order(self) -> None:
-        """Every rank goes on with what one checkpoint keeps: the mean of what they learnt."""
+        """Every rank goes on with what one checkpoint keeps: the mean over those that learnt."""
         order = self._word_order
-        if order is not None and order.affinity is not None:
-            total = self._reduce(order.affinity, "sum")
-            order.affinity = total / self.accelerator.num_processes
+        if order is None:
+            return
+        own = order.affinity
+        size = torch.tensor(0 if own is None else len(own), device=self.args.device)
+        words = int(self._reduce(size, "max"))
+        if not words:
+            return
+        learnt = torch.zeros(words + 1, device=self.args.device)
+        if own is not None:
+            learnt[:-1], learnt[-1] = own, 1.0
+        *_, ranks = total = self._reduce(learnt, "sum")
+        order.affinity = total[:-1] / ranks

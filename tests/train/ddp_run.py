@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import TrainerCallback
 
+from rao_kernels import WordOrder
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -17,9 +20,31 @@ def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
     """Train on 8 prompts in two steps of four, by `size` prompts per rank and micro-batch."""
     from tests.train.test_trainer import Gradients
 
-    torch.set_num_threads(1)
     gradients = Gradients()
-    trainer = RAOTrainer(
+    trainer = make(folder, gradients, loss, size, windows)
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "steps": gradients.steps,
+        "history": [_numbers(entry, "loss") for entry in history],
+        "evaluation": _numbers(trainer.evaluate(), "eval_loss"),
+    }
+
+
+def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tensor | None:
+    """What this rank's word order is after a checkpoint, when each rank had its own."""
+    trainer = make(folder, None, "rao", 2, 1)
+    mine = affinities[int(os.environ["RANK"])]
+    trainer._word_order = WordOrder(None if mine is None else torch.full((5,), mine))
+    trainer._join_word_order()
+    return trainer._word_order.affinity
+
+
+def make(
+    folder: Path, gradients: TrainerCallback | None, loss: str, size: int, windows: int
+) -> RAOTrainer:
+    torch.set_num_threads(1)
+    return RAOTrainer(
         tiny_model(),
         args=RAOConfig(
             output_dir=str(folder / "out"),
@@ -42,15 +67,8 @@ def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
         train_dataset=tiny_rows(8, responses=(2, 4, 3)),
         eval_dataset=tiny_rows(5, responses=(3, 2)),
         processing_class=tiny_tokenizer(),
-        callbacks=[gradients],
+        callbacks=None if gradients is None else [gradients],
     )
-    trainer.train()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "steps": gradients.steps,
-        "history": [_numbers(entry, "loss") for entry in history],
-        "evaluation": _numbers(trainer.evaluate(), "eval_loss"),
-    }
 
 
 def _numbers(entry: dict[str, float], loss: str) -> dict[str, float]:
@@ -64,4 +82,6 @@ if __name__ == "__main__":
         for batch, accumulation in ((2, 1), (1, 2)):
             result = run(out / f"{name}-{batch}", name, batch, accumulation)
             torch.save(result, out / f"{name}-{batch}-rank{os.environ['RANK']}.pt")
+    orders = [joined(out / "order", pair) for pair in ((1.0, 3.0), (None, 3.0), (None, None))]
+    torch.save(orders, out / f"orders-rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
