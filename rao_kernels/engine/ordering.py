@@ -38,7 +38,7 @@ _LARGEST = 2**31 - 1
 class Sample:
     """What the model makes of some rows.
 
-    logits: ``[R, V]`` before `Head.scale`, in the operands' dtype, which do for an order.
+    logits: ``[R, V]`` before `Head.scale`, in the operands' dtype, which does for an order.
     affinity: ``[V]`` fp32, mean over the rows of ``sqrt(p_v)``: how far forward a word belongs.
         The root, because a word that many rows give a little probability keeps more tiles alive
         than one that a single row gives much.
@@ -80,13 +80,15 @@ def sample(head: Head) -> Sample:
     count(gemm_flops=2 * head.rows * head.weight.numel())
     logits = _products(head)
     if head.bias is not None:
-        logits.add_(head.bias).clamp_(min=MASKED)
+        logits.add_(head.bias)
     if head.softcap is not None:
         logits.div_(head.softcap).tanh_().mul_(head.softcap)
     vocabulary, device = head.weight.shape[0], head.hidden.device
     affinity = torch.zeros(vocabulary, dtype=torch.float32, device=device)
     for part in logits.split(SAMPLE_CHUNK):
         affinity += torch.softmax(part.float() * head.scale, dim=1).sqrt_().sum(0)
+    if head.bias is not None:
+        logits.clamp_(min=MASKED)
     return Sample(logits, affinity / max(head.rows, 1))
 
 

@@ -27,11 +27,12 @@ def learn(
     Nothing is read on the host of a GPU.
     """
     past = learner.affinity
-    if past is not None and past.shape != head.weight.shape[:1]:
+    words = head.weight.shape[:1]
+    if past is not None and (past.shape != words or past.dtype != torch.float32):
         raise InputError(
             "word_order",
-            f"a WordOrder that was learnt on {head.weight.shape[0]} words",
-            f"one learnt on {list(past.shape)}",
+            f"a WordOrder that was learnt on {words[0]} words, its affinity torch.float32",
+            f"one with {past.dtype} of shape {list(past.shape)}",
             "Start a new one.",
         )
     if not head.rows or tolerance == 0.0:

@@ -392,5 +392,5 @@ class RAOTrainer(Trainer):
         learnt = torch.zeros(words + 1, device=self.args.device)
         if own is not None:
             learnt[:-1], learnt[-1] = own, 1.0
-        *_, ranks = total = self._reduce(learnt, "sum")
-        order.affinity = total[:-1] / ranks
+        total = self._reduce(learnt, "sum")
+        order.affinity = total[:-1] / total[-1]

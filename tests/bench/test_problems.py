@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import LOSSES, OP
-from bench.problems import HYPER, Problem
+from bench.problems import HYPER, SEQUENCES, Problem, real_loss_problem
 from rao_kernels.losses import LOSSES as TABLE
 
 from .tiny import tiny_problem
@@ -48,6 +48,23 @@ def test_truth(task: str, softcap: float | None, prompt: bool) -> None:
     torch.testing.assert_close(problem.truth.dhidden, dhidden.float(), rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(problem.truth.dweight, dweight.float(), rtol=1e-5, atol=1e-8)
     assert problem.truth.dhidden.norm() > 0
+
+
+@pytest.mark.parametrize("task", LOSSES)
+def test_truth_of_given_rows(task: str) -> None:
+    """Every given row is scored against its own target, in order."""
+    length, weight = 6, torch.randn(40, 8)
+    hidden, targets = torch.randn(50, 8), torch.randint(40, (50,))
+    problem = real_loss_problem(task, hidden, weight, targets, length)
+    batch, used = problem.batch, SEQUENCES * length
+    assert torch.equal(problem.hidden.flatten(0, 1)[batch.response_rows], hidden[:used])
+    assert torch.equal(batch.response_targets, targets[:used])
+    leaves = [t.double().requires_grad_() for t in (problem.hidden, problem.weight)]
+    value, scalar = dense_value(problem, *leaves)
+    dhidden, dweight = torch.autograd.grad(scalar, leaves)
+    torch.testing.assert_close(problem.truth.value, value.detach())
+    torch.testing.assert_close(problem.truth.dhidden, dhidden.float(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(problem.truth.dweight, dweight.float(), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("task", LOSSES)

@@ -95,9 +95,9 @@ def test_rows_that_are_not_finite_do_not_poison_it() -> None:
 
 
 def test_another_vocabulary_is_named() -> None:
-    order = WordOrder(torch.ones(7))
-    with pytest.raises(InputError, match="learnt on 300 words"):
-        run(make(rows=40, vocabulary=300, size=8), order)
+    for affinity in (torch.ones(7), torch.ones(300, dtype=torch.float64)):
+        with pytest.raises(InputError, match="learnt on 300 words"):
+            run(make(rows=40, vocabulary=300, size=8), WordOrder(affinity))
 
 
 def test_compiles() -> None:
