@@ -13,7 +13,7 @@ from torch import Tensor
 from rao_kernels import backends
 from rao_kernels.engine import record_work
 from rao_kernels.errors import InputError
-from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy
+from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
 
 from ..cases import make
 from ..oracle import Problem, dense
@@ -84,6 +84,27 @@ def test_certificates(
     assert dweight <= total + rounding * exact[3].double().norm(dim=1).sum()
     torch.testing.assert_close(sparse[0], exact[0], rtol=1e-5, atol=1e-4)
     assert (sparse[0] <= 0).all()
+
+
+def test_certificates_of_the_log_sum_exp() -> None:
+    """Its gradient counts against that of the log-prob; at a low temperature besides."""
+    problem = make(dtype=torch.float64, **{**CASES["usual"], "scale": 2.0})
+    dlse = torch.randn_like(problem.dlogp)
+    found = []
+    for delta in (0.0, DELTA):
+        leaves = [t.clone().requires_grad_() for t in (problem.hidden, problem.weight)]
+        with record_work() as work:
+            stats = linear_token_stats(
+                *leaves, problem.targets, stats=("lse",), grad_tolerance=delta, **problem.keywords()
+            )
+            total = (problem.dlogp * stats.logps + dlse * stats.lse).sum()
+            found.append(torch.autograd.grad(total, leaves))
+    assert work.row_tiles_kept < work.row_tiles
+    bound = (problem.dlogp - dlse).abs() * DELTA * problem.logit_scale
+    dhidden, dweight = ((a - b).norm(dim=1) for a, b in zip(*found, strict=True))
+    assert (dhidden <= bound * problem.weight.norm(dim=1).max() + 1e-12).all()
+    assert dhidden.max() > 1e-6  # something was dropped that mattered
+    assert dweight.sum() <= (bound * problem.hidden.norm(dim=1)).sum() + 1e-12
 
 
 @pytest.mark.parametrize("given", [False, True])
