@@ -19,6 +19,7 @@ from . import (
 from ._inputs import LossInputs
 from ._spec import LossSpec, reduce_units
 from ._table import CombinedLoss, Loss, LossTable
+from .rao import fit_log_z0
 from .reward_model import bradley_terry_loss
 
 LOSSES = LossTable(
@@ -46,5 +47,6 @@ __all__ = [
     "LossSpec",
     "LossTable",
     "bradley_terry_loss",
+    "fit_log_z0",
     "reduce_units",
 ]

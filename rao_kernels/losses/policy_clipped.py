@@ -176,16 +176,17 @@ ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="ppo",
         unit="token",
-        terms=ppo,
+        terms=policy.with_on_policy(ppo),
         weights=policy.token_weights,
-        needs=("advantages", "values", "returns", "ref_token_logps"),
-        optional=("old_token_logps", "old_values"),
+        needs=("advantages", "values", "returns", "old_token_logps", "ref_token_logps"),
+        optional=("old_values",),
         defaults={**policy.PPO, "value_coef": 0.1, "value_clip": 0.2},
         paper="Proximal Policy Optimization, arXiv 1707.06347",
         waived={
             "values": (("value_coef", 0.0),),
             "returns": (("value_coef", 0.0),),
             "ref_token_logps": (("kl_beta", 0.0),),
+            **policy.OLD_WAIVED,
         },
         notes=(
             "Advantages and returns come from the rollout: the reward with its KL penalty, "
@@ -252,13 +253,13 @@ ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="rloo",
         unit="sequence",
-        terms=rloo,
+        terms=policy.with_on_policy(rloo),
         weights=sequence_weights,
-        needs=("advantages|rewards", REFERENCE),
-        optional=("groups", "old_token_logps"),
+        needs=("advantages|rewards", "old_token_logps", REFERENCE),
+        optional=("groups",),
         defaults=policy.PPO,
         paper="REINFORCE Leave-One-Out, arXiv 2402.14740",
-        waived={REFERENCE: (("kl_beta", 0.0),)},
+        waived={REFERENCE: (("kl_beta", 0.0),), **policy.OLD_WAIVED},
         notes=(
             "The penalty is part of the reward, as in the paper and TRL (its beta is 0.05), not "
             "added to the loss. The clip is TRL's; on policy it does nothing.",

@@ -29,9 +29,6 @@ from ._terms import (
 )
 from .modifiers import expm1, smoothed
 
-# A mean log-probability is held below this: at 0 the odds are infinite.
-_ALMOST_CERTAIN = -1e-12
-
 
 def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: float) -> Terms:
     """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734)."""
@@ -82,21 +79,31 @@ def orpo(inputs: LossInputs, *, lam: float) -> Terms:
     Mean over pairs. The implicit rewards are the log-odds o (arXiv 2403.07691).
     """
     means = per_token(inputs.logps, inputs)
-    terms = pair_terms(inputs, log_odds(means), lambda margin: lam * logistic(margin))
+    terms = pair_terms(inputs, log_odds(means, inputs.dtype), lambda margin: lam * logistic(margin))
     return _with_nll(terms, -pair_up(inputs).split(means)[0], 1.0)
 
 
-def log_odds(logps: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of log-probabilities, finite up to p = 1."""
-    held = logps.clamp(max=_ALMOST_CERTAIN)
-    near = held > -math.log(2)
+def log_odds(logps: Tensor, dtype: torch.dtype) -> Tensor:
+    """``log(p / (1 - p))`` of fp64 log-probabilities that were computed in `dtype`.
+
+    From the last p below 1 that `dtype` knows (1 - 2^-24 in fp32) it continues as its tangent: at
+    p = 1 the odds are infinite. The gradient ``1 / (1 - p)`` is right up to there, stays finite
+    (1.7e7 in fp32) and never vanishes.
+    """
+    nearest = -torch.finfo(dtype).eps / 2
+    beyond = F.relu(logps - nearest)
+    held = logps - beyond
+    return held - log1mexp(held) - beyond / math.expm1(nearest)
+
+
+def log1mexp(negative: Tensor) -> Tensor:
+    """``log(1 - exp(x))`` of x < 0, exact at both ends."""
     # Each branch sees only arguments it is exact for, so that neither spoils the gradient.
-    complement = torch.where(
-        near,
-        (-torch.expm1(held.clamp(min=-1.0))).log(),
-        torch.log1p(-held.clamp(max=-0.5).exp()),
+    return torch.where(
+        negative > -math.log(2),
+        (-torch.expm1(negative.clamp(min=-1.0))).log(),
+        torch.log1p(-negative.clamp(max=-0.5).exp()),
     )
-    return held - complement
 
 
 def tpo(
@@ -203,7 +210,7 @@ ROWS: tuple[LossSpec, ...] = (
         paper="AlphaPO, arXiv 2501.03884",
         notes=(
             "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
-            " underflows; here one expm1, which goes on as its tangent from 70.",
+            " underflows; here one expm1, which continues as its tangent from e^20.",
         ),
     ),
     LossSpec(
@@ -243,7 +250,7 @@ ROWS: tuple[LossSpec, ...] = (
             "in LLaMA-Factory. TRL's is a token mean over the batch and over prompt and response, "
             "Liger's a token mean over the responses.",
             "TRL's lam is called beta. At p = 1 TRL, Liger and the authors' code give infinities; "
-            "here lbar is held at -1e-12.",
+            "here the log-odds continue as their tangent from lbar = -2^-24, fp32's limit.",
         ),
     ),
     LossSpec(

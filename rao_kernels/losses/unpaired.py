@@ -191,6 +191,7 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("rewards", REFERENCE),
         defaults={"eta": 1000.0},
+        probabilities=("rewards",),
         paper="Self-Play Preference Optimization, arXiv 2405.00675",
         notes=(
             "eta is 1 / beta of TRL, Liger and the authors' code. `sppo_hard` sums winner and "

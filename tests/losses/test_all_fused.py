@@ -97,6 +97,8 @@ def given(
             continue
         on_tokens = shapes == ("N",) or (name == "values" and "returns" in spec.needs)
         found[name] = numbers(*batch.token_shape) if on_tokens else numbers(6)
+    if spec.name == "sppo":
+        found["rewards"] = torch.linspace(0, 1, 6, dtype=torch.float64)
     return found
 
 

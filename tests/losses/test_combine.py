@@ -72,7 +72,9 @@ def test_wrong_arguments() -> None:
         both(make(), **{"sft.beta": 1.0})
     with pytest.raises(InputError, match="one per loss"):
         both(make(), normalizer=3.0)
-    with pytest.raises(InputError, match="dpo"):
-        LOSSES.combine({"dpo": 1.0})
+    with pytest.raises(InputError, match="`weights`.*'dppo'"):
+        LOSSES.combine({"dppo": 1.0})
+    with pytest.raises(InputError, match="each loss once"):
+        LOSSES.combine({"dpo": 1.0, "sigmoid": 1.0})
     with pytest.raises(InputError, match="at least one"):
         LOSSES.combine({})

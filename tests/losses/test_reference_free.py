@@ -65,7 +65,8 @@ def test_alphapo_ends_in_simpo() -> None:
 
 
 def test_alphapo_of_responses_whose_probability_underflows() -> None:
-    """exp(lbar)^-alpha is 1 / 0 at lbar = -800; the reward itself is -beta e^200 / alpha."""
+    """exp(lbar)^-alpha is 1 / 0 at lbar = -800; the reward is -beta e^40 / alpha, by the tangent
+    at e^20 -beta e^20 (1 + 20) / alpha."""
     for dtype in (torch.float64, torch.float32):
         inputs = make((0, 0), lengths=(2, 2), preferred=(True, False), dtype=dtype)
         tokens = torch.tensor([-1.0, -1.0, -800.0, -800.0], dtype=dtype, requires_grad=True)
@@ -73,7 +74,7 @@ def test_alphapo_of_responses_whose_probability_underflows() -> None:
         assert out.loss.item() == 0
         flipped = replace(inputs, token_logps=tokens, preferred=torch.tensor([False, True]))
         out = LOSSES["alphapo"](flipped, beta=1.0, alpha=0.05, gamma=0.0)
-        expected = 20 * (math.exp(40) - math.exp(0.05))
+        expected = 20 * (math.exp(20) * (1 + 20) - math.exp(0.05))
         assert out.loss.item() == pytest.approx(expected, rel=1e-6)
         out = LOSSES["alphapo"](flipped, beta=1.0, alpha=1.0)
         (grad,) = torch.autograd.grad(out.loss, tokens)

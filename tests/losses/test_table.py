@@ -102,6 +102,10 @@ def test_normalizer_makes_parts_add_up(name: str, hyper: dict[str, object]) -> N
 def part(inputs: LossInputs, sequences: list[int]) -> LossInputs:
     rows = torch.isin(inputs.segments, torch.tensor(sequences))
     changes = selected(inputs, torch.tensor(sequences), rows)
+    present, changes["groups"] = torch.unique(changes["groups"], return_inverse=True)
+    asked = torch.isin(inputs.ref_reward_groups, present)
+    changes["ref_rewards"] = inputs.ref_rewards[asked]
+    changes["ref_reward_groups"] = torch.searchsorted(present, inputs.ref_reward_groups[asked])
     return replace(
         inputs,
         segments=inputs.segments[rows] - sequences[0],
