@@ -133,7 +133,7 @@ def fused_loss(
             hidden, weight, batch, scoring.prompts, inputs=inputs, stats=stats, **options
         )
         return spec(loss_inputs, normalizer=normalizer, **hyper)
-    prompts = "skipped" if inputs.get("ref_prompt_logps") is None else "detached"
+    prompts: Prompts = "skipped" if inputs.get("ref_prompt_logps") is None else "detached"
     loss_inputs = _score(hidden, weight, batch, prompts, inputs=inputs, **options)
     return _run_user_loss(name_or_function, loss_inputs, hyper, normalizer)
 

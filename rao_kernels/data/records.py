@@ -46,6 +46,7 @@ class DataReport:
     responses_dropped: int = 0
     responses_truncated: int = 0
     rows_without_pair: int = 0
+    rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
@@ -57,6 +58,7 @@ class DataReport:
             "prompts without a pair (all rewards equal, or fewer than two responses)": (
                 self.rows_without_pair
             ),
+            "prompts without labels (all rewards equal)": len(self.rows_without_label),
             "bad rows skipped": len(self.skipped),
         }
         return "; ".join(parts + [f"{count} {what}" for what, count in notes.items() if count])

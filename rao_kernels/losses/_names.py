@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 
 # Names of papers and of other libraries -> our key.
@@ -60,12 +60,12 @@ def spelled(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_").replace("*", "_star_")
 
 
-def advice(name: str, keys: Iterable[str]) -> str:
+def advice(name: str, keys: Collection[str]) -> str:
     """What to do about an unknown `name`: a name of the field never gets another's key."""
     plain = spelled(name)
     if plain in AMBIGUOUS:
         return f"It may mean {AMBIGUOUS[plain]}."
     if plain in NOT_OFFERED:
         return "This loss is not offered; `fused_loss` also takes a function of your own."
-    near = get_close_matches(plain, [*keys, *ALIASES], 1)
+    near = get_close_matches(plain, keys, 1) or get_close_matches(plain, ALIASES, 1)
     return f"Did you mean {near[0]!r}?" if near else ""

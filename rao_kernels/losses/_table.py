@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,16 +42,21 @@ class LossTable(Mapping[str, LossSpec]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def combine(self, weights: Mapping[str, float]) -> CombinedLoss:
+    def combine(self, weights: Mapping[str, float], argument: str = "weights") -> CombinedLoss:
         """``sum_k weights[k] * loss_k``: usable wherever a loss is.
 
+        `argument` names the weights in errors.
         Example: ``LOSSES.combine({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
         """
         if not weights:
-            raise InputError("weights", "at least one loss", weights)
-        parts = tuple((self.find(name, "weights"), float(w)) for name, w in weights.items())
+            raise InputError(argument, "at least one loss", weights)
+        for name, weight in weights.items():
+            numeric = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not numeric or not math.isfinite(weight):
+                raise InputError(argument, f"a finite weight for {name!r}", repr(weight))
+        parts = tuple((self.find(name, argument), float(w)) for name, w in weights.items())
         if len({spec.name for spec, _ in parts}) < len(parts):
-            raise InputError("weights", "each loss once", list(weights))
+            raise InputError(argument, "each loss once", list(weights))
         return CombinedLoss(parts)
 
 

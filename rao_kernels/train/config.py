@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,7 +13,7 @@ from ..data import BadRows, PromptFormat
 from ..errors import InputError, MissingDependencyError, NotYetError
 from ..fused import TOKEN_STATS
 from ..losses import LOSSES, Loss
-from ..losses.rao import PromptTerm
+from ..losses.rao import LogZ0Estimate, PromptTerm
 from ..refcache import CachePolicy
 from ..types import EngineOptions
 
@@ -55,8 +54,9 @@ class RAOConfig(TrainingArguments):
     beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
     log_z0: str = _option(
         "auto",
-        "RAO's log Z(t0) in nats, or 'auto': mean over prompts of mean reward / beta, fitted once "
-        "on the training set and kept in the checkpoint.",
+        "RAO's log Z(t0) in nats (the paper's best is 50), or how it is estimated, once, from the "
+        "rewards of the training set: 'auto', mean reward / beta, centres the targets; "
+        "'logmeanexp', log mean exp(reward / beta). The number is kept in the checkpoint.",
     )
     prompt_term: PromptTerm | None = _option(None, "How RAO uses the prompt's log-ratio.")
     loss_kwargs: dict[str, Any] | str | None = _option(
@@ -109,15 +109,12 @@ class RAOConfig(TrainingArguments):
     def spec(self) -> Loss:
         """The loss, or the sum of losses that JSON of names and weights stands for."""
         if self.loss.lstrip().startswith("{"):
-            return LOSSES.combine(_parse_json("loss", self.loss))
-        if self.loss not in LOSSES:
-            near = get_close_matches(self.loss, LOSSES, 1)
-            fix = f"Did you mean {near[0]!r}?" if near else ""
-            raise InputError("loss", f"one of {', '.join(LOSSES)}", repr(self.loss), fix)
-        return LOSSES[self.loss]
+            return LOSSES.combine(_parse_json("loss", self.loss), "loss")
+        return LOSSES.find(self.loss)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every hyperparameter of the loss. `log_z0` may be "auto": the trainer fits it."""
+        """Every hyperparameter of the loss. `log_z0` may be an estimate's name: the trainer makes
+        it."""
         named: dict[str, Any] = {"beta": self.beta, "prompt_term": self.prompt_term}
         given = {name: value for name, value in named.items() if value is not None}
         if "log_z0" in self.spec.defaults or self.log_z0 != "auto":
@@ -153,6 +150,14 @@ def check_runnable(args: RAOConfig) -> None:
             f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
             "CUDA_VISIBLE_DEVICES to one GPU.",
         )
+    for spec, bound in args.spec.bound_parts(args.hyperparameters()):
+        if bound.get("on_policy"):
+            raise InputError(
+                "on_policy",
+                f"False for {spec.name!r}: the rows were sampled before this training, by a policy "
+                "whose log-probs the ratio is taken to",
+                True,
+            )
     given = {"groups", "prompt_logps", *LOSS_FIELDS, *TOKEN_STATS}
     for need in args.spec.required_inputs(args.hyperparameters()):
         if not given & set(need.split("|")):
@@ -164,14 +169,15 @@ def _is_count(text: str) -> bool:
 
 
 def _parse_log_z0(text: str) -> float | str:
-    if text == "auto":
+    if text in get_args(LogZ0Estimate):
         return text
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError("log_z0", "'auto' or a finite number of nats", repr(text))
+        expected = "'auto', 'logmeanexp' or a finite number of nats"
+        raise InputError("log_z0", expected, repr(text))
     return value
 
 

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset, TokenizedRow
-from ..errors import InputError
-from ..fused import TOKEN_STATS
+from ..errors import InputError, OneSidedTargetsWarning
+from ..fused import TOKEN_STATS, scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from ..types import EngineOptions, WordOrder
@@ -32,8 +32,8 @@ from .prepare import (
     ReferenceScorer,
     describe_targets,
     each_dataset,
+    estimate_log_z0,
     find_prefix_length,
-    fit_log_z0,
     make_collator,
     prepare_datasets,
     say,
@@ -98,6 +98,7 @@ class RAOTrainer(Trainer):
         self.spec: Loss = args.spec
         self.hyper = args.hyperparameters()
         self._needs = self.spec.required_inputs(self.hyper)
+        self._scoring = scoring_of(self.spec, self.hyper)
         self._meters = {"train": Meter(), "eval": Meter()}
         self._tolerance = args.tolerance(run_dtype(args, model))
         self._word_order = WordOrder() if self._tolerance > 0.0 else None
@@ -105,8 +106,11 @@ class RAOTrainer(Trainer):
         self._prefix_length: int | None = None
         self._first_row: list[TokenizedRow] = []
         self._add_references(self.train_dataset, self.eval_dataset)
-        if self.train_dataset is not None and self.hyper.get("log_z0") == "auto":
-            self.hyper["log_z0"] = fit_log_z0(self.train_dataset, self.hyper["beta"])
+        given, self._log_z0_is_fitted = self.hyper, False
+        if self.train_dataset is not None:
+            self.hyper = estimate_log_z0(self.spec, given, self.train_dataset)
+            self._log_z0_is_fitted = self.hyper != given
+        if self._log_z0_is_fitted:
             say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
 
     def _make_scorer(self, ref_model: nn.Module | None) -> ReferenceScorer | None:
@@ -124,7 +128,7 @@ class RAOTrainer(Trainer):
         if not rows:
             return
         self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
-        if not self._first_row and "prompt_logps" in self._needs:
+        if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
         self._first_row = rows[:1]
         for dataset in datasets:
@@ -132,18 +136,18 @@ class RAOTrainer(Trainer):
                 self._scorer.attach(dataset, self._prefix_length)
 
     def _report_targets(self) -> None:
-        if "log_z0" not in self.hyper:
-            return
-        text, one_sign = describe_targets(
-            self.train_dataset, self.hyper["beta"], self.hyper["log_z0"]
-        )
-        say(self.args, text)
-        if one_sign:
-            warnings.warn(
-                f"every response is asked to move in one direction (log_z0="
-                f"{self.hyper['log_z0']:g}, {text}); log_z0='auto' centres the targets",
-                stacklevel=2,
-            )
+        for _, bound in self.spec.bound_parts(self.hyper):
+            if "log_z0" not in bound:
+                continue
+            text, one_sign = describe_targets(self.train_dataset, bound["beta"], bound["log_z0"])
+            say(self.args, text)
+            if one_sign:
+                warnings.warn(
+                    f"every response is asked to move in one direction (log_z0="
+                    f"{bound['log_z0']:g}, {text}); log_z0='auto' centres the targets",
+                    OneSidedTargetsWarning,
+                    stacklevel=2,
+                )
 
     # The loss.
 
@@ -176,13 +180,14 @@ class RAOTrainer(Trainer):
             prefix_length=self._prefix_length or 1,
             groups=inputs["groups"],
         )
-        with_prompt = "prompt_logps" in self._needs
+        scoring = self._scoring
+        with_prompt = scoring.prompts != "skipped"
         targets, learned = batch.logp_targets, batch.logp_grad_mask
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
-            logp_grad_mask=None if self.hyper.get("prompt_term") == "grad" else learned,
+            logp_grad_mask=None if scoring.prompts == "grad" else learned,
             logp_stats=self._asked_stats(),
             engine_options=EngineOptions(
                 **self.args.engine_options(),
@@ -191,7 +196,7 @@ class RAOTrainer(Trainer):
             ),
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
-        given |= {n: getattr(outputs, s) for n, s in TOKEN_STATS.items() if n in self._needs}
+        given |= {name: getattr(outputs, TOKEN_STATS[name]) for name in scoring.stats}
         logps = outputs.token_logps
         if with_prompt:
             return batch.loss_inputs(logps, **given), outputs
@@ -200,7 +205,7 @@ class RAOTrainer(Trainer):
     def _asked_stats(self) -> tuple[str, ...]:
         """What the head gives beside log-probs: for the loss, and for the log."""
         logged = ("entropy", "is_top1") if self.args.token_stats else ()
-        needed = (stat for name, stat in TOKEN_STATS.items() if name in self._needs)
+        needed = (TOKEN_STATS[name] for name in self._scoring.stats)
         return tuple(dict.fromkeys((*logged, *needed)))
 
     def _token_stats(
@@ -299,7 +304,9 @@ class RAOTrainer(Trainer):
                 eval_dataset, "evaluation data", self.args, self.processing_class
             )
             self._add_references(eval_dataset)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OneSidedTargetsWarning)
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def _check_reference_is_here(self) -> None:
         trained_over = self._scorer is not None and self._scorer.model is self.model
@@ -322,7 +329,10 @@ class RAOTrainer(Trainer):
         if folder is not None:
             self._restore(folder)
         self._report_targets()
-        return super().train(str(folder) if folder else None, *args, **kwargs)
+        with warnings.catch_warnings():
+            # Told of the whole training set; a micro-batch may well be of one sign.
+            warnings.simplefilter("ignore", OneSidedTargetsWarning)
+            return super().train(str(folder) if folder else None, *args, **kwargs)
 
     def _find_checkpoint(self, asked: str | bool | None) -> Path | None:
         if not asked:
@@ -344,7 +354,7 @@ class RAOTrainer(Trainer):
     def _restore(self, folder: Path) -> None:
         """The offset a run was started with stays, whatever the data would now give."""
         state = checkpoints.read_state(folder)
-        if self.args.log_z0 == "auto" and "log_z0" in self.hyper and "log_z0" in state:
+        if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]
         if state.get("prefix_length", self._prefix_length) != self._prefix_length:
             raise InputError(

@@ -134,7 +134,7 @@ def test_pairs() -> None:
     texts = [[tokenizer.decode(r[:-1]) for r in pair.responses] for pair in pairs]
     assert texts == [["c", "b"], ["a", "b"], ["a", "b"]]
     assert [pair.rewards for pair in pairs] == [[1.0, 0.0], None, [0.0, 1.0]]
-    assert all(pair.preferred == 0 for pair in pairs)
+    assert all(pair.preferred == [True, False] for pair in pairs)
     assert report.rows_without_pair == 2
 
 
