@@ -16,7 +16,9 @@ from . import (
     sft,
     unpaired,
 )
+from ._hyperparameters import meanings
 from ._inputs import LossInputs
+from ._names import ALIASES
 from ._spec import LossSpec, reduce_units
 from ._table import CombinedLoss, Loss, LossTable
 from .rao import fit_log_z0
@@ -40,6 +42,7 @@ LOSSES = LossTable(
 )
 
 __all__ = [
+    "ALIASES",
     "LOSSES",
     "CombinedLoss",
     "Loss",
@@ -48,5 +51,6 @@ __all__ = [
     "LossTable",
     "bradley_terry_loss",
     "fit_log_z0",
+    "meanings",
     "reduce_units",
 ]

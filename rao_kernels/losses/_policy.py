@@ -39,7 +39,7 @@ class ClipOptions(TypedDict):
     """Options of PPO's surrogate.
 
     clip_low, clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``.
-    dual_clip: bound on the ratio where the advantage is negative; None for none.
+    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none.
     """
 
     clip_low: float
@@ -50,7 +50,8 @@ class ClipOptions(TypedDict):
 class StdOptions(TypedDict):
     """Options of advantages that are divided by a standard deviation.
 
-    eps: what is added to it. population_std: divide the squares by G instead of G - 1.
+    eps: what is added to the standard deviation.
+    population_std: whether squares are divided by the G responses of the group instead of G - 1.
     """
 
     eps: float
@@ -58,7 +59,12 @@ class StdOptions(TypedDict):
 
 
 class PolicyOptions(ClipOptions):
-    """kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given."""
+    """Options of every policy gradient with a penalty.
+
+    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
+    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
+        `old_token_logps` is not given. Otherwise it is needed.
+    """
 
     kl_beta: float
 

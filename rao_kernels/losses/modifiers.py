@@ -46,8 +46,8 @@ class PairOptions(TypedDict):
     ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO,
         arXiv 2409.06411).
     ld_reference: whether those weights apply to the reference too.
-    wpo: weigh each pair by the product of its responses' ``exp(mean(l_t - log sum_v p_v^2))``,
-        without gradient (WPO, arXiv 2406.11827); "clamped": the product is at most 1.
+    wpo: True weighs each pair, without gradient, by the product of its responses'
+        ``exp(mean(l_t - log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1.
     """
 
     ld_alpha: float
@@ -58,8 +58,8 @@ class PairOptions(TypedDict):
 class ScoreOptions(PairOptions):
     """Options of every function of the margin: there the log-partition function cancels.
 
-    f_divergence: which divergence to the reference the reward is regularised by (f-DPO,
-        arXiv 2309.16240); its derivative replaces D.
+    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
+        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL.
     """
 

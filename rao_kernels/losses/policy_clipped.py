@@ -33,6 +33,10 @@ def ppo(
 
     ``E = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2`` with the
     value model's V and the returns R (arXiv 1707.06347).
+
+    Args:
+        value_coef: weight of the value model's error; 0 leaves the policy's part alone.
+        value_clip: how far V may leave V_old before its error is held; None for the plain error.
     """
     advantages = policy.spread(inputs.require("advantages"), inputs).detach()
     terms = _clipped(inputs, policy.token_log_ratios(inputs), advantages, policy.tokens, **options)
@@ -69,7 +73,10 @@ def dr_grpo(
 ) -> Terms:
     """Dr. GRPO: ``sum_t -min(rho_t A_i, clip(rho_t) A_i) / L``, mean over sequences.
 
-    ``A_i = r_i - mean_g(r)``; L is `max_completion_length`, 1 for None (arXiv 2503.20783).
+    ``A_i = r_i - mean_g(r)`` (arXiv 2503.20783).
+
+    Args:
+        max_completion_length: L, the generation budget in tokens; None for 1.
     """
     length = 1.0 if max_completion_length is None else max_completion_length
     check_positive("max_completion_length", length)
@@ -123,6 +130,9 @@ def rloo(inputs: LossInputs, *, kl_beta: float, **clip: Unpack[ClipOptions]) -> 
 
     ``w_i = exp(sum_t log rho_t)``; ``A_i = R_i - mean of the others' R`` in the group;
     ``R_i = r_i - kl_beta log(pi_old / pi_ref)`` (arXiv 2402.14740).
+
+    Args:
+        kl_beta: weight of the penalty to the reference, which is part of the reward; 0 is none.
     """
     if kl_beta != 0 and inputs.advantages is not None:
         raise InputError("kl_beta", "0 with advantages given: a penalty is part of them", kl_beta)

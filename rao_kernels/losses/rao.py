@@ -85,11 +85,10 @@ def fit_log_z0(
         rewards: ``[S]``, S >= 1.
         beta: of the loss.
         groups: ``[S]`` which prompt each reward belongs to, any ids; None: each its own.
-        method: "auto": mean of ``r / beta``. By Jensen's inequality a lower bound of log Z(t0);
-            the targets ``r / beta - log_z0`` then average to zero, so that training moves no
-            probability on the whole. "logmeanexp": ``log mean exp(r / beta)``, which converges to
-            log Z(t0) where the rewards are of samples from the reference, and is governed by the
-            highest rewards where beta is small.
+        method: "auto": mean of ``r / beta``, with which the targets ``r / beta - log_z0`` average
+            to zero. "logmeanexp": ``log mean exp(r / beta)``; the highest rewards govern it where
+            beta is small. Of samples from the reference the second converges to log Z(t0), and
+            the first is a lower bound by Jensen's inequality.
     """
     check_positive("beta", beta)
     if method not in get_args(LogZ0Estimate):
@@ -132,7 +131,7 @@ def _warn_of_one_sign(targets: Tensor) -> None:
             "direction from the reference. log_z0 is far from the rewards' level over beta; "
             "log_z0='auto' centres the targets",
             OneSidedTargetsWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

@@ -31,7 +31,11 @@ from .modifiers import expm1, smoothed
 
 
 def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: float) -> Terms:
-    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734)."""
+    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734).
+
+    Args:
+        beta: scale of the implicit reward, beta times the mean log-probability.
+    """
     scores = check_positive("beta", beta) * per_token(inputs.logps, inputs)
     return _beyond_margin(inputs, scores, gamma, label_smoothing)
 
@@ -41,7 +45,11 @@ def alphapo(
 ) -> Terms:
     """AlphaPO: ``sp(gamma - (R_w - R_l))``, ``R = beta (1 - exp(-alpha lbar)) / alpha``.
 
-    Mean over pairs. Alpha 0 is SimPO (arXiv 2501.03884).
+    Mean over pairs (arXiv 2501.03884).
+
+    Args:
+        beta: scale of the implicit reward R.
+        alpha: shape of the reward; 0 is SimPO.
     """
     means = per_token(inputs.logps, inputs)
     shaped = means if alpha == 0 else -expm1(-alpha * means) / alpha
@@ -57,7 +65,11 @@ def _beyond_margin(
 
 
 def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: float) -> Terms:
-    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417)."""
+    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417).
+
+    Args:
+        beta: scale of the implicit reward, beta times the log-probability.
+    """
     scores = check_positive("beta", beta) * inputs.logps
     terms = pair_terms(inputs, scores, smoothed(logistic, label_smoothing))
     return _with_nll(terms, batch_nll(inputs, pair_up(inputs).chosen), sft_weight)
@@ -67,6 +79,9 @@ def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
     """SLiC-HF: ``max(0, margin - (L_w - L_l)) - sft_weight L_w``, mean over pairs.
 
     At the kink the subgradient is 0 (arXiv 2305.10425).
+
+    Args:
+        margin: nats by which the chosen response should lead.
     """
     logps = inputs.logps
     terms = pair_terms(inputs, logps, lambda difference: F.relu(margin - difference))
@@ -77,6 +92,9 @@ def orpo(inputs: LossInputs, *, lam: float) -> Terms:
     """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``.
 
     Mean over pairs. The implicit rewards are the log-odds o (arXiv 2403.07691).
+
+    Args:
+        lam: weight of the odds-ratio term beside the likelihood.
     """
     means = per_token(inputs.logps, inputs)
     terms = pair_terms(inputs, log_odds(means, inputs.dtype), lambda margin: lam * logistic(margin))
@@ -117,8 +135,11 @@ def tpo(
 ) -> Terms:
     """TPO: ``sp(gamma - beta (L_w - L_l)) + sft_weight NLL(gold)``, mean over triples.
 
-    Three responses to each prompt: gold, preferred and neither. With `length_normalized` lbar
-    stands for L: TPO-L (arXiv 2405.16681).
+    Three responses to each prompt: gold, preferred and neither (arXiv 2405.16681).
+
+    Args:
+        beta: scale of the implicit reward, beta times the log-probability.
+        length_normalized: whether lbar stands for L: TPO-L.
     """
     logps = inputs.logps
     scores = check_positive("beta", beta) * (

@@ -86,6 +86,10 @@ def a2po(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
     """A*-PO: ``(r - V - beta2 D)^2`` (arXiv 2505.20686).
 
     ``V = beta1 log mean exp(r_ref / beta1)`` over the reference samples of the prompt.
+
+    Args:
+        beta1: temperature at which the value V is estimated.
+        beta2: strength of the pull to the reference, in reward per nat.
     """
     check_positive("beta1", beta1)
     check_positive("beta2", beta2)
@@ -172,6 +176,9 @@ def kimi(inputs: LossInputs, *, tau: float, baseline: Baseline) -> Terms:
 
     V is the group's mean reward or, as derived, ``tau log mean exp(r / tau)``; the reference is
     the policy of the previous iteration. dL/dD = -(r - V - tau D) / k.
+
+    Args:
+        baseline: V. "mean": the group's mean reward. "log_mean_exp": as derived.
     """
     return _group_regression(inputs, 1.0, check_positive("tau", tau), baseline)
 
@@ -219,6 +226,9 @@ def agro(inputs: LossInputs, *, beta: float, unbiased: bool) -> Terms:
 
     ``sum_i (rho_i - mean rho)^2 / (2 k)``, with `unbiased` over ``2 (k - 1)``; zero for a single
     response. dL/dD_i = -beta (rho_i - mean rho) / k.
+
+    Args:
+        unbiased: whether the variance is divided by k - 1 instead of k.
     """
     check_positive("beta", beta)
     implicit = beta * log_ratios(inputs)
@@ -232,6 +242,9 @@ def rebel(inputs: LossInputs, *, eta: float) -> Terms:
     """REBEL: ``((D_w - D_l) - eta (r_w - r_l))^2`` (arXiv 2404.16767).
 
     D is against the policy that sampled; the implicit rewards are D / eta.
+
+    Args:
+        eta: log-ratio that one unit of reward is worth, 1 / beta of other losses.
     """
     check_positive("eta", eta)
     pairs = pair_up(inputs)
