@@ -277,6 +277,8 @@ def _as_pair(row: TokenizedRow) -> TokenizedRow | None:
     worst = others[0] if row.rewards is None else min(others, key=row.rewards.__getitem__)
     if not named and row.rewards is not None and row.rewards[worst] == row.rewards[best]:
         return None
+    if len(row.responses) == 2 and row.preferred == [True, False]:
+        return row
     return replace(_take(row, [best, worst]), preferred=[True, False])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 
@@ -56,8 +57,9 @@ NOT_OFFERED = frozenset(
 
 
 def spelled(name: str) -> str:
-    """`name` in lower case, with underscores where papers write hyphens or spaces."""
-    return name.strip().lower().replace("-", "_").replace(" ", "_").replace("*", "_star_")
+    """`name` in lower case, its words joined by underscores; a dot inside a number stays."""
+    plain = name.strip().lower().replace("*", "_star_")
+    return re.sub(r"([^a-z0-9.]|\.(?!\d))+", "_", plain).strip("_")
 
 
 def advice(name: str, keys: Collection[str]) -> str:

@@ -28,7 +28,7 @@ def cal_dpo(
 
     Args:
         beta: strength of the pull to the reference: the targets of D are +-1 / (2 beta).
-        calibration_weight: w.
+        calibration_weight: w, of the two squares beside the contrastive term.
     """
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:

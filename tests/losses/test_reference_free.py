@@ -160,6 +160,21 @@ def test_orpo_near_certainty_and_far_from_it(level: float) -> None:
         assert slopes == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.parametrize("level", [-1e-3, -1e-6, -(2.0**-23), -(2.0**-24), -1e-9, -1e-30, 0.0])
+def test_orpo_of_a_rejected_response_down_to_the_limit_of_fp32(level: float) -> None:
+    """dL/dlbar_l = lam sigmoid(-z) / (1 - p): right up to the last p below 1, and from there on as
+    large, where it used to be 0."""
+    inputs = make((0, 0), lengths=(1, 1), preferred=(True, False), dtype=torch.float32)
+    tokens = torch.tensor([-0.5, level], requires_grad=True)
+    inputs = replace(inputs, token_logps=tokens)
+    (grad,) = torch.autograd.grad(LOSSES["orpo"](inputs, lam=0.1).loss, tokens)
+    near = min(float(tokens[1].detach()), -(2.0**-24))
+    z = odds(-0.5) - odds(near)
+    expected = 0.1 * sigmoid(-z) / -math.expm1(near)
+    assert grad[1].item() == pytest.approx(expected, rel=1e-6)
+    assert (1e4 * grad).square().sum().isfinite()
+
+
 def test_orpo_at_certainty() -> None:
     """p = 1: log1p(-exp(0)) is -inf, and its gradient nan."""
     for dtype in (torch.float64, torch.float32):
