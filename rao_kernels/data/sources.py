@@ -146,9 +146,9 @@ def _read_parquet(name: str) -> Iterator[Row]:
         columns = file.schema_arrow.names
     except failures as error:
         raise DataError(name, f"not a Parquet file ({one_line(error)})") from error
+    if len(set(columns)) < len(columns):
+        raise DataError(name, f"two columns of one name among {show(columns)}")
     with file:
-        if len(set(columns)) < len(columns):
-            raise DataError(name, f"two columns of one name among {show(columns)}")
         first = 0
         for group in range(file.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows
@@ -159,6 +159,10 @@ def _read_parquet(name: str) -> Iterator[Row]:
             except failures as error:
                 problem = f"cannot be decoded ({one_line(error)})"
                 raise DataError(f"{name}:rows {first} to {end - 1}", problem) from error
+            if first != end:
+                raise DataError(f"{name}:row {first}", f"rows end here, and at {end} by the footer")
+        if first != file.metadata.num_rows:
+            raise DataError(name, f"holds {first} rows, and {file.metadata.num_rows} by its footer")
 
 
 def _batch_rows(name: str, first: int, batch: Any) -> Iterator[Row]:
