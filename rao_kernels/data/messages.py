@@ -43,9 +43,7 @@ def check_text(where: str, name: str, text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         problem = f"`{name}` has a lone surrogate, {text[error.start]!a}, at {error.start}"
-        raise DataError(
-            where, problem, "It is half of a character; remove it or complete it."
-        ) from error
+        raise DataError(where, problem, "It is half of a character; remove it.") from error
     return text
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -73,11 +74,7 @@ def _read_file(name: str) -> Iterator[Row]:
     if os.path.isdir(name):
         raise DataError(name, "is a directory", f"Name the files in it. {_FILES}")
     if not os.path.exists(name):
-        raise DataError(
-            name,
-            "no such file",
-            "Load a dataset of a hub with `datasets`.",
-        )
+        raise DataError(name, "no such file", "Load a dataset of a hub with `datasets`.")
     if not os.access(name, os.R_OK):
         raise DataError(name, "cannot be read: no permission")
     empty = True
@@ -128,9 +125,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object; of two values under one key, `json` would keep the last and say nothing."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {show(twice)} occurs twice in one object")
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {show(key)} occurs {count} times in one object")
     return found
 
 
