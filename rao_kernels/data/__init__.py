@@ -1,7 +1,7 @@
 """Preference data: rows in files, checked records, token ids, padded tensors."""
 
 from .collate import Collator, Example, PreferenceDataset, Reference
-from .records import BadRows, DataReport, Record, load_records, split_records
+from .records import MAX_REWARD, BadRows, DataReport, Record, load_records, split_records
 from .tokenize import (
     PromptFormat,
     TokenizedRow,
@@ -15,6 +15,7 @@ from .tokenize import (
 )
 
 __all__ = [
+    "MAX_REWARD",
     "BadRows",
     "Collator",
     "DataReport",

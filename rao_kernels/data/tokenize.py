@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, InputError
-from .records import BadRows, DataReport, Message, Record, keep_good
+from .messages import Message, one_line
+from .records import BadRows, DataReport, Record, keep_good
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -191,12 +193,32 @@ def _encode_chat(
         if isinstance(record.prompt, str)
         else record.prompt
     )
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)]
-    for response in record.responses:
-        answer = [*messages, {"role": "assistant", "content": response}]
-        texts.append(tokenizer.apply_chat_template(answer, tokenize=False))
-    prompt, *sequences = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    with _failing_as_bad_row(record, "the chat template"):
+        start = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        texts = [str(start)]
+        for response in record.responses:
+            answer = [*messages, {"role": "assistant", "content": response}]
+            texts.append(str(tokenizer.apply_chat_template(answer, tokenize=False)))
+    prompt, *sequences = _encode(record, texts, tokenizer)
     return prompt, [_cut_after_eos(sequence, tokenizer) for sequence in sequences]
+
+
+def _encode(
+    record: Record, texts: list[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    with _failing_as_bad_row(record, "the tokenizer"):
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@contextmanager
+def _failing_as_bad_row(record: Record, who: str) -> Iterator[None]:
+    """Templates and tokenizers raise exceptions of any class at what they do not take."""
+    try:
+        yield
+    except Exception as error:
+        problem = f"{who} does not take it ({type(error).__name__}: {one_line(error)})"
+        raise DataError(record.where, problem) from error
 
 
 def _cut_after_eos(sequence: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -215,7 +237,7 @@ def _encode_plain(
     texts = [str(record.prompt)] + [f"{record.prompt}{response}" for response in record.responses]
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = _encode(record, texts, tokenizer)
     with_bos = [ids if bos and ids[:1] == bos else bos + ids for ids in encoded]
     prompt, *sequences = with_bos
     return prompt, [ids if eos and ids[-1:] == eos else ids + eos for ids in sequences]

@@ -71,9 +71,8 @@ def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
 def prepare_datasets(
     source: Any, name: str, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Datasets:
-    """Any source of rows, or a dict of several, as datasets."""
-
-    if isinstance(source, Mapping):
+    """Any source of rows, or for evaluation a dict of several, as datasets."""
+    if isinstance(source, Mapping) and name != "training data":
         return {
             key: prepare_dataset(one, f"{name} {key!r}", args, tokenizer)
             for key, one in source.items()
