@@ -267,6 +267,8 @@ def test_algorithm_1_stalls_at_the_prompts_of_the_reference(language: Language) 
     prompt's log-ratio stays 0, and the responses fit targets that no distribution meets."""
     log_z0 = math.log(language.partition((0,)))
     start = head_of(language.reference)
+    assert log_z0 == pytest.approx(1.705, abs=1e-3)
+    assert kullback_leibler(language, start) == pytest.approx(1.693, abs=1e-3)
     weight, gradient = trained(language, "detached", log_z0)
     assert gradient < 1e-6, "it ends in a stationary point"
     assert prompt_divergence(language, weight) == pytest.approx(prompt_divergence(language, start))

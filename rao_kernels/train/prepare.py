@@ -108,6 +108,25 @@ def prepare_dataset(
         report=report,
         progress=not config.disable_tqdm,
     )
+    return PreferenceDataset(_reported_rows(rows, name, config, report))
+
+
+def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> PreferenceDataset:
+    """`dataset` itself where its rows are as the loss reads them, else one of such rows."""
+    counts = DataReport(len(dataset), sum(len(row.responses) for row in dataset.rows))
+    rows = _reported_rows(dataset.rows, name, config, counts)
+    if len(rows) == len(dataset) and all(map(operator.is_, rows, dataset.rows)):
+        return dataset
+    if dataset.references is not None:
+        expected = f"rows as the loss {config.loss!r} reads them, since they have references"
+        raise InputError(name, expected, "others", "Pass the dataset without references.")
+    return PreferenceDataset(rows)
+
+
+def _reported_rows(
+    rows: list[TokenizedRow], name: str, config: RAOConfig, report: DataReport
+) -> list[TokenizedRow]:
+    """`_rows_for_loss`, at least one, and what became of the others said."""
     rows = _rows_for_loss(rows, config, report)
     say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
@@ -116,18 +135,7 @@ def prepare_dataset(
         logger.warning("%s: dropped, all its rewards are equal: nothing to label", where)
     if not rows:
         raise DataError(name, f"no row is left for the loss {config.loss!r}")
-    return PreferenceDataset(rows)
-
-
-def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> PreferenceDataset:
-    """`dataset` itself where its rows are as the loss reads them, else one of such rows."""
-    rows = _rows_for_loss(dataset.rows, config, DataReport())
-    if len(rows) == len(dataset) and all(map(operator.is_, rows, dataset.rows)):
-        return dataset
-    if dataset.references is not None:
-        expected = f"rows as the loss {config.loss!r} reads them, since they have references"
-        raise InputError(name, expected, "others", "Pass the dataset without references.")
-    return PreferenceDataset(rows)
+    return rows
 
 
 def _rows_for_loss(
