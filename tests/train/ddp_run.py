@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from rao_kernels import WordOrder
-from rao_kernels.train import RAOConfig, RAOTrainer
+from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 
@@ -35,9 +35,9 @@ def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tenso
     """What this rank's word order is after a checkpoint, when each rank had its own."""
     trainer = make(folder, None, "rao", 2, 1)
     mine = affinities[int(os.environ["RANK"])]
-    trainer._word_order = WordOrder(None if mine is None else torch.full((5,), mine))
-    trainer._join_word_order()
-    return trainer._word_order.affinity
+    order = WordOrder(None if mine is None else torch.full((5,), mine))
+    checkpoints.join_word_order(order, trainer._reduce, trainer.args.device)
+    return order.affinity
 
 
 def make(
