@@ -45,8 +45,9 @@ class RAOConfig(TrainingArguments):
 
     learning_rate: float = _option(
         1e-6,
-        "Peak learning rate. 1e-6 with no warm-up is careful for a full model of some billion "
-        "weights; small models take up to 2e-5, LoRA 1e-5 to 2e-4 (docs/training.md).",
+        "Peak learning rate. 1e-6 is for a full model of billions of weights; the demo trains 135M "
+        "with 2e-5, LoRA takes about 10 times a full model's. --warmup_steps tames the first steps "
+        "(docs/training.md).",
     )
     per_device_train_batch_size: int = _option(4, "Prompts per device and micro-batch.")
     per_device_eval_batch_size: int = _option(4, "Prompts per device, evaluation and reference.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from rao_kernels import WordOrder
+from rao_kernels.errors import DivergedError, InputError
 from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -40,8 +41,28 @@ def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tenso
     return order.affinity
 
 
+class Spoil(TrainerCallback):
+    """Makes a weight of the second rank NaN in the second step."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if state.global_step == 1 and args.process_index == 1:
+            given["model"].model.norm.weight.data[0] = torch.nan
+
+
+def ends(folder: Path) -> list[str]:
+    """How a run ends that one rank spoils, and then another one in its folder."""
+    said = []
+    for callback in (Spoil(), None):
+        trainer = make(folder, callback, "rao", 2, 1)
+        try:
+            trainer.train()
+        except (DivergedError, InputError) as error:
+            said.append(str(error))
+    return said
+
+
 def make(
-    folder: Path, gradients: TrainerCallback | None, loss: str, size: int, windows: int
+    folder: Path, callback: TrainerCallback | None, loss: str, size: int, windows: int
 ) -> RAOTrainer:
     torch.set_num_threads(1)
     return RAOTrainer(
@@ -67,7 +88,7 @@ def make(
         train_dataset=tiny_rows(8, responses=(2, 4, 3)),
         eval_dataset=tiny_rows(5, responses=(3, 2)),
         processing_class=tiny_tokenizer(),
-        callbacks=None if gradients is None else [gradients],
+        callbacks=None if callback is None else [callback],
     )
 
 
@@ -84,4 +105,5 @@ if __name__ == "__main__":
             torch.save(result, out / f"{name}-{batch}-rank{os.environ['RANK']}.pt")
     orders = [joined(out / "order", pair) for pair in ((1.0, 3.0), (None, 3.0), (None, None))]
     torch.save(orders, out / f"orders-rank{os.environ['RANK']}.pt")
+    torch.save(ends(out / "ends"), out / f"ends-rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
