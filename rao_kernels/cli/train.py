@@ -23,7 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..data import DataReport, PreferenceDataset, Record, load_records, split_records
 from ..errors import InputError, MissingDependencyError
 from ..train import RAOConfig, RAOTrainer
-from ..train.checkpoints import newest_complete
+from ..train.checkpoints import find, newest_complete
 from ..train.guards import StopOnInterrupt
 from ..train.model import load_model, load_tokenizer
 from ..train.output_folder import check_unused, check_writable, left_by_a_run
@@ -65,7 +65,9 @@ def run(argv: Sequence[str]) -> None:
     resume = _resume(config.resume_from_checkpoint)
     folder = Path(config.output_dir)
     check_writable(folder)
-    if not resume:
+    if resume:
+        find(resume, folder)
+    else:
         check_unused(folder)
     stop, trainer = StopOnInterrupt(), None
     try:
@@ -111,9 +113,17 @@ def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], lis
     held_out = read(arguments.eval_data) if arguments.eval_data else None
     for skipped in report.skipped:
         print(f"skipped {skipped}", file=sys.stderr)
-    if held_out is None:
-        return split_records(records, arguments.eval_fraction)
-    return records, held_out
+    if held_out is not None:
+        return records, held_out
+    train, held_out = split_records(records, arguments.eval_fraction)
+    if not train:
+        raise InputError(
+            "eval_fraction",
+            "a share that leaves rows to train on",
+            f"{arguments.eval_fraction:g}, which holds out all {len(records)}",
+            "Pass --eval_fraction 0, or --eval_data with the held-out rows.",
+        )
+    return train, held_out
 
 
 def _held_out_part(
@@ -125,6 +135,11 @@ def _held_out_part(
     """The part of the data that was held out, which nobody asked to be usable: None, with a
     warning, where it is not."""
     if arguments.eval_fraction == 0.0:
+        if config.eval_strategy != IntervalStrategy.NO:
+            got = f"'{config.eval_strategy!s}'"
+            raise InputError(
+                "eval_strategy", "'no' without held-out rows", got, "Give --eval_data."
+            )
         return None
     reason = "none of the prompts fell into it"
     if rows:

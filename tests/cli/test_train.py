@@ -163,10 +163,20 @@ def test_another_run_in_a_used_folder_ends_before_it_begins(
     assert {path: after[path] for path in before} == before
 
 
+def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(folder, "--resume_from_checkpoint", str(folder / "none"))) == 2
+    assert "half-written or none" in capsys.readouterr().err
+    assert not (folder / "out" / "ref_cache").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
         (("--model", "/nope"), "`model`: expected a folder"),
+        (("--eval_fraction", "0", "--eval_strategy", "epoch"), "`eval_strategy`: expected 'no'"),
+        (("--limit", "3", "--eval_fraction", "0.999999"), "which holds out all 3"),
         (("--learning_rate", "-1"), "`learning_rate`"),
         (("--output_dir", "/proc/nothing"), "`output_dir`"),
         (("--fp16",), "`fp16`: expected False on a CPU"),

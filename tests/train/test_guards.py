@@ -90,8 +90,13 @@ def step(tmp_path: Path, model: nn.Module, loss: float = 1.0) -> None:
 
 def test_a_step_skipped_by_loss_scaling_goes_on(tmp_path: Path) -> None:
     """Gradients that overflow leave the weights alone; frozen weights are nobody's step."""
-    model = Model()
-    model.kept.grad = torch.full((4,), float("inf"))
+    model, scaler = Model(), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler.scale((model.kept * 1e38).sum()).backward()
+    assert bool(model.kept.grad.isinf().all())
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(model.kept, torch.ones(4))
     step(tmp_path, model)
 
 
