@@ -136,7 +136,7 @@ def _held_out_part(
     warning, where it is not."""
     if arguments.eval_fraction == 0.0:
         if config.eval_strategy != IntervalStrategy.NO:
-            got = f"'{config.eval_strategy!s}'"
+            got = repr(IntervalStrategy(config.eval_strategy).value)
             raise InputError(
                 "eval_strategy", "'no' without held-out rows", got, "Give --eval_data."
             )
