@@ -23,10 +23,8 @@ def fall_back_to_cpu(config: RAOConfig) -> None:
     if not config.use_cpu and not config.deepspeed and not _has_accelerator():
         config.use_cpu = True
         _say_so()
-    if config.use_cpu and (config.fp16 or config.fp16_full_eval):
-        name = "fp16" if config.fp16 else "fp16_full_eval"
-        fix = f"Use {name.replace('fp16', 'bf16')}: it needs no loss scaling."
-        raise InputError(name, "False on a CPU", True, fix)
+    if config.use_cpu and config.fp16:
+        raise InputError("fp16", "False on a CPU", True, "Use bf16: it needs no loss scaling.")
 
 
 def _has_accelerator() -> bool:

@@ -82,9 +82,8 @@ def describe_run(
         ),
         **{name: getattr(args, name) for name in _SETTINGS},
     }
-    # What a file gives back, so that both sides of a comparison are of the same types.
-    plain: Identity = json.loads(json.dumps(items, default=_plain))
-    return plain
+    # As a file gives it back.
+    return dict(json.loads(json.dumps(items, default=_plain)))
 
 
 def data_fingerprint(dataset: PreferenceDataset) -> str:

@@ -4,16 +4,11 @@ per step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..losses import Loss, LossInputs
-
-if TYPE_CHECKING:
-    from accelerate.state import GradientState
-    from transformers import TrainingArguments
 
 Reduce = Callable[[Tensor, str], Tensor]
 
@@ -84,13 +79,3 @@ def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
 def first_units(units: Tensor) -> Tensor:
     """Weight of a micro-batch's metrics: of several losses, the units of the first."""
     return units.flatten()[0]
-
-
-def fresh_prompts(args: TrainingArguments, state: GradientState, prompts: int) -> int:
-    """How many of the `prompts` of an evaluation's micro-batch no rank has seen: accelerate repeats
-    rows to fill the last round of micro-batches."""
-    if args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
-        return prompts
-    before = args.process_index * args.eval_batch_size
-    left: int = state.remainder - before
-    return min(max(left, 0), prompts)

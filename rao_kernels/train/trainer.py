@@ -26,7 +26,7 @@ from . import checkpoints
 from .config import LOSS_FIELDS, RAOConfig, check_runnable
 from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
 from .identity import describe_run
-from .metrics import Meter, count_units, first_units, fresh_prompts
+from .metrics import Meter, count_units, first_units
 from .model import load_tokenizer, name_of, prepare_model, run_dtype
 from .output_folder import OutputFolder, check_writable
 from .plot import RunRecorder
@@ -83,10 +83,10 @@ class RAOTrainer(Trainer):
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
         check_runnable(args)
-        check_writable(Path(str(args.output_dir)))
         model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
             processing_class = load_tokenizer(name_of(model))
+        check_writable(Path(str(args.output_dir)))
         super().__init__(
             model=model,
             args=args,
@@ -261,8 +261,7 @@ class RAOTrainer(Trainer):
     ) -> tuple[Tensor, None, None]:
         """Loss and metrics of a held-out micro-batch; their means are taken at the end."""
         inputs = self._prepare_inputs(inputs)
-        state, prompts = self.accelerator.gradient_state, int(inputs["groups"][-1]) + 1
-        fresh = fresh_prompts(self.args, state, prompts)
+        fresh = self._fresh_prompts(int(inputs["groups"][-1]) + 1)
         if fresh > 0:
             kept = inputs["groups"] < fresh
             inputs = {name: value[kept] for name, value in inputs.items()}
@@ -275,6 +274,16 @@ class RAOTrainer(Trainer):
         stats, tokens = self._token_stats(inputs, outputs)
         meter.update(stats, tokens * seen)
         return result.loss, None, None
+
+    def _fresh_prompts(self, prompts: int) -> int:
+        """Prompts of this micro-batch that no rank has seen: accelerate repeats rows to fill the
+        last round of micro-batches."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return prompts
+        before = self.args.process_index * self.args.eval_batch_size
+        left: int = state.remainder - before
+        return min(max(left, 0), prompts)
 
     def evaluation_loop(
         self,

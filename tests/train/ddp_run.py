@@ -62,7 +62,7 @@ def ends(folder: Path) -> list[str]:
 
 
 def make(
-    folder: Path, callback: TrainerCallback | None, loss: str, size: int, windows: int
+    folder: Path, gradients: TrainerCallback | None, loss: str, size: int, windows: int
 ) -> RAOTrainer:
     torch.set_num_threads(1)
     return RAOTrainer(
@@ -88,7 +88,7 @@ def make(
         train_dataset=tiny_rows(8, responses=(2, 4, 3)),
         eval_dataset=tiny_rows(5, responses=(3, 2)),
         processing_class=tiny_tokenizer(),
-        callbacks=None if callback is None else [callback],
+        callbacks=None if gradients is None else [gradients],
     )
 
 

@@ -43,7 +43,6 @@ def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
         ({"learning_rate": -1.0}, "`learning_rate`: expected a finite number"),
         ({"learning_rate": float("nan")}, "`learning_rate`: expected a finite number"),
         ({"fp16": True}, "`fp16`: expected False on a CPU.*bf16"),
-        ({"fp16_full_eval": True}, "Use bf16_full_eval"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], problem: str) -> None:
