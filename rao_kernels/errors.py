@@ -27,6 +27,10 @@ class BackendError(RuntimeError):
     """No backend, or not the one asked for, can run the problem."""
 
 
+class DivergedError(RuntimeError):
+    """Training left numbers that are not finite; nothing of that step is saved."""
+
+
 class NotYetError(NotImplementedError):
     """A documented option that this version does not offer."""
 

@@ -16,6 +16,7 @@ from ..losses import LOSSES, Loss
 from ..losses.rao import LogZ0Estimate, PromptTerm
 from ..refcache import CachePolicy
 from ..types import EngineOptions
+from . import device
 
 try:
     from transformers import TrainingArguments
@@ -41,10 +42,16 @@ class RAOConfig(TrainingArguments):
     """Arguments of `RAOTrainer`. `per_device_train_batch_size` counts prompts, each with all its
     responses."""
 
-    learning_rate: float = _option(1e-6, "Peak learning rate.")
+    learning_rate: float = _option(
+        1e-6,
+        "Peak learning rate. 1e-6 is for a full model of billions of weights; the demo trains 135M "
+        "with 2e-5, LoRA takes about 10 times a full model's. --warmup_steps tames the first steps "
+        "(docs/training.md).",
+    )
     per_device_train_batch_size: int = _option(4, "Prompts per device and micro-batch.")
     per_device_eval_batch_size: int = _option(4, "Prompts per device, evaluation and reference.")
     logging_steps: float = _option(10, "Steps between two lines of metrics.")
+    logging_nan_inf_filter: bool = _option(False, "Log the last finite loss in place of NaN.")
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
 
     loss: str = _option(
@@ -91,6 +98,7 @@ class RAOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        device.fall_back_to_cpu(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.log_z0, self.prefix_length = str(self.log_z0), str(self.prefix_length)
         self.grad_tolerance = str(self.grad_tolerance)
@@ -100,6 +108,8 @@ class RAOConfig(TrainingArguments):
             raise InputError("use_liger_kernel", "False: both replace the model's head", True)
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns", "False", True)
+        if not 0.0 <= self.learning_rate < math.inf:
+            raise InputError("learning_rate", "a finite number from 0 on", self.learning_rate)
         self.hyperparameters()
         self.tolerance(torch.float32)
         if self.prefix_length != "auto" and not _is_count(self.prefix_length):

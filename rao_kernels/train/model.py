@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
-from ..errors import MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from ..hf import attach_fused_head
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase
 
 
 def prepare_model(model: str | nn.Module, peft_config: PeftConfig | None, seed: int) -> nn.Module:
     """Load (fp32 weights), add the adapter where there is one, attach the op, disable dropout."""
     if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        model = load_model(model, torch.float32)
     assert isinstance(model, nn.Module)
     if peft_config is not None:
         model = _add_adapter(model, peft_config, seed)
     _disable_dropout(model)
     return attach_fused_head(model)
+
+
+def load_model(name: str, dtype: torch.dtype) -> nn.Module:
+    """The causal language model in a folder or on the hub."""
+    with _named(name):
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the hub."""
+    with _named(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """transformers says in many ways, and paragraphs, that it found no model."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        expected = "a folder with a causal language model and its tokenizer, or a name on the hub"
+        raise InputError("model", expected, f"{name!r} ({said[:200]})") from error
 
 
 def run_dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:

@@ -53,6 +53,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+class NoRowsError(DataError):
+    """None of the rows can be used by the loss, each for a reason that was reported."""
+
+
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
 
 
@@ -134,7 +139,7 @@ def _reported_rows(
     for where in report.rows_without_label:
         logger.warning("%s: dropped, all its rewards are equal: nothing to label", where)
     if not rows:
-        raise DataError(name, f"no row is left for the loss {config.loss!r}")
+        raise NoRowsError(name, f"no row is left for the loss {config.loss!r}")
     return rows
 
 
@@ -200,7 +205,7 @@ class ReferenceScorer:
         self.tokenizer = tokenizer
         self.accelerator = accelerator
         self.collator = make_collator(tokenizer)
-        self._model_fingerprint = model_fingerprint(model)
+        self.fingerprint = model_fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Fill in `dataset.references`; every rank scores its share of the shards."""
@@ -232,7 +237,7 @@ class ReferenceScorer:
         settings = self.model.config
         return {
             "format": "2",
-            "model": self._model_fingerprint,
+            "model": self.fingerprint,
             "config": config_fingerprint(settings),
             "attention": str(getattr(settings, "_attn_implementation", None)),
             "dtype": f"{next(self.model.parameters()).dtype}, "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset, TokenizedRow
@@ -24,8 +24,11 @@ from ..sequence import SequenceBatch
 from ..types import EngineOptions, WordOrder
 from . import checkpoints
 from .config import LOSS_FIELDS, RAOConfig, check_runnable
+from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
+from .identity import describe_run
 from .metrics import Meter, count_units, first_units
-from .model import name_of, prepare_model, run_dtype
+from .model import load_tokenizer, name_of, prepare_model, run_dtype
+from .output_folder import OutputFolder, check_writable
 from .plot import RunRecorder
 from .prepare import (
     Datasets,
@@ -82,7 +85,8 @@ class RAOTrainer(Trainer):
         check_runnable(args)
         model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name_of(model))
+            processing_class = load_tokenizer(name_of(model))
+        check_writable(Path(str(args.output_dir)))
         super().__init__(
             model=model,
             args=args,
@@ -90,9 +94,12 @@ class RAOTrainer(Trainer):
             train_dataset=prepare_datasets(train_dataset, "training data", args, processing_class),
             eval_dataset=prepare_datasets(eval_dataset, "evaluation data", args, processing_class),
             processing_class=processing_class,
-            callbacks=[RunRecorder(), *(callbacks or ())],
+            callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())],
             optimizers=optimizers,
         )
+        self._divergence = DivergenceGuard(self._reduce)
+        self.add_callback(self._divergence)
+        warn_about_ties(self.eval_dataset)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
         self.spec: Loss = args.spec
@@ -112,6 +119,8 @@ class RAOTrainer(Trainer):
             self._log_z0_is_fitted = self.hyper != given
         if self._log_z0_is_fitted:
             say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
+        run = describe_run(self, self._scorer, self._prefix_length)
+        self._output = OutputFolder(args, run)
 
     def _make_scorer(self, ref_model: nn.Module | None) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
@@ -318,53 +327,48 @@ class RAOTrainer(Trainer):
                 "Pass it as eval_dataset= when the trainer is made.",
             )
 
-    # Checkpoints.
+    # Runs and their checkpoints.
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """Train. `resume_from_checkpoint`: True for the newest complete checkpoint of the output
-        folder (from the start where there is none), or the folder of one."""
-        folder = self._find_checkpoint(resume_from_checkpoint)
+        folder (from the start where there is none), or the folder of one.
+
+        The output folder must be new, or hold this very run, which must then be resumed. The same
+        trainer may train again.
+
+        Raises:
+            InputError: the checkpoint or the output folder is another run's.
+            DivergedError: the loss or the weights are no longer finite.
+        """
+        folder = self._output.begin(resume_from_checkpoint, self.accelerator.wait_for_everyone)
         if folder is not None:
             self._restore(folder)
         self._report_targets()
-        with warnings.catch_warnings():
-            # Told of the whole training set; a micro-batch may well be of one sign.
-            warnings.simplefilter("ignore", OneSidedTargetsWarning)
-            return super().train(str(folder) if folder else None, *args, **kwargs)
-
-    def _find_checkpoint(self, asked: str | bool | None) -> Path | None:
-        if not asked:
-            return None
-        if asked is True:
-            newest = checkpoints.newest_complete(Path(str(self.args.output_dir)))
-            found = f"resuming from {newest}" if newest else "no complete checkpoint: new start"
-            say(self.args, found)
-            return newest
-        if not checkpoints.is_complete(Path(asked)):
-            raise InputError(
-                "resume_from_checkpoint",
-                f"a checkpoint folder with its {checkpoints.MARKER}",
-                f"{asked}, which is half-written or none",
-                "Pass True for the newest complete one.",
-            )
-        return Path(asked)
+        try:
+            with warnings.catch_warnings():
+                # Told of the whole training set; a micro-batch may well be of one sign.
+                warnings.simplefilter("ignore", OneSidedTargetsWarning)
+                return super().train(str(folder) if folder else None, *args, **kwargs)
+        except InputError as error:
+            # Weights that are finite and too large.
+            if error.argument == "hidden" and self.state.global_step > 0:
+                raise diverged(self.args, self.state.global_step + 1, str(error)) from error
+            raise
 
     def _restore(self, folder: Path) -> None:
         """The offset a run was started with stays, whatever the data would now give."""
         state = checkpoints.read_state(folder)
         if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]
-        if state.get("prefix_length", self._prefix_length) != self._prefix_length:
-            raise InputError(
-                "prefix_length",
-                f"{state['prefix_length']}, as in {folder}",
-                f"{self._prefix_length} (prefix_length={self.args.prefix_length!r})",
-                f"Pass prefix_length={state['prefix_length']}.",
-            )
         if self._word_order is not None:
             self._word_order = checkpoints.read_word_order(folder)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._divergence.add_loss(loss)
+        return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -378,29 +382,15 @@ class RAOTrainer(Trainer):
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             checkpoints.unmark(folder)
-        self._join_word_order()
+        if self._word_order is not None:
+            checkpoints.join_word_order(self._word_order, self._reduce, self.args.device)
         with checkpoints.without_rotation(self.args):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if self._word_order is not None:
                 checkpoints.write_word_order(folder, self._word_order)
+            self._output.identify(folder)
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
-
-    def _join_word_order(self) -> None:
-        """Every rank goes on with what one checkpoint keeps: the mean over those that learnt."""
-        order = self._word_order
-        if order is None:
-            return
-        own = order.affinity
-        size = torch.tensor(0 if own is None else len(own), device=self.args.device)
-        words = int(self._reduce(size, "max"))
-        if not words:
-            return
-        learnt = torch.zeros(words + 1, device=self.args.device)
-        if own is not None:
-            learnt[:-1], learnt[-1] = own, 1.0
-        total = self._reduce(learnt, "sum")
-        order.affinity = total[:-1] / total[-1]

@@ -35,6 +35,10 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         assert torch.equal(orders[0], torch.full((5,), 2.0))
         assert torch.equal(orders[1], torch.full((5,), 3.0))
         assert orders[2] is None
+    for rank, seen in ((0, "another process"), (1, "the first model.norm.weight")):
+        diverged, used = torch.load(tmp_path / f"ends-rank{rank}.pt", weights_only=True)
+        assert "diverged at step 2" in diverged and seen in diverged
+        assert "metrics.jsonl" in used and "choose another output_dir" in used
     for loss in losses:
         expected = run(tmp_path / f"{loss}-single", loss, 4, 1)
         for size in (2, 1):
