@@ -128,12 +128,11 @@ def test_useless_held_out_data_that_was_asked_for_is_an_error(
     assert "load_best_model_at_end" in capsys.readouterr().err
 
 
-def test_a_reward_that_overflows_saves_no_model(
+def test_a_loss_that_overflows_saves_no_model(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": "ask", "responses": ["a", "b"], "rewards": [1e30, 0.0]}]
-    write_jsonl(folder / "data.jsonl", rows)
-    assert main(flags(folder, "--eval_fraction", "0", "--max_steps", "1")) == 2
+    overflowing = ("--log_z0", "1e30", "--eval_fraction", "0", "--max_steps", "1")
+    assert main(flags(folder, *overflowing)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("rao-kernels train: error: training diverged at step 1: the loss is ")
     assert "checkpoint is none" in error
