@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import seeds
 from .oracle import Problem
 
 # Added to twice plain torch's error: a few units in the last place of the result's dtype.
@@ -28,7 +29,7 @@ def make(
     seed: int = 0,
 ) -> Problem:
     """A random problem. logit_std: spread of the logits; offset: added to all, by the bias."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

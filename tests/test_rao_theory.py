@@ -19,6 +19,8 @@ from torch import Tensor
 from rao_kernels import SequenceBatch, fused_loss, rao_loss, sequence_and_prompt_logps
 from rao_kernels.losses import LOSSES
 
+from . import seeds
+
 V = 4
 BETA = 0.5
 Prefix = tuple[int, ...]
@@ -67,7 +69,7 @@ class Language:
 
 
 def make_language(seed: int = 0) -> Language:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     logits = torch.randn(len(PREFIXES), V, generator=generator, dtype=torch.float64)
     rewards = torch.randn(len(SENTENCES), generator=generator, dtype=torch.float64)
     return Language(

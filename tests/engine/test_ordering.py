@@ -14,6 +14,8 @@ from rao_kernels.engine import evenly_spaced, order_by_sample, order_words, plan
 from rao_kernels.engine import sample as sample_of
 from rao_kernels.ops import linear_logprobs
 
+from .. import seeds
+
 WIDTH = plan.tile_width(10**6, "cpu", sparse=True)
 WORDS = 32 * WIDTH
 SIZE = 1
@@ -22,7 +24,7 @@ DELTA = 2.0**-9
 
 def topical(rows: int, dtype: torch.dtype = torch.float32) -> Head:
     """Each row and each word is for or against one thing; a word is more or less common besides."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     about = torch.nn.functional.normalize(torch.randn(rows, SIZE, generator=generator), dim=1)
     hidden = torch.cat([about, torch.ones(rows, 1)], 1)
     common = torch.rand(WORDS, 1, generator=generator) * 8
