@@ -73,11 +73,19 @@ def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
     return list(datasets.values()) if isinstance(datasets, dict) else [datasets]
 
 
-def prepare_datasets(
-    source: Any, name: str, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
+def prepare_training(
+    source: Any, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreferenceDataset | None:
+    """Any source of rows to train on, as a dataset."""
+    return None if source is None else prepare_dataset(source, "training data", args, tokenizer)
+
+
+def prepare_evaluation(
+    source: Any, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Datasets:
-    """Any source of rows, or for evaluation a dict of several, as datasets."""
-    if isinstance(source, Mapping) and name != "training data":
+    """Any source of rows to evaluate on, or a dict of several, as datasets."""
+    name = "evaluation data"
+    if isinstance(source, Mapping):
         return {
             key: prepare_dataset(one, f"{name} {key!r}", args, tokenizer)
             for key, one in source.items()

@@ -38,7 +38,8 @@ from .prepare import (
     estimate_log_z0,
     find_prefix_length,
     make_collator,
-    prepare_datasets,
+    prepare_evaluation,
+    prepare_training,
     say,
 )
 
@@ -91,8 +92,8 @@ class RAOTrainer(Trainer):
             model=model,
             args=args,
             data_collator=make_collator(processing_class),
-            train_dataset=prepare_datasets(train_dataset, "training data", args, processing_class),
-            eval_dataset=prepare_datasets(eval_dataset, "evaluation data", args, processing_class),
+            train_dataset=prepare_training(train_dataset, args, processing_class),
+            eval_dataset=prepare_evaluation(eval_dataset, args, processing_class),
             processing_class=processing_class,
             callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())],
             optimizers=optimizers,
@@ -112,6 +113,7 @@ class RAOTrainer(Trainer):
         self._scorer = self._make_scorer(ref_model)
         self._prefix_length: int | None = None
         self._first_row: list[TokenizedRow] = []
+        self._prepared: list[PreferenceDataset] = []
         self._add_references(self.train_dataset, self.eval_dataset)
         given, self._log_z0_is_fitted = self.hyper, False
         if self.train_dataset is not None:
@@ -140,6 +142,7 @@ class RAOTrainer(Trainer):
         if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
         self._first_row = rows[:1]
+        self._prepared += datasets
         for dataset in datasets:
             if self._scorer is not None and dataset.references is None:
                 self._scorer.attach(dataset, self._prefix_length)
@@ -307,11 +310,10 @@ class RAOTrainer(Trainer):
         return output
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if eval_dataset is not None and not isinstance(eval_dataset, (str, PreferenceDataset)):
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        if not named and not any(eval_dataset is one for one in self._prepared):
             self._check_reference_is_here()
-            eval_dataset = prepare_datasets(
-                eval_dataset, "evaluation data", self.args, self.processing_class
-            )
+            eval_dataset = prepare_evaluation(eval_dataset, self.args, self.processing_class)
             self._add_references(eval_dataset)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OneSidedTargetsWarning)

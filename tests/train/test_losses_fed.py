@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,9 @@ def test_datasets_of_the_callers_own_are_read_as_the_loss_needs(tmp_path: Path) 
     rows = tokenize_records([record], tiny_tokenizer(), TokenizeOptions())
     run = trainer(tmp_path, PreferenceDataset(rows), loss="sft")
     assert run.train_dataset.rows[0].preferred == [False, True, False]
+    best = replace(rows[0], responses=rows[0].responses[1:2], rewards=[1.0])
+    found = [run.evaluate(PreferenceDataset(one))["eval_loss"] for one in (rows, [best])]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
     run = trainer(tmp_path, PreferenceDataset(rows), loss="dpo")
     assert len(run.train_dataset.rows[0].responses) == 2
     ready = run.train_dataset
