@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,15 +16,29 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
-def prepare_model(model: str | nn.Module, peft_config: PeftConfig | None, seed: int) -> nn.Module:
+def prepare_model(
+    model: str | PathLike[str] | nn.Module, peft_config: PeftConfig | None, seed: int
+) -> nn.Module:
     """Load (fp32 weights), add the adapter where there is one, attach the op, disable dropout."""
-    if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    assert isinstance(model, nn.Module)
+    if not isinstance(model, nn.Module):
+        model = load_model(fspath(model), torch.float32)
     if peft_config is not None:
         model = _add_adapter(model, peft_config, seed)
     _disable_dropout(model)
     return attach_fused_head(model)
+
+
+def prepare_reference(model: str | PathLike[str] | nn.Module, device: torch.device) -> nn.Module:
+    """The reference on `device`, loaded as the model is where it is a name."""
+    if not isinstance(model, nn.Module):
+        model = load_model(fspath(model), torch.float32).requires_grad_(False)
+    return model.to(device)
+
+
+def load_model(name: str, dtype: torch.dtype) -> nn.Module:
+    """The causal language model in a folder or on the hub."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    return model
 
 
 def run_dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:

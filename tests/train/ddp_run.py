@@ -15,13 +15,19 @@ from rao_kernels import WordOrder
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
+# Prompts per rank and micro-batch, micro-batches, prompts in all. Eight prompts make two full steps
+# of four on two ranks. Of three and of five, ranks repeat some: one of their own micro-batch's
+# prompts, or all of them.
+FULL = ((2, 1, 8), (1, 2, 8))
+PARTIAL = ((2, 1, 3), (1, 2, 3), (2, 2, 5))
 
-def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
-    """Train on 8 prompts in two steps of four, by `size` prompts per rank and micro-batch."""
+
+def run(folder: Path, loss: str, size: int, windows: int, prompts: int) -> dict[str, Any]:
+    """Train on `prompts` prompts, by `size` per rank and micro-batch."""
     from tests.train.test_trainer import Gradients
 
     gradients = Gradients()
-    trainer = make(folder, gradients, loss, size, windows)
+    trainer = make(folder, gradients, loss, size, windows, prompts)
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -33,7 +39,7 @@ def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
 
 def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tensor | None:
     """What this rank's word order is after a checkpoint, when each rank had its own."""
-    trainer = make(folder, None, "rao", 2, 1)
+    trainer = make(folder, None, "rao", 2, 1, 8)
     mine = affinities[int(os.environ["RANK"])]
     trainer._word_order = WordOrder(None if mine is None else torch.full((5,), mine))
     trainer._join_word_order()
@@ -41,7 +47,12 @@ def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tenso
 
 
 def make(
-    folder: Path, gradients: TrainerCallback | None, loss: str, size: int, windows: int
+    folder: Path,
+    gradients: TrainerCallback | None,
+    loss: str,
+    size: int,
+    windows: int,
+    prompts: int,
 ) -> RAOTrainer:
     torch.set_num_threads(1)
     return RAOTrainer(
@@ -64,7 +75,7 @@ def make(
             use_cpu=True,
             ddp_backend="gloo" if "RANK" in os.environ else None,
         ),
-        train_dataset=tiny_rows(8, responses=(2, 4, 3)),
+        train_dataset=tiny_rows(prompts, responses=(2, 4, 3)),
         eval_dataset=tiny_rows(5, responses=(3, 2)),
         processing_class=tiny_tokenizer(),
         callbacks=None if gradients is None else [gradients],
@@ -79,9 +90,10 @@ def _numbers(entry: dict[str, float], loss: str) -> dict[str, float]:
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     for name in sys.argv[2].split(","):
-        for batch, accumulation in ((2, 1), (1, 2)):
-            result = run(out / f"{name}-{batch}", name, batch, accumulation)
-            torch.save(result, out / f"{name}-{batch}-rank{os.environ['RANK']}.pt")
+        for case in FULL + PARTIAL:
+            label = "-".join(map(str, (name, *case)))
+            result = run(out / label, name, *case)
+            torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
     orders = [joined(out / "order", pair) for pair in ((1.0, 3.0), (None, 3.0), (None, None))]
     torch.save(orders, out / f"orders-rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
