@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from rao_kernels.cli.main import main
+from rao_kernels.cli.train import RunArguments
+from rao_kernels.train import RAOConfig
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
 
@@ -96,6 +100,24 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("rao-kernels train: error: ")
     assert problem in error
+
+
+def test_help_begins_with_what_is_required_and_our_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    usage, required, own, inherited = re.split(r"^(?:required|options.*):$", printed, flags=re.M)
+    assert len(usage.splitlines()) < 5 and "--model MODEL --data DATA" in usage
+    assert options_of(required) == ["--model", "--data"]
+    fields = inspect.get_annotations(RunArguments) | inspect.get_annotations(RAOConfig)
+    expected = [f"--{name}" for name in fields if name not in ("model", "data")]
+    assert set(options_of(own)) == {"-h", *expected, "--config"}
+    assert {"--output_dir", "--num_train_epochs", "--bf16"} <= set(options_of(inherited))
+
+
+def options_of(text: str) -> list[str]:
+    return re.findall(r"^  (--?\w+)", text, re.M)
 
 
 def test_yaml_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
