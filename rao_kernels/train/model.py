@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
-from ..errors import MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from ..hf import attach_fused_head
 
 if TYPE_CHECKING:
@@ -60,7 +60,35 @@ def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
         raise MissingDependencyError("peft", "train") from error
     # Trainer seeds later; the adapter's start must be the same in every run.
     set_seed(seed)
-    return peft.get_peft_model(model, peft_config)
+    layers = _layers(model)
+    try:
+        adapted = peft.get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise _misfit(layers, " ".join(str(error).split())) from error
+    targets = getattr(peft_config, "target_modules", None)
+    names = adapted.targeted_module_names
+    for target in targets if isinstance(targets, (set, list)) else ():
+        # peft passes over a name without a match where another one has some.
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            raise _misfit(layers, f"{target!r}, which none is called")
+    return adapted
+
+
+def _layers(model: Any) -> list[str]:
+    """What the linear layers are called that an adapter may be put on."""
+    head = model.get_output_embeddings()
+    named = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    names = dict.fromkeys(name.rpartition(".")[2] for name in named)
+    return [name for name in names if getattr(model, name, None) is not head]
+
+
+def _misfit(layers: list[str], problem: str) -> InputError:
+    return InputError(
+        "peft_config",
+        f"an adapter on modules of the model, such as {', '.join(layers[:8])}",
+        problem.rstrip("."),
+        "They are LoraConfig's target_modules, --lora_target_modules on the command line.",
+    )
 
 
 def _disable_dropout(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from ..types import EngineOptions, WordOrder
 from . import checkpoints
+from .card import write_model_card
 from .checks import check_arguments, check_objects, check_rows
 from .config import LOSS_FIELDS, RAOConfig
 from .metrics import Meter, count_units, drop_repeated, first_units
@@ -116,9 +117,8 @@ class RAOTrainer(Trainer):
     def _make_scorer(self, ref_model: Any) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
             return None
-        reference: Any = self.model
-        if ref_model is not None:
-            reference = prepare_reference(ref_model, self.args.device)
+        own: Any = self.model
+        reference = own if ref_model is None else prepare_reference(ref_model, self.args.device)
         return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
 
     def _add_references(self, *given: Datasets) -> None:
@@ -354,6 +354,11 @@ class RAOTrainer(Trainer):
             )
         if self._word_order is not None:
             self._word_order = checkpoints.read_word_order(folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.args.should_save and not _internal_call:
+            write_model_card(self, Path(output_dir or str(self.args.output_dir)))
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

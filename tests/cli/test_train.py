@@ -86,6 +86,9 @@ def test_held_out_file_and_resume(folder: Path, capsys: pytest.CaptureFixture[st
         (("--loss", "roa"), "Did you mean 'rao'?"),
         (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),
         (("--lora_r", "-1"), "`lora_r`"),
+        (("--lora_r", "2", "--lora_target_modules", "nope"), "such as q_proj, k_proj"),
+        (("--beta", "0"), "`beta`"),
+        (("--label_smoothing_factor", "0.1"), "`label_smoothing_factor`"),
         (
             ("--max_length", "11", "--truncate_responses"),
             "data.jsonl:5: its prompt has 11 tokens",

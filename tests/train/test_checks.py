@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -212,6 +213,14 @@ def test_model_and_reference_may_be_folders(tmp_path: Path, kind: type) -> None:
         torch.testing.assert_close(own.responses, reference.responses)
     assert run._scorer is not None
     assert not any(p.requires_grad for p in run._scorer.model.parameters())
+
+
+@pytest.mark.parametrize("targets", [["nope"], ["q_proj", "nope"], "nope", ["norm"]])
+def test_an_adapter_on_modules_that_are_not_there(tmp_path: Path, targets: Any) -> None:
+    with pytest.raises(InputError, match=r"q_proj, .*--lora_target_modules") as caught:
+        trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules=targets))
+    assert caught.value.argument == "peft_config"
+    assert ("norm" if targets == ["norm"] else "nope") in str(caught.value).lower()
 
 
 # Rows beside the model
