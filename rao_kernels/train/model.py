@@ -66,8 +66,8 @@ def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
     except ValueError as error:
         raise _misfit(layers, " ".join(str(error).split())) from error
     targets = getattr(peft_config, "target_modules", None)
-    names = adapted.targeted_module_names
-    for target in targets if isinstance(targets, (set, list)) else ():
+    names = getattr(adapted, "targeted_module_names", ())
+    for target in targets if names and isinstance(targets, (set, list)) else ():
         # peft passes over a name without a match where another one has some.
         if not any(f".{name}".endswith(f".{target}") for name in names):
             raise _misfit(layers, f"{target!r}, which none is called")
@@ -76,7 +76,8 @@ def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
 
 def _layers(model: Any) -> list[str]:
     """What the linear layers are called that an adapter may be put on."""
-    head = model.get_output_embeddings()
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
     named = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
     names = dict.fromkeys(name.rpartition(".")[2] for name in named)
     return [name for name in names if getattr(model, name, None) is not head]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -221,6 +221,13 @@ def test_an_adapter_on_modules_that_are_not_there(tmp_path: Path, targets: Any) 
         trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules=targets))
     assert caught.value.argument == "peft_config"
     assert ("norm" if targets == ["norm"] else "nope") in str(caught.value).lower()
+
+
+def test_an_adapter_that_lengthens_the_input_is_refused_before_scoring(tmp_path: Path) -> None:
+    adapter = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(InputError, match="PromptTuningConfig"):
+        trainer(tmp_path, peft_config=adapter)
+    assert not (tmp_path / "ref_cache").exists()
 
 
 # Rows beside the model
