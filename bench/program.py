@@ -55,8 +55,7 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of the rows; default bench/results/...")
 
 
-def _run(argv: Sequence[str]) -> int:
-    parser = _parser("", __doc__)
+def _run_options(parser: argparse.ArgumentParser) -> None:
     suites, dtypes = [*cases.SUITES, TRL], ("bf16", "fp32")
     help_ = "groups of cases; trl is a step of its DPO trainer; default readme"
     parser.add_argument("--suites", nargs="+", choices=suites, default=["readme"], help=help_)
@@ -81,6 +80,11 @@ def _run(argv: Sequence[str]) -> int:
     help_ = "folder with data/probe_train.safetensors, the hidden states of real text"
     parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared", help=help_)
     _device_options(parser)
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = _parser("", __doc__)
+    _run_options(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
