@@ -19,8 +19,16 @@ class DataError(ValueError):
         super().__init__(f"{where}: {problem}.{' ' + fix if fix else ''}")
 
 
+class OneSidedTargetsWarning(UserWarning):
+    """RAO is asked to raise, or to lower, the log-probability of every response."""
+
+
 class BackendError(RuntimeError):
     """No backend, or not the one asked for, can run the problem."""
+
+
+class DivergedError(RuntimeError):
+    """Training left numbers that are not finite; nothing of that step is saved."""
 
 
 class NotYetError(NotImplementedError):

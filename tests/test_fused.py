@@ -209,7 +209,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     out.loss.backward()
     assert case.hidden.grad is not None
     assert case.hidden.grad.dtype == dtype
-    assert sequence_logps(case.hidden, case.weight, case.batch).dtype == torch.float32
+    assert sequence_logps(case.hidden, case.weight, case.batch).dtype == torch.float64
 
 
 # Rows projected.
@@ -319,7 +319,7 @@ def test_user_function_runs_without_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = fused_loss(squared, case.hidden, case.weight, case.batch, inputs={})
         logps = sequence_logps(case.hidden, case.weight, case.batch)
-    torch.testing.assert_close(out.values, logps.square())
+    torch.testing.assert_close(out.values, logps.square().float())
 
 
 # Errors.
@@ -334,8 +334,8 @@ def test_wrong_arguments() -> None:
         sequence_logps(case.hidden.reshape(-1, D), case.weight, case.batch)
     with pytest.raises(InputError, match=r"`input_ids`.*0 to 20, got 4 to 21"):
         sequence_logps(case.hidden, case.weight[:21], case.batch)
-    with pytest.raises(InputError, match="rao, dro_value, .*got dpo"):
-        fused_loss("dpo", *arguments, inputs=given)
+    with pytest.raises(InputError, match="rao, dro_value, .*got 'dppo'"):
+        fused_loss("dppo", *arguments, inputs=given)
     with pytest.raises(InputError, match="`rewards`.*`rao` needs `rewards`"):
         fused_loss("rao", *arguments, inputs={**given, "rewards": None})
     with pytest.raises(InputError, match=r"values \[S\], S = 6"):

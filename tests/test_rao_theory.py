@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rao_kernels import SequenceBatch, fused_loss, rao_loss, sequence_and_prompt_logps
-from rao_kernels.losses import LOSSES
+from rao_kernels.losses import LOSSES, fit_log_z0
 
 V = 4
 BETA = 0.5
@@ -192,6 +192,145 @@ def test_descent_reaches_the_optimal_policy(
         optimizer.step()
     assert before > 0.3
     assert kullback_leibler(language, weight) < 1e-4
+
+
+# What Z0 is taken to be, and where training ends with it.
+
+
+def prompt_divergence(language: Language, weight: Tensor) -> float:
+    """The part of `kullback_leibler` that is of the prompts' distribution after t0."""
+    policy = torch.log_softmax(weight.detach().double()[:, PREFIXES.index((0,))], 0).tolist()
+    optimal = language.optimal_tables()[(0,)]
+    return math.fsum(p * (math.log(p) - q) for p, q in zip(optimal, policy, strict=True))
+
+
+def trained(
+    language: Language, term: Literal["detached", "grad"], log_z0: float
+) -> tuple[Tensor, float]:
+    """The head after descent from the reference, and the norm of the gradient there."""
+    hidden, batch = hidden_states(), sentences()
+    reference = sequence_and_prompt_logps(hidden, head_of(language.reference), batch)
+    weight = head_of(language.reference).requires_grad_()
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+    for _ in range(300):
+        loss = rao_loss(
+            hidden,
+            weight,
+            batch,
+            rewards=torch.tensor(list(language.rewards.values()), dtype=torch.float64),
+            ref_logps=reference[0],
+            ref_prompt_logps=reference[1],
+            beta=BETA,
+            log_z0=log_z0,
+            prompt_term=term,
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert weight.grad is not None
+    return weight, float(weight.grad.norm())
+
+
+def sampled_rewards(language: Language, count: int, seed: int = 0) -> Tensor:
+    """Rewards of whole sentences that the reference writes."""
+    probabilities = torch.tensor([math.exp(language.reference_logp(s)) for s in SENTENCES])
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(probabilities, count, replacement=True, generator=generator)
+    return torch.tensor(list(language.rewards.values()), dtype=torch.float64)[drawn]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_estimates_of_log_z0(seed: int) -> None:
+    """Of samples from the reference, "logmeanexp" converges to log Z0 and "auto" stays below."""
+    language = make_language(seed)
+    rewards = sampled_rewards(language, 20_000, seed)
+    truth = math.log(language.partition((0,)))
+    scaled = (rewards / BETA).exp()
+    standard_error = float(scaled.std() / scaled.mean() / len(scaled) ** 0.5)
+    found = float(fit_log_z0(rewards, BETA, method="logmeanexp"))
+    assert found == pytest.approx(truth, abs=5 * standard_error)
+    assert standard_error < 0.03
+    assert fit_log_z0(rewards, BETA) < truth - 1
+
+
+def test_estimates_count_every_prompt_the_same() -> None:
+    rewards, groups = torch.tensor([1.0, 3.0, -1.0]), torch.tensor([7, 7, 2])
+    assert float(fit_log_z0(rewards, 0.5, groups)) == pytest.approx((2 - 1) / 2 / 0.5)
+    expected = math.log(((math.exp(2) + math.exp(6)) / 2 + math.exp(-2)) / 2)
+    found = float(fit_log_z0(rewards, 0.5, groups, "logmeanexp"))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert math.isfinite(float(fit_log_z0(1e3 * rewards, 1e-3, groups, "logmeanexp")))
+
+
+def test_algorithm_1_stalls_at_the_prompts_of_the_reference(language: Language) -> None:
+    """Nothing moves the prompts' distribution where no weight is shared with the responses: the
+    prompt's log-ratio stays 0, and the responses fit targets that no distribution meets."""
+    log_z0 = math.log(language.partition((0,)))
+    start = head_of(language.reference)
+    assert log_z0 == pytest.approx(1.705, abs=1e-3)
+    assert kullback_leibler(language, start) == pytest.approx(1.693, abs=1e-3)
+    weight, gradient = trained(language, "detached", log_z0)
+    assert gradient < 1e-6, "it ends in a stationary point"
+    assert prompt_divergence(language, weight) == pytest.approx(prompt_divergence(language, start))
+    assert prompt_divergence(language, weight) == pytest.approx(0.583, abs=1e-3)
+    assert kullback_leibler(language, weight) == pytest.approx(0.712, abs=1e-3)
+    weight, _ = trained(language, "grad", log_z0)
+    assert kullback_leibler(language, weight) < 1e-6
+
+
+@pytest.mark.parametrize(("term", "expected"), [("grad", 0.293), ("detached", 0.928)])
+def test_where_training_ends_with_auto(
+    language: Language, term: Literal["detached", "grad"], expected: float
+) -> None:
+    """A bound, not log Z0: training ends elsewhere."""
+    rewards = torch.tensor(list(language.rewards.values()), dtype=torch.float64)
+    estimate = float(fit_log_z0(rewards, BETA, sentences().groups))
+    assert estimate == pytest.approx(0.187, abs=1e-3)
+    weight, _ = trained(language, term, estimate)
+    assert kullback_leibler(language, weight) == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_training_ends_with_logmeanexp_of_samples(language: Language) -> None:
+    estimate = fit_log_z0(sampled_rewards(language, 4096), BETA, method="logmeanexp")
+    weight, _ = trained(language, "grad", float(estimate))
+    assert kullback_leibler(language, weight) < 0.02
+
+
+# Theorem 3.1.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_rewards_agree_on_the_data_and_differ_in_z0(seed: int) -> None:
+    """Theorem 3.1: rewards that keep their values on the data and their order everywhere, of which
+    each has another Z0 (Eq. 18). Each one's optimal policy fits the data's rewards exactly, with
+    its own Z0: on the data alone, every number of a range is a valid Z0."""
+    language = make_language(seed)
+    generator = torch.Generator().manual_seed(seed)
+    ordered = sorted(SENTENCES, key=language.rewards.__getitem__)
+    # Neither the best nor the worst sentence is in the data.
+    data = [ordered[i] for i in (torch.randperm(len(ordered) - 8, generator=generator) + 4)[:24]]
+    low, high = (f(language.rewards[s] for s in data) for f in (min, max))
+
+    def stretched(above: float, below: float) -> Language:
+        def change(r: float) -> float:
+            if r > high:
+                return above * (r - high) + high
+            return low - below * (low - r) if r < low else r
+
+        return Language(language.reference, {s: change(r) for s, r in language.rewards.items()})
+
+    levels = []
+    for above, below in [(0.1, 3.0), (0.5, 1.0), (1.0, 1.0), (2.0, 0.5), (4.0, 0.1)]:
+        other = stretched(above, below)
+        assert all(other.rewards[s] == language.rewards[s] for s in data)
+        assert sorted(SENTENCES, key=other.rewards.__getitem__) == ordered
+        level = math.log(other.partition((0,)))
+        optimal = other.optimal()
+        for s in data:
+            ratio = math.log(optimal[s]) - other.reference_logp(s)
+            assert BETA * (ratio + level) == pytest.approx(language.rewards[s], abs=1e-12)
+        levels.append(level)
+    assert all(b > a + 1e-3 for a, b in itertools.pairwise(levels))
 
 
 # One prompt ``0 1`` with two responses of one word each, 2 preferred to 3.

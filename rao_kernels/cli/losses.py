@@ -19,7 +19,7 @@ _HEAD = """\
 # Losses
 
 One section per family, one entry per key of `rao_kernels.losses.LOSSES`: formula, what the loss is
-a mean over, what it reads, its hyperparameters with their defaults, and what public
+a mean over, what it reads, its hyperparameters with their defaults and meanings, and what public
 implementations do otherwise. Every loss is a function of token log-probabilities; hidden states
 go through it by `fused_loss(key, ...)`. Inputs are fields of `LossInputs`; `a or b` is satisfied
 by either.
@@ -56,16 +56,13 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("keys", nargs="*", metavar="KEY", help="losses to describe in full")
     parser.add_argument("--markdown", action="store_true", help="describe all, as docs/losses.md")
     arguments = parser.parse_args(argv)
-    from ..errors import InputError
     from ..losses import LOSSES
 
-    for key in arguments.keys:
-        if key not in LOSSES:
-            raise InputError("KEY", f"one of {', '.join(LOSSES)}", key)
+    named = [LOSSES.find(key, "KEY") for key in arguments.keys]
     if arguments.markdown:
         sys.stdout.write(markdown(LOSSES.values()))
     elif arguments.keys:
-        print("\n\n".join("\n".join(_entry(LOSSES[key])) for key in arguments.keys))
+        print("\n\n".join("\n".join(_entry(spec)) for spec in named))
     else:
         print("\n".join(_table(LOSSES.values())))
 
@@ -107,13 +104,24 @@ def _entry(spec: LossSpec) -> Iterator[str]:
         "Needs": ", ".join(_fields(need) for need in spec.required_inputs({})) or "log-probs alone",
         "Reads where given": ", ".join(map(_fields, spec.optional)),
         "Conditional": ", ".join(_conditions(spec)),
-        "Hyperparameters": f"`{_hyperparameters(spec)}`" if spec.defaults else "none",
+        "Also known as": ", ".join(f"`{alias}`" for alias in _aliases(spec)),
+        "Hyperparameters": "" if spec.defaults else "none",
     }
     for name, text in facts.items():
         if text:
             yield from _item(f"{name}: {text}")
+    from ..losses import meanings
+
+    for name, meaning in meanings(spec).items():
+        yield from _item(f"`{name}={spec.defaults[name]!r}`: {meaning}")
     for note in spec.notes:
         yield from _item(note)
+
+
+def _aliases(spec: LossSpec) -> list[str]:
+    from ..losses import ALIASES
+
+    return [alias for alias, key in ALIASES.items() if key == spec.name]
 
 
 def _item(text: str) -> list[str]:

@@ -8,7 +8,14 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from ..errors import BackendError, DataError, InputError, MissingDependencyError, NotYetError
+from ..errors import (
+    BackendError,
+    DataError,
+    DivergedError,
+    InputError,
+    MissingDependencyError,
+    NotYetError,
+)
 
 COMMANDS = {
     "demo": "align a small real model with RAO and DPO, from download to picture",
@@ -17,7 +24,9 @@ COMMANDS = {
     "losses": "list the losses, their hyperparameters and what they need",
     "doctor": "say what is installed and built, and which backend runs on this machine",
 }
-_ERRORS = (BackendError, DataError, InputError, MissingDependencyError, NotYetError)
+_ERRORS = (
+    *(BackendError, DataError, DivergedError, InputError, MissingDependencyError, NotYetError),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"rao-kernels: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    # Each command imports its own needs: `doctor` must run where transformers is missing.
-    command = importlib.import_module(f".{name}", __package__)
     try:
+        # Each command imports its own needs: `doctor` must run where transformers is missing.
+        command = importlib.import_module(f".{name}", __package__)
         command.run(rest)
     except _ERRORS as error:
         print(f"rao-kernels {name}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        where = f": {stop}" if str(stop) else ""
+        print(f"\nrao-kernels {name}: interrupted{where}", file=sys.stderr)
+        return 130
     return 0
 
 

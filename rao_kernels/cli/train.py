@@ -7,20 +7,31 @@ metrics.jsonl, run.png and the cache of reference log-probs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import IntervalStrategy
+from transformers.trainer_utils import SaveStrategy
 
-from ..data import DataReport, Record, load_records, split_records
+from ..data import DataReport, PreferenceDataset, Record, load_records, split_records
 from ..errors import InputError, MissingDependencyError
 from ..train import RAOConfig, RAOTrainer
+from ..train.checkpoints import find, newest_complete
+from ..train.guards import StopOnInterrupt
+from ..train.model import load_model, load_tokenizer
+from ..train.output_folder import check_unused, check_writable, left_by_a_run
+from ..train.prepare import NoRowsError, prepare_dataset
 from .options import parse_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What the closing summary shows of the evaluation before and after.
 _SUMMARY = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
@@ -51,24 +62,47 @@ class RunArguments:
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and say what came of it."""
     arguments, config = parse_options("rao-kernels train", [RunArguments, RAOConfig], argv)
-    train_rows, eval_rows = _load(arguments, config)
-    if eval_rows and config.eval_strategy == "no":
-        config.eval_strategy, config.eval_on_start = "epoch", True
-    trainer = RAOTrainer(
-        AutoModelForCausalLM.from_pretrained(
-            arguments.model, dtype=getattr(torch, arguments.dtype)
-        ),
-        args=config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows or None,
-        processing_class=AutoTokenizer.from_pretrained(arguments.model),
-        peft_config=_lora(arguments),
-    )
-    trainer.train(resume_from_checkpoint=_resume(config.resume_from_checkpoint))
-    trainer.save_model()
+    resume = _resume(config.resume_from_checkpoint)
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    if resume:
+        find(resume, folder)
+    else:
+        check_unused(folder)
+    stop, trainer = StopOnInterrupt(), None
+    try:
+        trainer = _make_trainer(arguments, config, stop)
+        with stop.installed() if _saves_on_interrupt(config) else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=resume)
+        if stop.interrupted:
+            raise KeyboardInterrupt
+        trainer.save_model()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_where_it_stopped(folder, trainer)) from None
     if trainer.is_world_process_zero():
         print(_summary(trainer))
     trainer.end()  # type: ignore[no-untyped-call]
+
+
+def _make_trainer(arguments: RunArguments, config: RAOConfig, stop: StopOnInterrupt) -> RAOTrainer:
+    train_rows, eval_rows = _load(arguments, config)
+    tokenizer = load_tokenizer(arguments.model)
+    held_out: Any = eval_rows
+    if arguments.eval_data is None:
+        held_out = _held_out_part(eval_rows, arguments, config, tokenizer)
+    if held_out is None:
+        config.eval_strategy, config.eval_on_start = IntervalStrategy.NO, False
+    elif config.eval_strategy == IntervalStrategy.NO:
+        config.eval_strategy, config.eval_on_start = IntervalStrategy.EPOCH, True
+    return RAOTrainer(
+        load_model(arguments.model, getattr(torch, arguments.dtype)),
+        args=config,
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=_lora(arguments),
+        callbacks=[stop],
+    )
 
 
 def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], list[Record]]:
@@ -79,9 +113,65 @@ def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], lis
     held_out = read(arguments.eval_data) if arguments.eval_data else None
     for skipped in report.skipped:
         print(f"skipped {skipped}", file=sys.stderr)
-    if held_out is None:
-        return split_records(records, arguments.eval_fraction)
-    return records, held_out
+    if held_out is not None:
+        return records, held_out
+    train, held_out = split_records(records, arguments.eval_fraction)
+    if not train:
+        raise InputError(
+            "eval_fraction",
+            "a share that leaves rows to train on",
+            f"{arguments.eval_fraction:g}, which holds out all {len(records)}",
+            "Pass --eval_fraction 0, or --eval_data with the held-out rows.",
+        )
+    return train, held_out
+
+
+def _held_out_part(
+    rows: list[Record],
+    arguments: RunArguments,
+    config: RAOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreferenceDataset | None:
+    """The part of the data that was held out, which nobody asked to be usable: None, with a
+    warning, where it is not."""
+    if arguments.eval_fraction == 0.0:
+        if config.eval_strategy != IntervalStrategy.NO:
+            got = repr(IntervalStrategy(config.eval_strategy).value)
+            raise InputError(
+                "eval_strategy", "'no' without held-out rows", got, "Give --eval_data."
+            )
+        return None
+    reason = "none of the prompts fell into it"
+    if rows:
+        try:
+            return prepare_dataset(rows, "evaluation data", config, tokenizer)
+        except NoRowsError as error:
+            reason = str(error).rstrip(".")
+    if config.load_best_model_at_end or config.save_strategy == SaveStrategy.BEST:
+        expected = "rows for the evaluations that load_best_model_at_end and save_strategy need"
+        raise InputError("eval_fraction", expected, f"{arguments.eval_fraction:g}: {reason}")
+    print(
+        f"warning: training goes on without evaluation: of the data {arguments.eval_fraction:.0%} "
+        f"were to be held out, but {reason}. Give --eval_data, or a larger --eval_fraction.",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _saves_on_interrupt(config: RAOConfig) -> bool:
+    """Where a checkpoint was not unwanted, and no other process has to join in."""
+    return config.world_size == 1 and config.save_strategy != SaveStrategy.NO
+
+
+def _where_it_stopped(folder: Path, trainer: RAOTrainer | None) -> str:
+    if not left_by_a_run(folder):
+        return "before training began; the same command starts again"
+    step = 0 if trainer is None else trainer.state.global_step
+    last = newest_complete(folder)
+    return (
+        f"{f'at step {step}; ' if step else ''}the last complete checkpoint is {last or 'none'}; "
+        "to continue, give the same command with --resume_from_checkpoint auto"
+    )
 
 
 def _lora(arguments: RunArguments) -> Any:

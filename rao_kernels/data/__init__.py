@@ -1,19 +1,21 @@
 """Preference data: rows in files, checked records, token ids, padded tensors."""
 
 from .collate import Collator, Example, PreferenceDataset, Reference
-from .records import BadRows, DataReport, Record, load_records, split_records
+from .records import MAX_REWARD, BadRows, DataReport, Record, load_records, split_records
 from .tokenize import (
     PromptFormat,
     TokenizedRow,
     TokenizeOptions,
     as_pairs,
     check_shared_start,
+    drop_unlabelled,
     mark_preferred,
     shared_start,
     tokenize_records,
 )
 
 __all__ = [
+    "MAX_REWARD",
     "BadRows",
     "Collator",
     "DataReport",
@@ -26,6 +28,7 @@ __all__ = [
     "TokenizedRow",
     "as_pairs",
     "check_shared_start",
+    "drop_unlabelled",
     "load_records",
     "mark_preferred",
     "shared_start",

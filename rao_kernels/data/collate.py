@@ -18,10 +18,10 @@ from .tokenize import TokenizedRow
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference log-probabilities of one row, fp32.
+    """Reference log-probabilities of one row.
 
-    prompt: sum over the prompt after t0. responses: one sum per response.
-    tokens: optional ``[responses * (longest sequence of the row)]`` values shaped like its
+    prompt: sum over the prompt after t0. responses: one fp64 sum per response.
+    tokens: optional ``[responses * (longest sequence of the row)]`` fp32 values shaped like its
     right-padded ids, 0 where no token is scored.
     """
 
@@ -69,8 +69,8 @@ class Collator:
 
     input_ids ``[S, T]`` int64, attention_mask ``[S, T]`` int64, completion_mask ``[S, T]`` bool,
     groups ``[S]`` int64 (prompt of a sequence, dense from 0); where known: rewards ``[S]``,
-    preferred ``[S]`` bool, ref_logps ``[S]``, ref_prompt_logps ``[S]``, ref_token_logps ``[S, T]``,
-    all floats fp32.
+    preferred ``[S]`` bool, ref_token_logps ``[S, T]`` fp32, and ref_logps, ref_prompt_logps ``[S]``
+    fp64, which sums over many tokens need. Rewards are fp32.
     """
 
     pad_token_id: int
@@ -82,7 +82,7 @@ class Collator:
             rewards = [reward for row in rows for reward in row.rewards or ()]
             batch["rewards"] = torch.tensor(rewards, dtype=torch.float32)
         if all(row.preferred is not None for row in rows):
-            marks = [j == row.preferred for row in rows for j in range(len(row.responses))]
+            marks = [mark for row in rows for mark in row.preferred or ()]
             batch["preferred"] = torch.tensor(marks)
         references = [example.reference for example in examples if example.reference is not None]
         if len(references) == len(examples):
@@ -114,7 +114,7 @@ def _repeat(values: Tensor, rows: Sequence[TokenizedRow]) -> Tensor:
 def _reference_tensors(
     references: Sequence[Reference], rows: Sequence[TokenizedRow], shape: torch.Size
 ) -> dict[str, Tensor]:
-    prompts = torch.tensor([reference.prompt for reference in references], dtype=torch.float32)
+    prompts = torch.tensor([reference.prompt for reference in references], dtype=torch.float64)
     tensors = {
         "ref_logps": torch.cat([reference.responses for reference in references]),
         "ref_prompt_logps": _repeat(prompts, rows),

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..errors import DataError, InputError, MissingDependencyError
+from ..errors import DataError, InputError
+from .messages import Prompt, is_absent, join_prompt, parse_answers, show, to_python
+from .sources import Row, read_rows
 
-Message = dict[str, str]
-Prompt = str | list[Message]
 BadRows = Literal["raise", "skip"]
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+# The norm of the gradient must be finite in fp32, or clipping by it makes every weight NaN. A
+# squared loss has gradients of up to 2 |reward| per token; times hidden values of 100 and 10,000
+# tokens they are 2e12 at this bound, and the squares of 1e10 of them sum to 4e34, below 3.4e38.
+# Also, fp32 still tells rewards apart here that differ by 0.1.
+MAX_REWARD = 1_000_000
+
+_SHAPES = 'Rows are {"prompt", "responses", "rewards"} or {"prompt", "chosen", "rejected"}.'
+
+# Columns that change what the model reads in other trainers, and do not here.
+_REFUSED = (
+    *("tools", "functions", "tool_calls", "function_call", "documents", "chat_template_kwargs"),
+    *("image", "images", "video", "videos", "audio", "audios", "system", "system_prompt"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,7 @@ class DataReport:
     responses_dropped: int = 0
     responses_truncated: int = 0
     rows_without_pair: int = 0
+    rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
@@ -57,13 +74,14 @@ class DataReport:
             "prompts without a pair (all rewards equal, or fewer than two responses)": (
                 self.rows_without_pair
             ),
+            "prompts without labels (all rewards equal)": len(self.rows_without_label),
             "bad rows skipped": len(self.skipped),
         }
         return "; ".join(parts + [f"{count} {what}" for what, count in notes.items() if count])
 
 
 def load_records(
-    source: str | Path | Sequence[Any] | Iterable[Mapping[str, Any]],
+    source: str | Path | Iterable[Any],
     *,
     limit: int | None = None,
     bad_rows: BadRows = "raise",
@@ -72,14 +90,21 @@ def load_records(
     """Read and check native rows or TRL paired rows.
 
     source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` path, a list of such paths, a `datasets`
-    object, or any iterable of mappings. limit: read this many rows and no more.
-    bad_rows: "raise" a `DataError` at the first bad row, or "skip" it and note it in `report`.
+    object, a data frame of pandas, or any iterable of mappings. limit: read this many rows and no
+    more. bad_rows: "raise" a `DataError` at the first bad row, or "skip" it and note it in
+    `report`; a file that cannot be read to its end raises either way.
     """
+    if limit is not None and limit < 1:
+        raise InputError("limit", "at least 1 row, or None for all", limit)
     report = DataReport() if report is None else report
-    rows = islice(_read_rows(source), limit)
-    records = list(keep_good(rows, lambda row: _parse_row(*row), report, bad_rows))
+    before = len(report.skipped)
+    records = list(keep_good(islice(read_rows(source), limit), _read_record, report, bad_rows))
     if not records:
-        raise DataError(_name(source), "holds no usable row")
+        skipped = report.skipped[before:]
+        if not skipped:
+            raise DataError(_name(source), "holds no usable row: it is empty")
+        problem = f"holds no usable row: all {len(skipped)} are bad"
+        raise DataError(_name(source), problem, f"The first is {skipped[0]}")
     return records
 
 
@@ -115,163 +140,93 @@ def _prompt_position(prompt: Prompt) -> float:
 
 
 def _name(source: object) -> str:
-    return Path(source).name if isinstance(source, (str, Path)) else type(source).__name__
+    return str(source) if isinstance(source, (str, Path)) else type(source).__name__
 
 
-def _read_rows(source: Any) -> Iterator[tuple[str, object]]:
-    """(where, row) pairs of any supported source."""
-    if isinstance(source, (str, Path)):
-        yield from _read_file(Path(source))
-        return
-    for number, item in enumerate(source):
-        if isinstance(item, (str, Path)):
-            yield from _read_file(Path(item))
-        else:
-            yield f"row {number}", item
-
-
-def _read_file(path: Path) -> Iterator[tuple[str, object]]:
-    if not path.is_file():
-        raise DataError(str(path), "no such file")
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _read_jsonl(path)
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    else:
-        raise DataError(str(path), "not a file this reads", "Use .jsonl, .jsonl.gz or .parquet.")
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path.name}:{number}", _Unparsed(line)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path.name}:{number + 1}", f"cannot be read ({error})") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError("pyarrow", "train") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield f"{path.name}:row {number}", row
-                    number += 1
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(path.name, f"not a Parquet file ({error})") from error
-
-
-class _Unparsed(str):
-    """A JSON line; parsed with the checks, so that a broken line is a bad row like any other."""
+def _read_record(row: Row) -> Record:
+    where, read = row
+    return _parse_row(where, read())
 
 
 def _parse_row(where: str, row: object) -> Record:
-    if isinstance(row, _Unparsed):
-        try:
-            row = json.loads(row)
-        except json.JSONDecodeError as error:
-            raise DataError(where, f"not valid JSON ({error})") from error
     if not isinstance(row, Mapping):
-        raise DataError(where, f"a row must be an object, got {type(row).__name__}")
-    if "responses" in row:
+        problem = f"a row must be an object, got {type(row).__name__}"
+        raise DataError(where, problem, f"{_SHAPES} A dataset gives them with_format(None).")
+    _check_columns(where, row)
+    paired = "chosen" in row and "rejected" in row
+    if "responses" in row and not (paired and is_absent(row["responses"])):
         return _parse_native(where, row)
-    if "chosen" in row and "rejected" in row:
+    if paired:
         return _parse_paired(where, row)
-    raise DataError(
-        where,
-        f"neither `responses` nor `chosen` and `rejected` among its columns {sorted(row)}",
-        'Rows are {"prompt", "responses", "rewards"} or {"prompt", "chosen", "rejected"}.',
-    )
+    problem = "neither `responses` nor `chosen` and `rejected` among its columns"
+    raise DataError(where, f"{problem} {show(list(row), 200)}", _SHAPES)
+
+
+def _check_columns(where: str, row: Mapping[str, Any]) -> None:
+    """Raise on columns that would be left out of what the model reads, or of what it learns."""
+    for name in _REFUSED:
+        if not is_absent(row.get(name)):
+            problem = f"the column `{name}` would be ignored"
+            raise DataError(where, problem, "Put what it says into `prompt`, or remove the column.")
+    shapes = [("chosen", "rejected"), ("responses", "rewards")]
+    paired, native = ([key for key in keys if not is_absent(row.get(key))] for keys in shapes)
+    if paired and native:
+        raise DataError(
+            where, f"`{native[0]}` beside `{paired[0]}`: a row has one of them", _SHAPES
+        )
 
 
 def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
-    prompt = _check_prompt(where, row.get("prompt"))
-    responses = row["responses"]
+    responses = to_python(row["responses"])
     if not isinstance(responses, (list, tuple)):
         raise DataError(where, f"`responses` must be a list, got {type(responses).__name__}")
     if not responses:
         raise DataError(where, "no response")
-    texts = [_response_text(where, f"responses[{i}]", item) for i, item in enumerate(responses)]
+    answers = {f"responses[{i}]": response for i, response in enumerate(responses)}
+    turns, texts = parse_answers(where, answers)
+    prompt = join_prompt(where, row.get("prompt"), turns)
     rewards = row.get("rewards")
     if rewards is None:
         raise DataError(where, "`rewards` missing", "Score the responses first.")
-    return Record(prompt, texts, _check_rewards(where, rewards, len(texts)), where)
+    return Record(prompt, texts, _parse_rewards(where, rewards, len(texts)), where)
 
 
 def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
     """TRL's preference rows; conversational ones may hold the prompt in `chosen`, `rejected`."""
-    turns = [_split_turns(row[key]) for key in ("chosen", "rejected")]
-    if turns[0][0] != turns[1][0]:
-        raise DataError(where, "`chosen` and `rejected` answer different prompts")
-    prompt = _check_prompt(where, turns[0][0] or row.get("prompt"))
-    texts = [
-        _response_text(where, key, answer)
-        for key, (_, answer) in zip(("chosen", "rejected"), turns, strict=True)
-    ]
+    turns, texts = parse_answers(where, {key: row[key] for key in ("chosen", "rejected")})
+    prompt = join_prompt(where, row.get("prompt"), turns)
     scores = [row.get("score_chosen"), row.get("score_rejected")]
-    if scores == [None, None]:
+    if all(score is None for score in scores):
         return Record(prompt, texts, None, where, preferred=0)
-    return Record(prompt, texts, _check_rewards(where, scores, 2), where, preferred=0)
+    return Record(prompt, texts, _parse_rewards(where, scores, 2), where, preferred=0)
 
 
-def _split_turns(answer: object) -> tuple[list[Message], object]:
-    """A conversation is its leading turns and its last message; a text has no leading turns."""
-    if isinstance(answer, (list, tuple)) and answer:
-        return list(answer[:-1]), [answer[-1]]
-    return [], answer
-
-
-def _check_prompt(where: str, prompt: object) -> Prompt:
-    if isinstance(prompt, str):
-        if not prompt:
-            raise DataError(where, "`prompt` is empty")
-        return prompt
-    if not isinstance(prompt, (list, tuple)) or not prompt:
-        kind = "missing" if prompt is None else f"of type {type(prompt).__name__}"
-        raise DataError(where, f"`prompt` is {kind}", "It is a text or a list of chat messages.")
-    for number, message in enumerate(prompt):
-        if not _is_message(message):
-            raise DataError(where, f"prompt[{number}] is not a message with `role` and `content`")
-    if prompt[-1]["role"] == "assistant":
-        raise DataError(where, "`prompt` ends with an assistant turn; that is a response")
-    return [{"role": message["role"], "content": message["content"]} for message in prompt]
-
-
-def _is_message(message: object) -> bool:
-    return isinstance(message, Mapping) and all(
-        isinstance(message.get(key), str) for key in ("role", "content")
-    )
-
-
-def _response_text(where: str, name: str, response: object) -> str:
-    """A text, or a conversation of one assistant message."""
-    if isinstance(response, str):
-        return response
-    if isinstance(response, (list, tuple)) and len(response) == 1 and _is_message(response[0]):
-        message = response[0]
-        if message["role"] == "assistant":
-            return str(message["content"])
-    raise DataError(
-        where, f"`{name}` must be a text or one assistant message, got {response!r:.80}"
-    )
-
-
-def _check_rewards(where: str, rewards: object, count: int) -> list[float]:
+def _parse_rewards(where: str, rewards: object, count: int) -> list[float]:
+    rewards = to_python(rewards)
     if not isinstance(rewards, (list, tuple)):
         raise DataError(where, f"`rewards` must be a list, got {type(rewards).__name__}")
     if len(rewards) != count:
         raise DataError(where, f"{count} responses but {len(rewards)} rewards")
-    for number, reward in enumerate(rewards):
-        numeric = isinstance(reward, (int, float)) and not isinstance(reward, bool)
-        if not numeric or not math.isfinite(reward):
-            raise DataError(where, f"reward {number} is {reward!r}, not a finite number")
-    return [float(reward) for reward in rewards]
+    return [_parse_reward(where, number, reward) for number, reward in enumerate(rewards)]
+
+
+def _parse_reward(where: str, number: int, given: object) -> float:
+    reward = _as_float(to_python(given))
+    if not math.isfinite(reward):
+        raise DataError(where, f"reward {number} is {show(given)}, not a finite number")
+    if abs(reward) > MAX_REWARD:
+        problem = f"reward {number} is {show(given)}, larger than {MAX_REWARD:,} in size"
+        raise DataError(where, problem, "Rescale the rewards, for example to a deviation of 1.")
+    return reward
+
+
+def _as_float(value: object) -> float:
+    """NaN where it is no real number."""
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return sys.float_info.max  # beyond MAX_REWARD, as the value is
+    except ValueError:  # a signalling NaN of Decimal
+        return math.nan

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, InputError
-from .records import BadRows, DataReport, Message, Record, keep_good
+from .messages import Message, one_line
+from .records import BadRows, DataReport, Record, keep_good
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,12 +23,15 @@ PromptFormat = Literal["auto", "chat", "plain"]
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """A prompt and its responses as int32 ids; ``prompt + responses[j]`` is sequence j."""
+    """A prompt and its responses as int32 ids; ``prompt + responses[j]`` is sequence j.
+
+    rewards, preferred: one entry per response, or None where they are not known.
+    """
 
     prompt: Tensor
     responses: list[Tensor]
     rewards: list[float] | None
-    preferred: int | None
+    preferred: list[bool] | None
     where: str
 
 
@@ -71,7 +76,7 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
     """The rows a pair loss can use: preferred response first, then the lowest-rewarded other one.
 
     The preferred one is the paired row's chosen response or the highest reward. Rows without an
-    order (all rewards equal, or one response) are counted in the report.
+    order (all rewards equal, or one response) are dropped and counted in the report.
     """
     pairs = [_as_pair(row) for row in rows]
     found = [pair for pair in pairs if pair is not None]
@@ -80,14 +85,22 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
 
 
 def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
-    """For losses that learn from preferred responses alone: the highest reward is the preferred
-    one where the row names none."""
+    """The rows with their preferred responses marked: a paired row's chosen one, else every
+    response that has the prompt's highest reward. Rows without either stay as they are."""
     return [
-        replace(row, preferred=_argmax(row.rewards))
+        replace(row, preferred=[reward == max(row.rewards) for reward in row.rewards])
         if row.preferred is None and row.rewards is not None
         else row
         for row in rows
     ]
+
+
+def drop_unlabelled(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
+    """The rows that name their preferred response or have rewards that differ: equal rewards call
+    no response desirable and none undesirable. The others are named in the report."""
+    equal = [row.preferred is None and len(set(row.rewards or ())) < 2 for row in rows]
+    report.rows_without_label += [row.where for row, drop in zip(rows, equal, strict=True) if drop]
+    return [row for row, drop in zip(rows, equal, strict=True) if not drop]
 
 
 def shared_start(rows: Sequence[TokenizedRow]) -> int:
@@ -156,7 +169,7 @@ def _tokenize(
         _ids(sequences[0][:boundary]),
         [_ids(sequence[boundary:]) for sequence in sequences],
         record.rewards,
-        record.preferred,
+        _labels(record),
         record.where,
     )
     return _fit(row, options, report)
@@ -180,12 +193,32 @@ def _encode_chat(
         if isinstance(record.prompt, str)
         else record.prompt
     )
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)]
-    for response in record.responses:
-        answer = [*messages, {"role": "assistant", "content": response}]
-        texts.append(tokenizer.apply_chat_template(answer, tokenize=False))
-    prompt, *sequences = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    with _failing_as_bad_row(record, "the chat template"):
+        start = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        texts = [str(start)]
+        for response in record.responses:
+            answer = [*messages, {"role": "assistant", "content": response}]
+            texts.append(str(tokenizer.apply_chat_template(answer, tokenize=False)))
+    prompt, *sequences = _encode(record, texts, tokenizer)
     return prompt, [_cut_after_eos(sequence, tokenizer) for sequence in sequences]
+
+
+def _encode(
+    record: Record, texts: list[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    with _failing_as_bad_row(record, "the tokenizer"):
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@contextmanager
+def _failing_as_bad_row(record: Record, who: str) -> Iterator[None]:
+    """Templates and tokenizers raise exceptions of any class at what they do not take."""
+    try:
+        yield
+    except Exception as error:
+        problem = f"{who} does not take it ({type(error).__name__}: {one_line(error)})"
+        raise DataError(record.where, problem) from error
 
 
 def _cut_after_eos(sequence: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -204,10 +237,16 @@ def _encode_plain(
     texts = [str(record.prompt)] + [f"{record.prompt}{response}" for response in record.responses]
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = _encode(record, texts, tokenizer)
     with_bos = [ids if bos and ids[:1] == bos else bos + ids for ids in encoded]
     prompt, *sequences = with_bos
     return prompt, [ids if eos and ids[-1:] == eos else ids + eos for ids in sequences]
+
+
+def _labels(record: Record) -> list[bool] | None:
+    if record.preferred is None:
+        return None
+    return [position == record.preferred for position in range(len(record.responses))]
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:
@@ -243,31 +282,26 @@ def _take(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:
         row,
         responses=[row.responses[position] for position in kept],
         rewards=None if row.rewards is None else [row.rewards[position] for position in kept],
-        preferred=kept.index(row.preferred) if row.preferred in kept else None,
+        preferred=None if row.preferred is None else [row.preferred[j] for j in kept],
     )
 
 
 def _as_pair(row: TokenizedRow) -> TokenizedRow | None:
-    if len(row.responses) < 2:
+    """The row with its best and its worst response; None where it has no two that differ."""
+    everyone = range(len(row.responses))
+    named = None if row.preferred is None else [j for j in everyone if row.preferred[j]]
+    if named is None and row.rewards is None:
         return None
-    if row.rewards is None:
-        return None if row.preferred is None else _order_pair(row, row.preferred, None)
-    best = _argmax(row.rewards) if row.preferred is None else row.preferred
-    return _order_pair(row, best, row.rewards)
-
-
-def _argmax(rewards: Sequence[float]) -> int:
-    return max(range(len(rewards)), key=rewards.__getitem__)
-
-
-def _order_pair(
-    row: TokenizedRow, best: int, rewards: Sequence[float] | None
-) -> TokenizedRow | None:
-    others = [position for position in range(len(row.responses)) if position != best]
-    worst = others[0] if rewards is None else min(others, key=rewards.__getitem__)
-    if rewards is not None and row.preferred is None and rewards[worst] == rewards[best]:
+    if len(row.responses) < 2 or (named is not None and len(named) in (0, len(everyone))):
         return None
-    return replace(_take(row, [best, worst]), preferred=0)
+    best = named[0] if named else max(everyone, key=(row.rewards or []).__getitem__)
+    others = [j for j in everyone if j != best]
+    worst = others[0] if row.rewards is None else min(others, key=row.rewards.__getitem__)
+    if not named and row.rewards is not None and row.rewards[worst] == row.rewards[best]:
+        return None
+    if len(row.responses) == 2 and row.preferred == [True, False]:
+        return row
+    return replace(_take(row, [best, worst]), preferred=[True, False])
 
 
 def _ids(ids: Sequence[int]) -> Tensor:

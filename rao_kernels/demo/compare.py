@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ..data import Collator, PreferenceDataset, TokenizedRow, TokenizeOptions, l
 from ..data import tokenize_records as tokenize
 from ..hf import attach_fused_head
 from ..refcache import RowValues, score_batch
-from ..train import RAOConfig, RAOTrainer
+from ..train import RAOConfig, RAOTrainer, checkpoints
 from ..types import EngineOptions
 
 
@@ -70,6 +71,8 @@ def train(
 ) -> Run:
     """Train `start` on the rows of `train_file` and save it; `eval_file` holds pairs."""
     folder = output / method.name.lower()
+    if (folder / checkpoints.STATE).exists():
+        shutil.rmtree(folder)  # the model of a demo before this one
     config = RAOConfig(
         output_dir=str(folder),
         ref_cache_dir=str(output / "ref_cache"),

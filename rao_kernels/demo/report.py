@@ -57,7 +57,7 @@ def correlation_within_prompts(left: Tensor, right: Tensor, groups: Tensor) -> f
     """Pearson correlation after each prompt's mean is taken out of both."""
     counts = groups.bincount()
     centred = [
-        value - (torch.zeros(len(counts)).index_add(0, groups, value) / counts)[groups]
+        value - (value.new_zeros(len(counts)).index_add(0, groups, value) / counts)[groups]
         for value in (left, right)
     ]
     return float(torch.corrcoef(torch.stack(centred))[0, 1])

@@ -16,9 +16,12 @@ from . import (
     sft,
     unpaired,
 )
+from ._hyperparameters import meanings
 from ._inputs import LossInputs
+from ._names import ALIASES
 from ._spec import LossSpec, reduce_units
 from ._table import CombinedLoss, Loss, LossTable
+from .rao import fit_log_z0
 from .reward_model import bradley_terry_loss
 
 LOSSES = LossTable(
@@ -39,6 +42,7 @@ LOSSES = LossTable(
 )
 
 __all__ = [
+    "ALIASES",
     "LOSSES",
     "CombinedLoss",
     "Loss",
@@ -46,5 +50,7 @@ __all__ = [
     "LossSpec",
     "LossTable",
     "bradley_terry_loss",
+    "fit_log_z0",
+    "meanings",
     "reduce_units",
 ]

@@ -23,7 +23,7 @@ def _optional(*shapes: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """Log-probabilities and constants a loss is a function of; a loss ignores what it needs not.
+    """Log-probabilities and constants a loss is a function of; each loss reads what it needs.
 
     Sums over tokens are taken in fp64. Nothing here reads a device tensor on the host; tensors
     that live on the CPU are checked, the others are trusted.
@@ -37,7 +37,7 @@ class LossInputs:
         old_token_logps: ``[N]`` under the policy that sampled.
         prompt_logps, ref_prompt_logps: ``[S]`` sums over the prompt after its shared prefix.
         rewards: ``[S]`` explicit rewards. advantages: ``[S]`` or ``[N]``.
-        groups: ``[S]`` which prompt a sequence answers; None: each its own.
+        groups: ``[S]`` int, which prompt a sequence answers, dense from 0; None: each its own.
         preferred: ``[S]`` bool, the chosen one of a pair. gold: ``[S]`` bool, the gold answer.
         values, returns, old_values: a value model's outputs and targets.
         kl_logps, ref_kl_logps: ``[S]`` of mismatched prompt and response.
@@ -82,6 +82,7 @@ class LossInputs:
             if value is not None:
                 self._check_tensor(name, value, shapes)
         self._check_segments()
+        self._check_groups()
 
     def _check_tensor(self, name: str, value: object, shapes: tuple[str, ...]) -> None:
         expected = " or ".join(f"[{', '.join(shape)}]" for shape in shapes)
@@ -108,6 +109,20 @@ class LossInputs:
                 f"sequence numbers from 0 to {self.num_sequences - 1}",
                 f"{int(segments[0])} to {int(segments[-1])}",
             )
+
+    def _check_groups(self) -> None:
+        """Other ids would index past the groups, or into another one."""
+        groups = self.groups
+        if groups is None:
+            return
+        if groups.dtype not in (torch.int64, torch.int32):
+            raise InputError("groups", "int64", groups.dtype)
+        if groups.device.type != "cpu":
+            return
+        present = torch.unique(groups)
+        if not torch.equal(present, torch.arange(len(present), dtype=present.dtype)):
+            fix = "`torch.unique(groups, return_inverse=True)[1]` gives such ids."
+            raise InputError("groups", "ids dense from 0", present.tolist(), fix)
 
     @property
     def logps(self) -> Tensor:

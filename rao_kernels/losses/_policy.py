@@ -9,6 +9,7 @@ probability to the sampling policy's, A the advantage.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, Unpack
@@ -38,7 +39,7 @@ class ClipOptions(TypedDict):
     """Options of PPO's surrogate.
 
     clip_low, clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``.
-    dual_clip: bound on the ratio where the advantage is negative; None for none.
+    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none.
     """
 
     clip_low: float
@@ -49,7 +50,8 @@ class ClipOptions(TypedDict):
 class StdOptions(TypedDict):
     """Options of advantages that are divided by a standard deviation.
 
-    eps: what is added to it. population_std: divide the squares by G instead of G - 1.
+    eps: what is added to the standard deviation.
+    population_std: whether squares are divided by the G responses of the group instead of G - 1.
     """
 
     eps: float
@@ -57,7 +59,12 @@ class StdOptions(TypedDict):
 
 
 class PolicyOptions(ClipOptions):
-    """kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given."""
+    """Options of every policy gradient with a penalty.
+
+    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
+    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
+        `old_token_logps` is not given. Otherwise it is needed.
+    """
 
     kl_beta: float
 
@@ -70,7 +77,7 @@ class GroupOptions(PolicyOptions, StdOptions):
 
 
 def old_token_logps(inputs: LossInputs) -> Tensor:
-    """``[N]`` under the policy that sampled; not given, it is the current one."""
+    """``[N]`` under the policy that sampled; not given (`on_policy`), it is the current one."""
     old = inputs.old_token_logps
     return (inputs.token_logps if old is None else old).detach().double()
 
@@ -275,9 +282,26 @@ def token_mean(values: Tensor) -> Tensor:
 
 # Rows of the table.
 
+
+def with_on_policy(terms: Callable[..., Terms]) -> Callable[..., Terms]:
+    """`terms` with the hyperparameter `on_policy`: ratios against the policy as it is now."""
+
+    @functools.wraps(terms)
+    def switched(inputs: LossInputs, *, on_policy: bool, **hyper: Any) -> Terms:
+        if on_policy and inputs.old_token_logps is not None:
+            raise InputError("old_token_logps", "None with on_policy=True", "a tensor")
+        return terms(inputs, **hyper)
+
+    return switched
+
+
+# Without old log-probs a ratio would be 1 whatever sampled the responses.
+OLD_WAIVED = {"old_token_logps": (("on_policy", True),)}
+
 STD = {"eps": 1e-4, "population_std": False}
-SOFT = {"kl_beta": 0.0, **STD}
-PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, "kl_beta": 0.0}
+RATIO = {"kl_beta": 0.0, "on_policy": False}
+SOFT = {**RATIO, **STD}
+PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, **RATIO}
 GROUPED = {**PPO, **STD}
 STD_NOTE = (
     "Advantages: eps 1e-4 beside the sample's standard deviation is TRL's; verl has 1e-6, HALOs "
@@ -291,7 +315,8 @@ DUAL_NOTE = (
 KL_NOTE = (
     "The k3 penalty is off unless kl_beta is given, also with a reference; the GRPO paper has "
     "0.04. verl holds its exponent at 20 and its value at 10, without gradient beyond; here "
-    "exponentials, ratios among them, go on as their tangent from 70."
+    "exponentials, ratios among them, continue as their tangent from e^20 on, so that no gradient "
+    "exceeds 5e8 times the advantage and a global norm stays finite."
 )
 
 
@@ -307,12 +332,12 @@ def row(
     return LossSpec(
         name=name,
         unit=unit,
-        terms=terms,
+        terms=with_on_policy(terms),
         weights=sequence_weights if unit == "sequence" else token_weights,
-        needs=("advantages|rewards", "ref_token_logps"),
-        optional=("groups", "old_token_logps"),
+        needs=("advantages|rewards", "old_token_logps", "ref_token_logps"),
+        optional=("groups",),
         defaults=defaults,
         paper=paper,
-        waived={"ref_token_logps": (("kl_beta", 0.0),)},
+        waived={"ref_token_logps": (("kl_beta", 0.0),), **OLD_WAIVED},
         notes=notes,
     )

@@ -35,6 +35,7 @@ class LossSpec:
         defaults: every hyperparameter and its default.
         paper: where the formula comes from.
         waived: input -> (hyperparameter, value) pairs under any of which that input is not read.
+        probabilities: inputs whose values are probabilities, from 0 to 1.
         notes: what public implementations do otherwise, and which option reproduces them.
     """
 
@@ -48,6 +49,7 @@ class LossSpec:
     waived: Mapping[str, tuple[tuple[str, Any], ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    probabilities: tuple[str, ...] = ()
 
     def __call__(
         self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any
@@ -78,6 +80,10 @@ class LossSpec:
 
         return tuple(need for need in self.needs if not waived(need))
 
+    def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:
+        """Each loss this is a sum of, here itself, with all its hyperparameters."""
+        return ((self, self.bind(hyper)),)
+
     def count_units(self, inputs: LossInputs) -> Tensor:
         """Number of units (fp64 scalar): what a caller sums over micro-batches and ranks."""
         return self.weights(inputs).sum()
@@ -88,8 +94,31 @@ class LossSpec:
             if all(getattr(inputs, name) is None for name in alternatives):
                 names = " or ".join(f"`{name}`" for name in alternatives)
                 raise InputError(
-                    alternatives[0], f"a tensor: the loss `{self.name}` needs {names}", None
+                    alternatives[0],
+                    f"a tensor: the loss `{self.name}` needs {names}",
+                    None,
+                    _FIXES.get(need, ""),
                 )
+        for name in self.probabilities:
+            _check_probabilities(name, inputs, self.name)
+
+
+# What to do about an input that is missing.
+_FIXES = {
+    "old_token_logps": "Give the log-probs under the policy that sampled the responses, or "
+    "`on_policy=True` where that is the policy as it is now: ratios are 1 then."
+}
+
+
+def _check_probabilities(name: str, inputs: LossInputs, loss: str) -> None:
+    """Checked on the CPU; reading another device's values would stop the host."""
+    values: Tensor = getattr(inputs, name)
+    if values.device.type != "cpu" or not values.numel():
+        return
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):
+        expected = f"probabilities from 0 to 1, which is what the loss `{loss}` reads them as"
+        raise InputError(name, expected, f"{low:g} to {high:g}")
 
 
 def reduce_units(values: Tensor, weights: Tensor, normalizer: Tensor | float | None) -> Tensor:

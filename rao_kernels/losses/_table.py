@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,28 @@ from torch import Tensor
 from ..errors import InputError
 from ..types import LossOutput
 from ._inputs import LossInputs
+from ._names import ALIASES, advice, spelled
 from ._spec import LossSpec, Unit
 
 
 class LossTable(Mapping[str, LossSpec]):
-    """Losses by name."""
+    """Losses by name: by key, or by a name that papers and other libraries use (`ALIASES`).
+
+    Iteration gives keys alone. Case, hyphens and underscores make no difference.
+    """
 
     def __init__(self, rows: Iterable[LossSpec]) -> None:
         self._rows = {row.name: row for row in rows}
 
     def __getitem__(self, name: str) -> LossSpec:
-        return self._rows[name]
+        return self._rows[_key(name)]
+
+    def find(self, name: str, argument: str = "loss") -> LossSpec:
+        """The loss `name`; where there is none, an `InputError` about `argument` that helps."""
+        if name not in self:
+            known = f"one of {', '.join(self)}"
+            raise InputError(argument, known, repr(name), advice(name, self))
+        return self[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -30,17 +42,22 @@ class LossTable(Mapping[str, LossSpec]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def combine(self, weights: Mapping[str, float]) -> CombinedLoss:
+    def combine(self, weights: Mapping[str, float], argument: str = "weights") -> CombinedLoss:
         """``sum_k weights[k] * loss_k``: usable wherever a loss is.
 
+        `argument` names the weights in errors.
         Example: ``LOSSES.combine({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
         """
         if not weights:
-            raise InputError("weights", "at least one loss", weights)
-        for name in weights:
-            if name not in self:
-                raise InputError("weights", f"names out of {', '.join(self)}", repr(name))
-        return CombinedLoss(tuple((self[name], float(w)) for name, w in weights.items()))
+            raise InputError(argument, "at least one loss", weights)
+        for name, weight in weights.items():
+            numeric = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not numeric or not math.isfinite(weight):
+                raise InputError(argument, f"a finite weight for {name!r}", repr(weight))
+        parts = tuple((self.find(name, argument), float(w)) for name, w in weights.items())
+        if len({spec.name for spec, _ in parts}) < len(parts):
+            raise InputError(argument, "each loss once", list(weights))
+        return CombinedLoss(parts)
 
 
 @dataclass(frozen=True)
@@ -82,11 +99,10 @@ class CombinedLoss:
         self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any
     ) -> LossOutput:
         """The loss of `inputs`; `normalizer`: None, or one number per part as `count_units`."""
-        self.bind(hyper)
         units = self._normalizers(normalizer)
         outputs = [
-            spec(inputs, normalizer=own, **self._own(spec, hyper))
-            for (spec, _), own in zip(self.parts, units, strict=True)
+            spec(inputs, normalizer=own, **bound)
+            for (spec, bound), own in zip(self.bound_parts(hyper), units, strict=True)
         ]
         weighted = [(weight, out) for (_, weight), out in zip(self.parts, outputs, strict=True)]
         metrics: dict[str, Tensor] = {}
@@ -106,26 +122,31 @@ class CombinedLoss:
             for name in spec.defaults
             for key in (name, f"{spec.name}.{name}")
         ]
+        hyper = {_dotted_key(name): value for name, value in hyper.items()}
         for name in hyper:
             if name not in known:
                 plain = ", ".join(dict.fromkeys(key for key in known if "." not in key))
                 raise InputError(name, f"a hyperparameter of `{self.name}` ({plain})", "another")
         return {**self.defaults, **hyper}
 
+    def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:
+        """Each part with all its hyperparameters: its defaults, what is given by name, and over
+        both what is given to this part."""
+        given = self.bind(hyper)
+        return tuple((spec, spec.bind(_own(spec, given))) for spec, _ in self.parts)
+
     def required_inputs(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
         """What any part needs under these hyperparameters."""
-        return _union(spec.required_inputs(self._own(spec, hyper)) for spec, _ in self.parts)
+        return _union(spec.required_inputs(bound) for spec, bound in self.bound_parts(hyper))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Further inputs that any part reads where they are given."""
+        return _union(spec.optional for spec, _ in self.parts)
 
     def count_units(self, inputs: LossInputs) -> Tensor:
         """``[parts]`` number of units of each."""
         return torch.stack([spec.count_units(inputs) for spec, _ in self.parts])
-
-    def _own(self, spec: LossSpec, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """Hyperparameters of one part; those that name it win."""
-        shared = {name: value for name, value in hyper.items() if name in spec.defaults}
-        prefix = f"{spec.name}."
-        named = {name: value for name, value in hyper.items() if name.startswith(prefix)}
-        return shared | {name.removeprefix(prefix): value for name, value in named.items()}
 
     def _normalizers(self, normalizer: Tensor | float | None) -> list[Tensor | None]:
         if normalizer is None:
@@ -137,6 +158,26 @@ class CombinedLoss:
 
 
 Loss = LossSpec | CombinedLoss
+
+
+def _key(name: str) -> str:
+    """The key that `name` stands for; `name` itself where it stands for none."""
+    plain = spelled(name)
+    return ALIASES.get(plain, plain)
+
+
+def _dotted_key(name: str) -> str:
+    """``part.hyperparameter`` with the part's key; a plain name as it is."""
+    part, dot, hyper = name.rpartition(".")
+    return f"{_key(part)}.{hyper}" if dot else name
+
+
+def _own(spec: LossSpec, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of one part; those that name it win."""
+    shared = {name: value for name, value in hyper.items() if name in spec.defaults}
+    prefix = f"{spec.name}."
+    named = {name: value for name, value in hyper.items() if name.startswith(prefix)}
+    return shared | {name.removeprefix(prefix): value for name, value in named.items()}
 
 
 def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -130,7 +130,12 @@ def group_sizes(inputs: LossInputs) -> Tensor:
     """``[S]`` number of sequences in the group of each."""
     if inputs.groups is None:
         return torch.ones(inputs.num_sequences, dtype=torch.int64, device=inputs.token_logps.device)
-    groups = inputs.groups.contiguous()
+    return sizes_of(inputs.groups)
+
+
+def sizes_of(groups: Tensor) -> Tensor:
+    """``[S]`` how often each entry of `groups` ``[S]`` occurs."""
+    groups = groups.contiguous()
     ordered = groups.sort().values
     after = torch.searchsorted(ordered, groups, right=True)
     return after - torch.searchsorted(ordered, groups)

@@ -17,17 +17,31 @@ from ._spec import LossSpec
 from ._terms import Terms, group_sum, prompt_weights, weighted_mean
 
 
-def grao(inputs: LossInputs, *, beta: float, lam: float, **options: Unpack[StdOptions]) -> Terms:
+def grao(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    lam: float,
+    gold_in_statistics: bool,
+    **options: Unpack[StdOptions],
+) -> Terms:
     """GRAO: ``-mean_i [A_i J_i + lam A_i (J_i - J_y)] - beta A_y J_y``, mean over prompts.
 
     J is the mean token log-probability of a sampled response i, or of the gold answer y;
-    ``A = (r - mean_g(r)) / (std_g(r) + eps)`` with the statistics of the samples alone
-    (arXiv 2508.07750). Values ``[S]``: each response has its prompt's.
+    ``A = (r - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2508.07750). Values ``[S]``: each response has
+    its prompt's.
+
+    Args:
+        beta: weight of the imitation of the gold answer.
+        lam: weight of the gap between samples and gold answer.
+        gold_in_statistics: whether mean_g and std_g are over the samples and the gold answer, which
+            bounds the gold answer's advantage, or over the samples alone.
     """
     gold = inputs.require("gold").bool()
+    counted = None if gold_in_statistics else ~gold
     advantages = policy.advantages_of(
         inputs,
-        lambda: policy.standardized(inputs.require("rewards"), inputs, ~gold, **options),
+        lambda: policy.standardized(inputs.require("rewards"), inputs, counted, **options),
     )
     logps = inputs.token_logps.double()
     samples = group_sum((~gold).double(), inputs).clamp(min=1)
@@ -48,13 +62,20 @@ ROWS: tuple[LossSpec, ...] = (
         terms=grao,
         weights=prompt_weights,
         needs=("advantages|rewards", "groups", "gold"),
-        defaults={"beta": 0.5, "lam": 0.6, "eps": 1e-4, "population_std": True},
+        defaults={
+            "beta": 0.5,
+            "lam": 0.6,
+            "gold_in_statistics": False,
+            "eps": 1e-4,
+            "population_std": True,
+        },
         paper="Group Relative Alignment Optimization, arXiv 2508.07750",
         notes=(
-            "The paper leaves open whether the statistics include the gold answer: they do not "
-            "here. Where all samples have one reward, the gold answer's advantage is what it has "
-            "beyond them over eps: raise eps to bound it, or give `advantages`. A negative one "
-            "pushes the gold answer down without bound, as in the paper.",
+            "Eq. 4 averages over the G samples (the default); the text also speaks of one group "
+            "with the gold answer, which is `gold_in_statistics=True`. Without it, where all "
+            "samples have one reward, the gold answer's advantage is what it has beyond them over "
+            "eps: 10,000 for samples of 0 and a gold answer of 1, where the other choice gives "
+            "sqrt(G). A negative one pushes the gold answer down without bound, as in the paper.",
         ),
     ),
 )

@@ -25,7 +25,11 @@ from ._terms import (
 
 
 def infonca(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
-    """InfoNCA: ``-sum_i p_i log q_i``, mean over prompts (arXiv 2402.05369)."""
+    """InfoNCA: ``-sum_i p_i log q_i``, mean over prompts (arXiv 2402.05369).
+
+    Args:
+        alpha: temperature of the softmax over rewards; towards 0 the best response takes all.
+    """
     scores, target = _scores_and_target(inputs, beta, alpha)
     return _terms(inputs, scores, group_sum(-target.exp() * _log_softmax(scores, inputs), inputs))
 
@@ -34,6 +38,9 @@ def nca(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
     """NCA: ``sum_i [p_i sp(-beta D_i) + sp(beta D_i) / K]``, mean over prompts (arXiv 2402.05369).
 
     No response's gradient depends on another's log-probability.
+
+    Args:
+        alpha: temperature of the softmax over rewards; towards 0 the best response takes all.
     """
     scores, target = _scores_and_target(inputs, beta, alpha)
     wanted = group_sum(target.exp() * logistic(scores), inputs)
@@ -41,7 +48,11 @@ def nca(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
 
 
 def exo(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
-    """EXO: ``sum_i q_i (log q_i - log p_i)``, mean over prompts (arXiv 2402.00856)."""
+    """EXO: ``sum_i q_i (log q_i - log p_i)``, mean over prompts (arXiv 2402.00856).
+
+    Args:
+        alpha: temperature of the softmax over rewards; towards 0 the best response takes all.
+    """
     scores, target = _scores_and_target(inputs, beta, alpha)
     found = _log_softmax(scores, inputs)
     return _terms(inputs, scores, group_sum(found.exp() * (found - target), inputs))

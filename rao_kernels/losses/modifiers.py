@@ -33,9 +33,11 @@ from ._terms import (
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 Surrogate = Callable[[Tensor], Tensor]
 
-# Beyond this exponent an exponential goes on as its tangent: e^70 times a log-ratio of 1e4 is
-# still a fp32 number, and a constant instead would stop the gradient where it matters most.
-MAX_EXPONENT = 70.0
+# Beyond this exponent an exponential continues as its tangent. The slope e^20 = 5e8 is what caps
+# the factor of every gradient: with larger ones the squares that a global norm sums overflow in
+# fp32, and clipping to an infinite norm sets the whole step to zero. A constant beyond would stop
+# the gradient where it matters most.
+MAX_EXPONENT = 20.0
 
 
 class PairOptions(TypedDict):
@@ -44,8 +46,8 @@ class PairOptions(TypedDict):
     ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO,
         arXiv 2409.06411).
     ld_reference: whether those weights apply to the reference too.
-    wpo: weigh each pair by the product of its responses' ``exp(mean(l_t - log sum_v p_v^2))``,
-        without gradient (WPO, arXiv 2406.11827); "clamped": the product is at most 1.
+    wpo: True weighs each pair, without gradient, by the product of its responses'
+        ``exp(mean(l_t - log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1.
     """
 
     ld_alpha: float
@@ -56,8 +58,8 @@ class PairOptions(TypedDict):
 class ScoreOptions(PairOptions):
     """Options of every function of the margin: there the log-partition function cancels.
 
-    f_divergence: which divergence to the reference the reward is regularised by (f-DPO,
-        arXiv 2309.16240); its derivative replaces D.
+    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
+        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL.
     """
 
@@ -80,8 +82,9 @@ NOTES = (
 )
 SCORE_NOTES = (
     *NOTES,
-    "f_alpha is the paper's; TRL's f_alpha_divergence_coef is 1 minus it. Scores agree up to a "
-    "constant, which cancels. Where exponents are capped, TRL's gradient stops; ours goes on.",
+    "f_alpha is the paper's; TRL's f_alpha_divergence_coef is 1 minus it. Scores are TRL's, the "
+    "constant included, which matters where they are divided by lengths. Exponentials continue as "
+    "their tangent from e^20 on; TRL's overflow, or stop the gradient at e^80.",
 )
 
 
@@ -104,7 +107,7 @@ def pair_ratios(inputs: LossInputs, pairs: Pairs, *, ld_alpha: float, ld_referen
 
 
 def divergence_scores(ratios: Tensor, divergence: Divergence, alpha: float) -> Tensor:
-    """``f'(e^D)`` up to a constant: D, ``1 - e^-D``, ``log(2 sigmoid(D))``, ``(1 - e^-aD)/a``."""
+    """``f'(e^D)``: D, ``1 - e^-D``, ``log(2 sigmoid(D))``, ``(1 - e^-aD)/a``; 0 at D = 0."""
     if divergence not in get_args(Divergence):
         raise InputError("f_divergence", f"one of {get_args(Divergence)}", repr(divergence))
     if divergence == "js":

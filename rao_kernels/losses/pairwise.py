@@ -59,6 +59,9 @@ def robust(
     """Robust DPO: ``((1 - e) sp(-u) - e sp(u)) / (1 - 2 e)`` (arXiv 2403.00409).
 
     Equal to ``sp(-u) - e u / (1 - 2 e)``, which is how it is computed; not bounded below.
+
+    Args:
+        label_smoothing: e, the share of flipped labels, from 0 to below 1/2.
     """
     check_positive("beta", beta)
     if not 0 <= label_smoothing < 0.5:
@@ -81,8 +84,11 @@ def ipo(
 ) -> Terms:
     """IPO: ``(h - 1 / (2 tau))^2`` (arXiv 2310.12036).
 
-    D is the paper's sum over tokens, or with `length_normalized` the mean. The implicit rewards
-    are tau D.
+    The implicit rewards are tau D.
+
+    Args:
+        tau: strength of the pull to the reference: the margin's target is 1 / (2 tau).
+        length_normalized: whether D is a mean over tokens instead of the paper's sum.
     """
     check_positive("tau", tau)
 
@@ -116,7 +122,11 @@ def hinge(
 def exo_pair(
     inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
-    """EXO: KL of Bernoulli(sigmoid(u)) to Bernoulli(1 - e) (arXiv 2402.00856)."""
+    """EXO: KL of Bernoulli(sigmoid(u)) to Bernoulli(1 - e) (arXiv 2402.00856).
+
+    Args:
+        label_smoothing: e, the target probability of the rejected response, above 0 and below 1.
+    """
     check_positive("beta", beta)
     if not 0 < label_smoothing < 1:
         fix = "The target probability of the rejected response; the paper recommends 1e-3."
@@ -135,6 +145,9 @@ def discopop(
     """DiscoPOP: ``(1 - g) sp(-u) + g exp(-u)``, ``g = sigmoid(u / tau)`` (arXiv 2406.08414).
 
     At u = 0 the slope is positive for tau = 0.05: the first step shrinks the margin.
+
+    Args:
+        tau: temperature of the gate g between the logistic and the exponential loss.
     """
     check_positive("beta", beta)
     check_positive("tau", tau)
@@ -156,7 +169,8 @@ def r_dpo(
 ) -> Terms:
     """Length-regularised DPO: ``sp(-(u + alpha (n_w - n_l)))`` (arXiv 2403.19159).
 
-    alpha is a cost per token on the reward: a chosen response that is longer teaches less.
+    Args:
+        alpha: cost per token on the reward: a chosen response that is longer teaches less.
     """
     check_positive("beta", beta)
     pairs = pair_up(inputs)

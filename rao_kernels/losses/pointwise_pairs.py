@@ -25,6 +25,10 @@ def cal_dpo(
     """Cal-DPO: ``sp(-h) + w ((D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2)``.
 
     The contrastive term has no beta (arXiv 2412.14516).
+
+    Args:
+        beta: strength of the pull to the reference: the targets of D are +-1 / (2 beta).
+        calibration_weight: w, of the two squares beside the contrastive term.
     """
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -38,6 +42,9 @@ def sppo_hard(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]
     """SPPO at win probabilities 1 and 0: ``(D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2``.
 
     arXiv 2405.00675, beta = 1 / eta.
+
+    Args:
+        beta: strength of the pull to the reference: the targets of D are +-1 / (2 beta).
     """
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -57,6 +64,9 @@ def dpop(
     """DPO-Positive: ``sp(-beta (h - dpop_lambda max(0, -D_w)))`` (arXiv 2402.13228).
 
     The penalty stands inside the sigmoid: a chosen response below the reference counts against.
+
+    Args:
+        dpop_lambda: weight of that penalty.
     """
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -68,7 +78,11 @@ def dpop(
 def dpo_shift(
     inputs: LossInputs, *, beta: float, shift: float, **options: Unpack[PairOptions]
 ) -> Terms:
-    """DPO-Shift: ``sp(-beta (D_w - shift D_l))`` (arXiv 2502.07599); a shift of 1 is DPO."""
+    """DPO-Shift: ``sp(-beta (D_w - shift D_l))`` (arXiv 2502.07599).
+
+    Args:
+        shift: weight of the rejected response, from 0 to 1; 1 is DPO.
+    """
     check_fraction("shift", shift)
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -109,7 +123,8 @@ def bco_pair(
 ) -> Terms:
     """BCO on pairs: ``sp(-(a_w - delta)) + sp(a_l - delta)`` (arXiv 2404.04656).
 
-    delta: a running mean of the implicit rewards a, kept by the caller; without gradient.
+    Args:
+        delta: a running mean of the implicit rewards a, kept by the caller; without gradient.
     """
     level = delta.detach().double() if isinstance(delta, Tensor) else delta
 

@@ -33,6 +33,10 @@ def ppo(
 
     ``E = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2`` with the
     value model's V and the returns R (arXiv 1707.06347).
+
+    Args:
+        value_coef: weight of the value model's error; 0 leaves the policy's part alone.
+        value_clip: how far V may leave V_old before its error is held; None for the plain error.
     """
     advantages = policy.spread(inputs.require("advantages"), inputs).detach()
     terms = _clipped(inputs, policy.token_log_ratios(inputs), advantages, policy.tokens, **options)
@@ -69,7 +73,10 @@ def dr_grpo(
 ) -> Terms:
     """Dr. GRPO: ``sum_t -min(rho_t A_i, clip(rho_t) A_i) / L``, mean over sequences.
 
-    ``A_i = r_i - mean_g(r)``; L is `max_completion_length`, 1 for None (arXiv 2503.20783).
+    ``A_i = r_i - mean_g(r)`` (arXiv 2503.20783).
+
+    Args:
+        max_completion_length: L, the generation budget in tokens; None for 1.
     """
     length = 1.0 if max_completion_length is None else max_completion_length
     check_positive("max_completion_length", length)
@@ -123,6 +130,9 @@ def rloo(inputs: LossInputs, *, kl_beta: float, **clip: Unpack[ClipOptions]) -> 
 
     ``w_i = exp(sum_t log rho_t)``; ``A_i = R_i - mean of the others' R`` in the group;
     ``R_i = r_i - kl_beta log(pi_old / pi_ref)`` (arXiv 2402.14740).
+
+    Args:
+        kl_beta: weight of the penalty to the reference, which is part of the reward; 0 is none.
     """
     if kl_beta != 0 and inputs.advantages is not None:
         raise InputError("kl_beta", "0 with advantages given: a penalty is part of them", kl_beta)
@@ -176,16 +186,17 @@ ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="ppo",
         unit="token",
-        terms=ppo,
+        terms=policy.with_on_policy(ppo),
         weights=policy.token_weights,
-        needs=("advantages", "values", "returns", "ref_token_logps"),
-        optional=("old_token_logps", "old_values"),
+        needs=("advantages", "values", "returns", "old_token_logps", "ref_token_logps"),
+        optional=("old_values",),
         defaults={**policy.PPO, "value_coef": 0.1, "value_clip": 0.2},
         paper="Proximal Policy Optimization, arXiv 1707.06347",
         waived={
             "values": (("value_coef", 0.0),),
             "returns": (("value_coef", 0.0),),
             "ref_token_logps": (("kl_beta", 0.0),),
+            **policy.OLD_WAIVED,
         },
         notes=(
             "Advantages and returns come from the rollout: the reward with its KL penalty, "
@@ -252,13 +263,13 @@ ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="rloo",
         unit="sequence",
-        terms=rloo,
+        terms=policy.with_on_policy(rloo),
         weights=sequence_weights,
-        needs=("advantages|rewards", REFERENCE),
-        optional=("groups", "old_token_logps"),
+        needs=("advantages|rewards", "old_token_logps", REFERENCE),
+        optional=("groups",),
         defaults=policy.PPO,
         paper="REINFORCE Leave-One-Out, arXiv 2402.14740",
-        waived={REFERENCE: (("kl_beta", 0.0),)},
+        waived={REFERENCE: (("kl_beta", 0.0),), **policy.OLD_WAIVED},
         notes=(
             "The penalty is part of the reward, as in the paper and TRL (its beta is 0.05), not "
             "added to the loss. The clip is TRL's; on policy it does nothing.",

@@ -33,6 +33,9 @@ def gmpo(
 
     ``k_t = min(log rho_t, clip_high)`` where A_i >= 0, else ``max(log rho_t, -clip_low)``;
     ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2507.20673).
+
+    Args:
+        clip_low, clip_high: the log-ratio counts within ``[-clip_low, clip_high]``.
     """
     low, high = -policy.check_clip("clip_low", clip_low), policy.check_clip("clip_high", clip_high)
     advantages = policy.standardized_advantages(inputs, **options)
@@ -84,8 +87,11 @@ def sapo(
 ) -> Terms:
     """SAPO: ``mean_t -(4 / T) sigmoid(T (rho_t - 1)) A_i``, mean over sequences.
 
-    T is `temperature_pos` where A_i > 0, else `temperature_neg`;
     ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2511.20347).
+
+    Args:
+        temperature_pos: T where A_i > 0.
+        temperature_neg: T elsewhere.
     """
     check_positive("temperature_pos", temperature_pos)
     check_positive("temperature_neg", temperature_neg)
@@ -109,8 +115,12 @@ def vespo(
 ) -> Terms:
     """VESPO: ``-sg(exp(lam + k log w_i - lam w_i)) A_i l_t``, mean over tokens.
 
-    ``log w_i = sum_t log rho_t``; of `k` and `lam` the first where A_i >= 0, else the second;
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2602.10693).
+    ``log w_i = sum_t log rho_t``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``
+    (arXiv 2602.10693).
+
+    Args:
+        k: power of the ratio w, a pair: where A_i >= 0, and elsewhere.
+        lam: rate at which the weight decays in w, a pair likewise.
     """
     advantages = policy.standardized_advantages(inputs, **options)
     ratios = policy.sequence_log_ratios(inputs).detach()

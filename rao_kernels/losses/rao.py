@@ -1,22 +1,25 @@
 """Reward Alignment Optimization: regress the log-ratio onto the explicit reward.
 
 With the response's log-ratio D to the reference and the prompt's log-ratio DX after the prefix
-all prompts share, prefix consistency of the optimal policy gives its log-partition function as
+all prompts share, prefix consistency (Eq. 6) gives the log-partition function of the optimal policy
+as
 
     log Z(x) = log Z0 + DX,      log Z0 = log Z(t0), one number for all prompts,
 
-so that every residual ``r - beta (D + log Z(x))`` vanishes at the optimum.
+so that every residual ``r - beta (D + log Z(x))`` vanishes at the optimum. What the number Z0 of
+the paper means, and how it is chosen, is in docs/rao.md.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, OneSidedTargetsWarning
 from ._inputs import LossInputs
 from ._spec import REFERENCE, LossSpec
 from ._terms import (
@@ -26,25 +29,34 @@ from ._terms import (
     prompt_log_ratios,
     prompt_weights,
     reward_preference_metrics,
+    sizes_of,
     weighted_mean,
 )
 
 PromptTerm = Literal["detached", "none", "grad", "eq7_literal"]
+LogZ0Estimate = Literal["auto", "logmeanexp"]
 
 
 def rao(
-    inputs: LossInputs, *, beta: float, log_z0: float | Literal["auto"], prompt_term: PromptTerm
+    inputs: LossInputs,
+    *,
+    beta: float,
+    log_z0: float | LogZ0Estimate,
+    prompt_term: PromptTerm,
 ) -> Terms:
     """``(r - beta (D + log_z0 + DX))^2`` per response; mean over prompts of means over responses.
 
-    Args:
-        beta: strength of the pull to the reference.
-        log_z0: log Z(t0) in nats; "auto" is the mean over prompts of the mean reward, over beta.
-        prompt_term: "detached": DX without gradient (Algorithm 1). "none": DX = 0. "grad": DX
-            with gradient (Eq. 8). "eq7_literal": the offset is ``log_z0 * exp(DX)``, without
-            gradient, reading the number as the linear Z0 of Eq. 7.
-
     Values ``[S]``; dL/dD = -2 beta residual / (prompts * responses of the prompt).
+
+    Args:
+        beta: strength of the pull to the reference, in reward per nat.
+        log_z0: log Z(t0) in nats, a number (the paper's best is 50), or an estimate of it by
+            `fit_log_z0` from the rewards given: "auto", their mean over beta, a lower bound that
+            centres the targets; "logmeanexp", log mean exp(r / beta), of `ref_rewards` where those
+            are given. The trainer makes the estimate once, from the whole training set.
+        prompt_term: how DX enters. "detached": without gradient (Algorithm 1). "none": DX = 0.
+            "grad": with gradient (Eq. 8). "eq7_literal": the offset is ``log_z0 * exp(DX)``,
+            without gradient, which reads the number as the linear Z0 of Eq. 7.
     """
     check_positive("beta", beta)
     rewards = inputs.require("rewards").double()
@@ -52,19 +64,75 @@ def rao(
     offset = beta * _log_partition(inputs, level, prompt_term)
     implicit = beta * log_ratios(inputs)
     residual = rewards - offset - implicit
+    _warn_of_one_sign(rewards - offset)
     return Terms(
         residual.square(),
         {"rao/log_z0": level, **_metrics(inputs, beta, offset, implicit, residual)},
     )
 
 
+def fit_log_z0(
+    rewards: Tensor,
+    beta: float,
+    groups: Tensor | None = None,
+    method: LogZ0Estimate = "auto",
+) -> Tensor:
+    """Estimate log Z(t0) in nats from rewards; every prompt counts the same. A fp64 scalar.
+
+    ``Z(t0) = E[exp(r / beta)]`` over prompts and responses as the reference writes them.
+
+    Args:
+        rewards: ``[S]``, S >= 1.
+        beta: of the loss.
+        groups: ``[S]`` which prompt each reward belongs to, any ids; None: each its own.
+        method: "auto": mean of ``r / beta``, with which the targets ``r / beta - log_z0`` average
+            to zero. "logmeanexp": ``log mean exp(r / beta)``; the highest rewards govern it where
+            beta is small. Of samples from the reference the second converges to log Z(t0), and
+            the first is a lower bound by Jensen's inequality.
+    """
+    check_positive("beta", beta)
+    if method not in get_args(LogZ0Estimate):
+        raise InputError("method", f"one of {get_args(LogZ0Estimate)}", repr(method))
+    if rewards.numel() == 0:
+        raise InputError("rewards", "at least one", "none")
+    scaled = rewards.double() / beta
+    weights = torch.ones_like(scaled) if groups is None else sizes_of(groups).double().reciprocal()
+    weights = weights / weights.sum()
+    if method == "auto":
+        return (weights * scaled).sum()
+    return (scaled + weights.log()).logsumexp(0)
+
+
 def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
-    rewards = inputs.require("rewards").double()
+    rewards, groups = inputs.require("rewards"), inputs.groups
     if log_z0 == "auto":
-        return weighted_mean(rewards, prompt_weights(inputs)) / beta
+        return fit_log_z0(rewards, beta, groups, "auto")
+    if log_z0 == "logmeanexp":
+        if inputs.ref_rewards is not None:
+            rewards, groups = inputs.ref_rewards, inputs.ref_reward_groups
+        return fit_log_z0(rewards, beta, groups, "logmeanexp")
     if isinstance(log_z0, str) or not math.isfinite(log_z0):
-        raise InputError("log_z0", "a finite number of nats, or 'auto'", repr(log_z0))
-    return rewards.new_full((), log_z0)
+        expected = "a finite number of nats, 'auto' or 'logmeanexp'"
+        raise InputError("log_z0", expected, repr(log_z0))
+    return rewards.new_full((), log_z0, dtype=torch.float64)
+
+
+def _warn_of_one_sign(targets: Tensor) -> None:
+    """Say so where every response is to gain, or every one to lose, probability.
+
+    Only on the CPU, where looking costs nothing, and of two responses or more.
+    """
+    if targets.device.type != "cpu" or targets.numel() < 2:
+        return
+    targets = targets.detach()
+    if bool((targets > 0).all()) or bool((targets < 0).all()):
+        warnings.warn(
+            "every target of this call has one sign: all its responses are to move in one "
+            "direction from the reference. log_z0 is far from the rewards' level over beta; "
+            "log_z0='auto' centres the targets",
+            OneSidedTargetsWarning,
+            stacklevel=4,
+        )
 
 
 def _log_partition(inputs: LossInputs, log_z0: Tensor, prompt_term: PromptTerm) -> Tensor:
@@ -113,8 +181,14 @@ ROWS: tuple[LossSpec, ...] = (
         terms=rao,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "prompt_logps", "ref_prompt_logps"),
+        optional=("groups", "ref_rewards", "ref_reward_groups"),
         defaults={"beta": 0.1, "log_z0": 50.0, "prompt_term": "detached"},
         paper="Reward Alignment Optimization, Algorithm 1",
+        notes=(
+            "Z0 is read as log Z(t0) in nats: the paper searches it over negative numbers too, "
+            "which have no log. Eq. 7 prints no log; Eq. 5, 6, 8 and Algorithm 1 have one "
+            "(docs/rao.md). The defaults here are the paper's; the trainer's is log_z0='auto'.",
+        ),
         waived={
             "prompt_logps": (("prompt_term", "none"),),
             "ref_prompt_logps": (("prompt_term", "none"),),

@@ -29,12 +29,13 @@ from ._terms import (
 )
 from .modifiers import expm1, smoothed
 
-# A mean log-probability is held below this: at 0 the odds are infinite.
-_ALMOST_CERTAIN = -1e-12
-
 
 def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: float) -> Terms:
-    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734)."""
+    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734).
+
+    Args:
+        beta: scale of the implicit reward, beta times the mean log-probability.
+    """
     scores = check_positive("beta", beta) * per_token(inputs.logps, inputs)
     return _beyond_margin(inputs, scores, gamma, label_smoothing)
 
@@ -44,7 +45,11 @@ def alphapo(
 ) -> Terms:
     """AlphaPO: ``sp(gamma - (R_w - R_l))``, ``R = beta (1 - exp(-alpha lbar)) / alpha``.
 
-    Mean over pairs. Alpha 0 is SimPO (arXiv 2501.03884).
+    Mean over pairs (arXiv 2501.03884).
+
+    Args:
+        beta: scale of the implicit reward R.
+        alpha: shape of the reward; 0 is SimPO.
     """
     means = per_token(inputs.logps, inputs)
     shaped = means if alpha == 0 else -expm1(-alpha * means) / alpha
@@ -60,7 +65,11 @@ def _beyond_margin(
 
 
 def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: float) -> Terms:
-    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417)."""
+    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417).
+
+    Args:
+        beta: scale of the implicit reward, beta times the log-probability.
+    """
     scores = check_positive("beta", beta) * inputs.logps
     terms = pair_terms(inputs, scores, smoothed(logistic, label_smoothing))
     return _with_nll(terms, batch_nll(inputs, pair_up(inputs).chosen), sft_weight)
@@ -70,6 +79,9 @@ def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
     """SLiC-HF: ``max(0, margin - (L_w - L_l)) - sft_weight L_w``, mean over pairs.
 
     At the kink the subgradient is 0 (arXiv 2305.10425).
+
+    Args:
+        margin: nats by which the chosen response should lead.
     """
     logps = inputs.logps
     terms = pair_terms(inputs, logps, lambda difference: F.relu(margin - difference))
@@ -80,23 +92,36 @@ def orpo(inputs: LossInputs, *, lam: float) -> Terms:
     """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``.
 
     Mean over pairs. The implicit rewards are the log-odds o (arXiv 2403.07691).
+
+    Args:
+        lam: weight of the odds-ratio term beside the likelihood.
     """
     means = per_token(inputs.logps, inputs)
-    terms = pair_terms(inputs, log_odds(means), lambda margin: lam * logistic(margin))
+    terms = pair_terms(inputs, log_odds(means, inputs.dtype), lambda margin: lam * logistic(margin))
     return _with_nll(terms, -pair_up(inputs).split(means)[0], 1.0)
 
 
-def log_odds(logps: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of log-probabilities, finite up to p = 1."""
-    held = logps.clamp(max=_ALMOST_CERTAIN)
-    near = held > -math.log(2)
+def log_odds(logps: Tensor, dtype: torch.dtype) -> Tensor:
+    """``log(p / (1 - p))`` of fp64 log-probabilities that were computed in `dtype`.
+
+    From the last p below 1 that `dtype` knows (1 - 2^-24 in fp32) it continues as its tangent: at
+    p = 1 the odds are infinite. The gradient ``1 / (1 - p)`` is right up to there, stays finite
+    (1.7e7 in fp32) and never vanishes.
+    """
+    nearest = -torch.finfo(dtype).eps / 2
+    beyond = F.relu(logps - nearest)
+    held = logps - beyond
+    return held - log1mexp(held) - beyond / math.expm1(nearest)
+
+
+def log1mexp(negative: Tensor) -> Tensor:
+    """``log(1 - exp(x))`` of x < 0, exact at both ends."""
     # Each branch sees only arguments it is exact for, so that neither spoils the gradient.
-    complement = torch.where(
-        near,
-        (-torch.expm1(held.clamp(min=-1.0))).log(),
-        torch.log1p(-held.clamp(max=-0.5).exp()),
+    return torch.where(
+        negative > -math.log(2),
+        (-torch.expm1(negative.clamp(min=-1.0))).log(),
+        torch.log1p(-negative.clamp(max=-0.5).exp()),
     )
-    return held - complement
 
 
 def tpo(
@@ -110,8 +135,11 @@ def tpo(
 ) -> Terms:
     """TPO: ``sp(gamma - beta (L_w - L_l)) + sft_weight NLL(gold)``, mean over triples.
 
-    Three responses to each prompt: gold, preferred and neither. With `length_normalized` lbar
-    stands for L: TPO-L (arXiv 2405.16681).
+    Three responses to each prompt: gold, preferred and neither (arXiv 2405.16681).
+
+    Args:
+        beta: scale of the implicit reward, beta times the log-probability.
+        length_normalized: whether lbar stands for L: TPO-L.
     """
     logps = inputs.logps
     scores = check_positive("beta", beta) * (
@@ -203,7 +231,7 @@ ROWS: tuple[LossSpec, ...] = (
         paper="AlphaPO, arXiv 2501.03884",
         notes=(
             "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
-            " underflows; here one expm1, which goes on as its tangent from 70.",
+            " underflows; here one expm1, which continues as its tangent from e^20.",
         ),
     ),
     LossSpec(
@@ -243,7 +271,7 @@ ROWS: tuple[LossSpec, ...] = (
             "in LLaMA-Factory. TRL's is a token mean over the batch and over prompt and response, "
             "Liger's a token mean over the responses.",
             "TRL's lam is called beta. At p = 1 TRL, Liger and the authors' code give infinities; "
-            "here lbar is held at -1e-12.",
+            "here the log-odds continue as their tangent from lbar = -2^-24, fp32's limit.",
         ),
     ),
     LossSpec(

@@ -33,6 +33,7 @@ from ._terms import (
 )
 
 QuantileReward = Literal["identity", "log", "normal"]
+QuantileClamp = Literal["half_sample", "authors"]
 Baseline = Literal["mean", "log_mean_exp"]
 
 
@@ -85,6 +86,10 @@ def a2po(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
     """A*-PO: ``(r - V - beta2 D)^2`` (arXiv 2505.20686).
 
     ``V = beta1 log mean exp(r_ref / beta1)`` over the reference samples of the prompt.
+
+    Args:
+        beta1: temperature at which the value V is estimated.
+        beta2: strength of the pull to the reference, in reward per nat.
     """
     check_positive("beta1", beta1)
     check_positive("beta2", beta2)
@@ -94,22 +99,38 @@ def a2po(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
     return _regression(inputs, _rewards(inputs) - value, beta2 * log_ratios(inputs), 1.0)
 
 
-def qrpo(inputs: LossInputs, *, beta: float, quantile_reward: QuantileReward) -> Terms:
+def qrpo(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    quantile_reward: QuantileReward,
+    quantile_clamp: QuantileClamp,
+) -> Terms:
     """QRPO: ``(R(q) - beta log Z - beta D)^2`` with an exact Z (arXiv 2507.08068).
 
     q is the share of the prompt's reference samples whose reward is at most r: uniform under the
-    reference, so that Z depends on R and beta only. R: "identity"; "log"; "normal", the normal
-    quantile. For the latter two q stays half a sample away from 0 and 1.
+    reference, so that Z depends on R and beta only.
+
+    Args:
+        quantile_reward: R. "identity"; "log"; "normal", the normal quantile.
+        quantile_clamp: how q is kept where R is finite. "half_sample": half a sample away from 0
+            and 1 for "log" and "normal". "authors": a whole sample, as their code does, for "log"
+            away from 0 alone. Nothing is clamped for "identity".
     """
     check_positive("beta", beta)
     if quantile_reward not in get_args(QuantileReward):
         choices = f"one of {get_args(QuantileReward)}"
         raise InputError("quantile_reward", choices, repr(quantile_reward))
+    if quantile_clamp not in get_args(QuantileClamp):
+        choices = f"one of {get_args(QuantileClamp)}"
+        raise InputError("quantile_clamp", choices, repr(quantile_clamp))
     mine, samples = _reference_samples(inputs)
     count = mine.sum(1).double()
     below = (mine & (samples <= _rewards(inputs)[:, None])).sum(1).double()
     if quantile_reward != "identity":
-        below = torch.minimum(below.clamp(min=0.5), count - 0.5)
+        margin = 0.5 if quantile_clamp == "half_sample" else 1.0
+        one_sided = quantile_clamp == "authors" and quantile_reward == "log"
+        below = torch.minimum(below.clamp(min=margin), count if one_sided else count - margin)
     target = _quantile_reward(below / count, quantile_reward)
     target = target - beta * _log_partition(beta, quantile_reward)
     return _regression(inputs, target, beta * log_ratios(inputs), 1.0)
@@ -155,18 +176,32 @@ def kimi(inputs: LossInputs, *, tau: float, baseline: Baseline) -> Terms:
 
     V is the group's mean reward or, as derived, ``tau log mean exp(r / tau)``; the reference is
     the policy of the previous iteration. dL/dD = -(r - V - tau D) / k.
+
+    Args:
+        baseline: V. "mean": the group's mean reward. "log_mean_exp": as derived.
     """
     return _group_regression(inputs, 1.0, check_positive("tau", tau), baseline)
 
 
-def dgro(inputs: LossInputs, *, beta1: float, beta2: float) -> Terms:
-    """DGRO: ``(beta1 (r - mean r) - beta2 D)^2 / (2 beta2)`` (arXiv 2505.12951).
+def dgro(
+    inputs: LossInputs, *, beta1: float, beta2: float, half: bool, baseline: Baseline
+) -> Terms:
+    """DGRO: ``-beta1 (r - V) D + beta2 D^2 / 2`` (arXiv 2505.12951), completed to a square.
 
-    beta1 scales the policy gradient, beta2 the distance to the sampling policy, which is the
-    reference: dL/dD = -(beta1 (r - mean r) - beta2 D) / k.
+    The value is ``(beta1 (r - V) - b D)^2 / (2 b)`` with b = beta2, or 2 beta2 without `half`; the
+    sampling policy is the reference. dL/dD = -(beta1 (r - V) - b D) / k.
+
+    Args:
+        beta1: scale of the policy gradient.
+        beta2: weight of the squared distance to the sampling policy.
+        half: whether that square is halved, as where a KL regulariser is expanded; False is the
+            ``beta2 D^2`` that summaries of the paper print.
+        baseline: V. "mean": the group's mean reward. "log_mean_exp": the soft value
+            ``t log mean exp(r / t)`` at t = b / beta1, the ratio that fixes the optimum.
     """
     check_positive("beta1", beta1)
-    return _group_regression(inputs, beta1, check_positive("beta2", beta2), "mean")
+    tau = check_positive("beta2", beta2) * (1 if half else 2)
+    return _group_regression(inputs, beta1, tau, baseline)
 
 
 def _group_regression(
@@ -179,7 +214,9 @@ def _group_regression(
     if baseline == "mean":
         level = group_mean(rewards, inputs)
     else:
-        level = tau * (group_logsumexp(rewards / tau, inputs) - group_sizes(inputs).double().log())
+        scale = tau / reward_scale
+        mean = group_logsumexp(rewards / scale, inputs) - group_sizes(inputs).double().log()
+        level = scale * mean
     target = reward_scale * (rewards - level)
     return _regression(inputs, target, tau * log_ratios(inputs), 0.5 / tau)
 
@@ -189,6 +226,9 @@ def agro(inputs: LossInputs, *, beta: float, unbiased: bool) -> Terms:
 
     ``sum_i (rho_i - mean rho)^2 / (2 k)``, with `unbiased` over ``2 (k - 1)``; zero for a single
     response. dL/dD_i = -beta (rho_i - mean rho) / k.
+
+    Args:
+        unbiased: whether the variance is divided by k - 1 instead of k.
     """
     check_positive("beta", beta)
     implicit = beta * log_ratios(inputs)
@@ -202,6 +242,9 @@ def rebel(inputs: LossInputs, *, eta: float) -> Terms:
     """REBEL: ``((D_w - D_l) - eta (r_w - r_l))^2`` (arXiv 2404.16767).
 
     D is against the policy that sampled; the implicit rewards are D / eta.
+
+    Args:
+        eta: log-ratio that one unit of reward is worth, 1 / beta of other losses.
     """
     check_positive("eta", eta)
     pairs = pair_up(inputs)
@@ -253,7 +296,7 @@ ROWS: tuple[LossSpec, ...] = (
         terms=qrpo,
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "groups", "ref_rewards", "ref_reward_groups"),
-        defaults={"beta": 0.1, "quantile_reward": "identity"},
+        defaults={"beta": 0.1, "quantile_reward": "identity", "quantile_clamp": "half_sample"},
         paper="Quantile Reward Policy Optimization, arXiv 2507.08068",
         notes=("The authors' code drops log(1 - exp(-1 / beta)) from log Z.",),
     ),
@@ -276,7 +319,7 @@ ROWS: tuple[LossSpec, ...] = (
         terms=dgro,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
-        defaults={"beta1": 1.0, "beta2": 0.1},
+        defaults={"beta1": 1.0, "beta2": 0.1, "half": True, "baseline": "mean"},
         paper="Decoupled Group Reward Optimization, arXiv 2505.12951",
     ),
     LossSpec(

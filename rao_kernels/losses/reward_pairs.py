@@ -45,6 +45,10 @@ def rpo_pessimistic(
     g_i is the reward gap under model i of the ensemble. The minimum is taken for each pair, or
     with ``minimum="batch"`` over means of the batch, which do not add up over its parts.
     ``-(D_w + D_l) / 2`` estimates the KL of the reference to the policy.
+
+    Args:
+        gamma: weight of that KL, 0 for none.
+        minimum: over what the minimum is taken. "pair": each pair. "batch": means of the batch.
     """
     check_positive("beta", beta)
     if minimum not in ("pair", "batch"):
@@ -72,6 +76,9 @@ def rpo_bwd_kl(
     """Reward-aware: KL of Bernoulli(sigmoid(b)) to Bernoulli(sigmoid(u)), ``b = eta (r_w - r_l)``.
 
     ``sp(-u) + sigmoid(-b) u - H(sigmoid(b))`` (Nemotron-4, arXiv 2406.11704).
+
+    Args:
+        eta: scale of the reward gap.
     """
     return _reward_aware(inputs, beta, eta, _flipped(bernoulli_kl), options)
 
@@ -82,6 +89,9 @@ def rpo_fwd_kl(
     """KL of Bernoulli(sigmoid(u)) to Bernoulli(sigmoid(b)), ``b = eta (r_w - r_l)``.
 
     Nemotron-4, arXiv 2406.11704. dL/du = sigmoid(u) sigmoid(-u) (u - b).
+
+    Args:
+        eta: scale of the reward gap.
     """
     return _reward_aware(inputs, beta, eta, bernoulli_kl, options)
 

@@ -33,6 +33,9 @@ def kto(
 
     The former for desirable responses; ``z0 = max(0, mean(log-ratio of mismatched pairs))`` over
     the batch, without gradient (arXiv 2402.01306).
+
+    Args:
+        desirable_weight, undesirable_weight: lamD and lamU, above 0.
     """
     mismatched = inputs.require("kl_logps").double() - inputs.require("ref_kl_logps").double()
     z0 = mismatched.detach().mean().clamp(min=0)
@@ -47,6 +50,9 @@ def apo_zero_unpaired(
     """APO-zero: ``lamD sigmoid(-beta D)`` or ``lamU sigmoid(beta D)``, mean over sequences.
 
     The former for desirable responses (arXiv 2408.06266).
+
+    Args:
+        desirable_weight, undesirable_weight: lamD and lamU, above 0.
     """
     scores = check_positive("beta", beta) * log_ratios(inputs)
     zero = torch.zeros_like(scores[0])
@@ -67,8 +73,10 @@ def _saturating(
 def bco(inputs: LossInputs, *, beta: float, delta: float | None) -> Terms:
     """BCO: ``sp(delta - beta D)`` or ``sp(beta D - delta)``, mean over sequences.
 
-    The former for desirable responses; delta is the caller's running mean of ``beta D``, or None
-    for the batch's own, without gradient (arXiv 2404.04656).
+    The former for desirable responses (arXiv 2404.04656).
+
+    Args:
+        delta: the caller's running mean of ``beta D``, or None for the batch's own; no gradient.
     """
     scores = check_positive("beta", beta) * log_ratios(inputs)
     mean = scores.detach().mean()
@@ -82,7 +90,10 @@ def sppo(inputs: LossInputs, *, eta: float) -> Terms:
     """SPPO: ``(D - eta (P - 1/2))^2``, mean over sequences.
 
     P is the probability of winning against the reference, which is the previous iterate; it
-    stands in `rewards` (arXiv 2405.00675). The implicit rewards are D / eta.
+    stands in `rewards`, from 0 to 1 (arXiv 2405.00675). The implicit rewards are D / eta.
+
+    Args:
+        eta: scale of the target log-ratio, 1 / beta.
     """
     ratios = log_ratios(inputs)
     target = check_positive("eta", eta) * (inputs.require("rewards").double() - 0.5)
@@ -191,6 +202,7 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("rewards", REFERENCE),
         defaults={"eta": 1000.0},
+        probabilities=("rewards",),
         paper="Self-Play Preference Optimization, arXiv 2405.00675",
         notes=(
             "eta is 1 / beta of TRL, Liger and the authors' code. `sppo_hard` sums winner and "

@@ -118,7 +118,7 @@ def score_batch(
         own = groups == prompt
         longest = int(tensors["attention_mask"][own].sum(-1).max())
         tokens = token_logps[own, :longest].flatten().float().cpu() if per_token else None
-        responses = inputs.logps[own].float().cpu()
+        responses = inputs.logps[own].cpu()
         values.append(RowValues(float(inputs.prompt_logps[own][0]), responses, tokens))
     return values
 
@@ -127,7 +127,7 @@ def join_rows(values: list[RowValues]) -> ShardValues:
     """Consecutive rows as one shard."""
     tokens = [row.tokens for row in values if row.tokens is not None]
     return ShardValues(
-        torch.tensor([row.prompt for row in values], dtype=torch.float32),
+        torch.tensor([row.prompt for row in values], dtype=torch.float64),
         torch.cat([row.responses for row in values]),
         torch.cat(tokens) if tokens else torch.zeros(0),
     )

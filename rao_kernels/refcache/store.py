@@ -36,7 +36,8 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class ShardValues:
-    """Values of consecutive rows, fp32: prompt ``[rows]``, responses and tokens end to end."""
+    """Values of consecutive rows: prompt ``[rows]`` and responses, end to end, fp64 sums; tokens,
+    end to end, fp32."""
 
     prompt: Tensor
     responses: Tensor

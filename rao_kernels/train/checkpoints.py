@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..errors import InputError
 from ..refcache import write_atomic
 from ..types import WordOrder
+from .metrics import Reduce
 
 MARKER = "complete.json"
 STATE = "rao_state.json"
@@ -68,6 +70,23 @@ def newest_complete(output_dir: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def find(asked: str | bool | None, output_dir: Path) -> Path | None:
+    """The checkpoint to resume from: the newest complete one of `output_dir` for True (None where
+    there is none), or the folder `asked`, which must be complete."""
+    if not asked:
+        return None
+    if asked is True:
+        return newest_complete(output_dir)
+    if not is_complete(Path(asked)):
+        raise InputError(
+            "resume_from_checkpoint",
+            f"a checkpoint folder with its {MARKER}",
+            f"{asked}, which is half-written or none",
+            "Pass True for the newest complete one.",
+        )
+    return Path(asked)
+
+
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
     """Keep the newest `limit` complete checkpoints and the best one; remove the others.
 
@@ -101,6 +120,22 @@ def read_word_order(folder: Path) -> WordOrder:
     """What the run had learnt; nothing if it had learnt none."""
     path = folder / WORD_ORDER
     return WordOrder(torch.load(path, weights_only=True) if path.exists() else None)
+
+
+def join_word_order(order: WordOrder, reduce: Reduce, device: torch.device) -> None:
+    """Every rank goes on with what one checkpoint keeps: the mean over those that learnt.
+
+    reduce: joins the values of all ranks by "sum" or "max".
+    """
+    own = order.affinity
+    words = int(reduce(torch.tensor(0 if own is None else len(own), device=device), "max"))
+    if not words:
+        return
+    learnt = torch.zeros(words + 1, device=device)
+    if own is not None:
+        learnt[:-1], learnt[-1] = own, 1.0
+    total = reduce(learnt, "sum")
+    order.affinity = total[:-1] / total[-1]
 
 
 @contextlib.contextmanager

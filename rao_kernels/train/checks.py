@@ -79,7 +79,7 @@ def check_arguments(args: TrainingArguments) -> None:
             raise InputError(name, " or ".join(map(repr, allowed)), repr(value), f"Why: {why}.")
     check_runnable(args)
     _check_sharding(args)
-    _check_checkpoint(args.resume_from_checkpoint)
+    _check_checkpoint(args)
     check_hyperparameters(args)
 
 
@@ -140,16 +140,10 @@ def check_rows(
     )
 
 
-def _check_checkpoint(asked: Any) -> None:
-    if not isinstance(asked, str) or asked.lower() in ("true", "auto"):
-        return
-    if not checkpoints.is_complete(Path(asked)):
-        raise InputError(
-            "resume_from_checkpoint",
-            f"a checkpoint folder with its {checkpoints.MARKER}",
-            f"{asked}, which is half-written or none",
-            "Pass True for the newest complete one.",
-        )
+def _check_checkpoint(args: RAOConfig) -> None:
+    asked = args.resume_from_checkpoint
+    if asked is not None and asked.lower() not in ("true", "auto"):
+        checkpoints.find(asked, Path(str(args.output_dir)))
 
 
 def _check_sharding(args: RAOConfig) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,9 +13,10 @@ from ..data import BadRows, PromptFormat
 from ..errors import InputError, MissingDependencyError, NotYetError
 from ..fused import TOKEN_STATS
 from ..losses import LOSSES, Loss
-from ..losses.rao import PromptTerm
+from ..losses.rao import LogZ0Estimate, PromptTerm
 from ..refcache import CachePolicy
 from ..types import EngineOptions
+from . import device
 
 try:
     from transformers import TrainingArguments
@@ -42,10 +42,16 @@ class RAOConfig(TrainingArguments):
     """Arguments of `RAOTrainer`. `per_device_train_batch_size` counts prompts, each with all its
     responses."""
 
-    learning_rate: float = _option(1e-6, "Peak learning rate.")
+    learning_rate: float = _option(
+        1e-6,
+        "Peak learning rate. 1e-6 is for a full model of billions of weights; the demo trains 135M "
+        "with 2e-5, LoRA takes about 10 times a full model's. --warmup_steps tames the first steps "
+        "(docs/training.md).",
+    )
     per_device_train_batch_size: int = _option(4, "Prompts per device and micro-batch.")
     per_device_eval_batch_size: int = _option(4, "Prompts per device, evaluation and reference.")
     logging_steps: float = _option(10, "Steps between two lines of metrics.")
+    logging_nan_inf_filter: bool = _option(False, "Log the last finite loss in place of NaN.")
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
 
     loss: str = _option(
@@ -55,8 +61,9 @@ class RAOConfig(TrainingArguments):
     beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
     log_z0: str = _option(
         "auto",
-        "RAO's log Z(t0) in nats, or 'auto': mean over prompts of mean reward / beta, fitted once "
-        "on the training set and kept in the checkpoint.",
+        "RAO's log Z(t0) in nats (the paper's best is 50), or how it is estimated, once, from the "
+        "rewards of the training set: 'auto', mean reward / beta, centres the targets; "
+        "'logmeanexp', log mean exp(reward / beta). The number is kept in the checkpoint.",
     )
     prompt_term: PromptTerm | None = _option(None, "How RAO uses the prompt's log-ratio.")
     loss_kwargs: dict[str, Any] | str | None = _option(
@@ -91,6 +98,7 @@ class RAOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        device.fall_back_to_cpu(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.log_z0, self.prefix_length = str(self.log_z0), str(self.prefix_length)
         self.grad_tolerance = str(self.grad_tolerance)
@@ -100,6 +108,8 @@ class RAOConfig(TrainingArguments):
             raise InputError("use_liger_kernel", "False: both replace the model's head", True)
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns", "False", True)
+        if not 0.0 <= self.learning_rate < math.inf:
+            raise InputError("learning_rate", "a finite number from 0 on", self.learning_rate)
         self.hyperparameters()
         self.tolerance(torch.float32)
         if self.prefix_length != "auto" and not _is_count(self.prefix_length):
@@ -109,15 +119,12 @@ class RAOConfig(TrainingArguments):
     def spec(self) -> Loss:
         """The loss, or the sum of losses that JSON of names and weights stands for."""
         if self.loss.lstrip().startswith("{"):
-            return LOSSES.combine(_parse_json("loss", self.loss))
-        if self.loss not in LOSSES:
-            near = get_close_matches(self.loss, LOSSES, 1)
-            fix = f"Did you mean {near[0]!r}?" if near else ""
-            raise InputError("loss", f"one of {', '.join(LOSSES)}", repr(self.loss), fix)
-        return LOSSES[self.loss]
+            return LOSSES.combine(_parse_json("loss", self.loss), "loss")
+        return LOSSES.find(self.loss)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every hyperparameter of the loss. `log_z0` may be "auto": the trainer fits it."""
+        """Every hyperparameter of the loss. `log_z0` may be an estimate's name: the trainer makes
+        it."""
         named: dict[str, Any] = {"beta": self.beta, "prompt_term": self.prompt_term}
         given = {name: value for name, value in named.items() if value is not None}
         if "log_z0" in self.spec.defaults or self.log_z0 != "auto":
@@ -153,6 +160,14 @@ def check_runnable(args: RAOConfig) -> None:
             f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
             "CUDA_VISIBLE_DEVICES to one GPU.",
         )
+    for spec, bound in args.spec.bound_parts(args.hyperparameters()):
+        if bound.get("on_policy"):
+            raise InputError(
+                "on_policy",
+                f"False for {spec.name!r}: the rows were sampled before this training, by a policy "
+                "whose log-probs the ratio is taken to",
+                True,
+            )
     given = {"groups", "prompt_logps", *LOSS_FIELDS, *TOKEN_STATS}
     for need in args.spec.required_inputs(args.hyperparameters()):
         if not given & set(need.split("|")):
@@ -164,14 +179,15 @@ def _is_count(text: str) -> bool:
 
 
 def _parse_log_z0(text: str) -> float | str:
-    if text == "auto":
+    if text in get_args(LogZ0Estimate):
         return text
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError("log_z0", "'auto' or a finite number of nats", repr(text))
+        expected = "'auto', 'logmeanexp' or a finite number of nats"
+        raise InputError("log_z0", expected, repr(text))
     return value
 
 

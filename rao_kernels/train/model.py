@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 from ..errors import InputError, MissingDependencyError
 from ..hf import attach_fused_head
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase
 
 
 def prepare_model(
@@ -31,14 +34,33 @@ def prepare_model(
 def prepare_reference(model: str | PathLike[str] | nn.Module, device: torch.device) -> nn.Module:
     """The reference on `device`, loaded as the model is where it is a name."""
     if not isinstance(model, nn.Module):
-        model = load_model(fspath(model), torch.float32).requires_grad_(False)
+        model = load_model(fspath(model), torch.float32, "ref_model").requires_grad_(False)
     return model.to(device)
 
 
-def load_model(name: str, dtype: torch.dtype) -> nn.Module:
-    """The causal language model in a folder or on the hub."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+def load_model(name: str, dtype: torch.dtype, argument: str = "model") -> nn.Module:
+    """The causal language model in a folder or on the hub; `argument` names it in errors."""
+    with _named(name, argument):
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the hub."""
+    with _named(name, "model"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _named(name: str, argument: str) -> Iterator[None]:
+    """transformers says in many ways, and paragraphs, that it found no model."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        expected = "a folder with a causal language model and its tokenizer, or a name on the hub"
+        raise InputError(argument, expected, f"{name!r} ({said[:200]})") from error
 
 
 def run_dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:

@@ -27,12 +27,17 @@ _COLORS = ("tab:blue", "tab:orange")
 
 
 class RunRecorder(TrainerCallback):
-    """Writes metrics.jsonl as training goes, and run.png at its end."""
+    """Writes metrics.jsonl from the start of training on, and run.png at its end. An evaluation
+    without training writes nothing: the folder may be another run's."""
+
+    def __init__(self) -> None:
+        self._has_begun = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The file becomes what the state knows: nothing after the checkpoint resumed from."""
+        self._has_begun = True
         if state.is_world_process_zero:
             lines = "".join(f"{json.dumps(entry)}\n" for entry in state.log_history)
             write_atomic(Path(str(args.output_dir)) / METRICS_FILE, lines.encode())
@@ -40,7 +45,7 @@ class RunRecorder(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self._has_begun:
             with open(Path(str(args.output_dir)) / METRICS_FILE, "a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(state.log_history[-1])}\n")
 

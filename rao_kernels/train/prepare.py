@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,16 @@ from ..data import (
     TokenizeOptions,
     as_pairs,
     check_shared_start,
+    drop_unlabelled,
     load_records,
     mark_preferred,
     shared_start,
     tokenize_records,
 )
-from ..errors import DataError
+from ..errors import DataError, InputError
 from ..hf import attach_fused_head
+from ..losses import Loss, fit_log_z0
+from ..losses.rao import LogZ0Estimate
 from ..refcache import (
     ReferenceCache,
     RowLayout,
@@ -49,6 +53,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+class NoRowsError(DataError):
+    """None of the rows can be used by the loss, each for a reason that was reported."""
+
+
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
 
 
@@ -67,9 +76,8 @@ def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
 def prepare_datasets(
     source: Any, name: str, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Datasets:
-    """Any source of rows, or a dict of several, as datasets."""
-
-    if isinstance(source, Mapping):
+    """Any source of rows, or for evaluation a dict of several, as datasets."""
+    if isinstance(source, Mapping) and name != "training data":
         return {
             key: prepare_dataset(one, f"{name} {key!r}", args, tokenizer)
             for key, one in source.items()
@@ -93,7 +101,7 @@ def prepare_dataset(
     source: a `PreferenceDataset`, a list of `Record`, or whatever `load_records` reads.
     """
     if isinstance(source, PreferenceDataset):
-        return source
+        return _as_loss_reads(source, name, config)
     report = DataReport()
     if not (isinstance(source, list) and source and isinstance(source[0], Record)):
         source = load_records(source, bad_rows=config.bad_rows, report=report)
@@ -105,29 +113,66 @@ def prepare_dataset(
         report=report,
         progress=not config.disable_tqdm,
     )
+    return PreferenceDataset(_reported_rows(rows, name, config, report))
+
+
+def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> PreferenceDataset:
+    """`dataset` itself where its rows are as the loss reads them, else one of such rows."""
+    counts = DataReport(len(dataset), sum(len(row.responses) for row in dataset.rows))
+    rows = _reported_rows(dataset.rows, name, config, counts)
+    if len(rows) == len(dataset) and all(map(operator.is_, rows, dataset.rows)):
+        return dataset
+    if dataset.references is not None:
+        expected = f"rows as the loss {config.loss!r} reads them, since they have references"
+        raise InputError(name, expected, "others", "Pass the dataset without references.")
+    return PreferenceDataset(rows)
+
+
+def _reported_rows(
+    rows: list[TokenizedRow], name: str, config: RAOConfig, report: DataReport
+) -> list[TokenizedRow]:
+    """`_rows_for_loss`, at least one, and what became of the others said."""
     rows = _rows_for_loss(rows, config, report)
     say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
+    for where in report.rows_without_label:
+        logger.warning("%s: dropped, all its rewards are equal: nothing to label", where)
     if not rows:
-        raise DataError(name, f"no row is left for the loss {config.loss!r}")
-    return PreferenceDataset(rows)
+        raise NoRowsError(name, f"no row is left for the loss {config.loss!r}")
+    return rows
 
 
 def _rows_for_loss(
     rows: list[TokenizedRow], config: RAOConfig, report: DataReport
 ) -> list[TokenizedRow]:
-    """The rows as the loss reads them; what it needs and they lack is an error."""
+    """The rows as the loss, alone or a sum, reads them; what it needs and they lack is an error."""
     needs = config.spec.required_inputs(config.hyperparameters())
     if config.spec.unit == "pair":
         rows = as_pairs(rows, report)
-    elif "rewards" not in needs:
+    elif "preferred" in (*needs, *config.spec.optional):
+        if "preferred" in needs:
+            rows = drop_unlabelled(rows, report)
         rows = mark_preferred(rows)
     for row in rows:
         if "rewards" in needs and row.rewards is None:
             problem = f"no rewards, which the loss {config.loss!r} needs"
             raise DataError(row.where, problem, "Score it first.")
+        if "preferred" in needs and row.preferred is None:
+            raise DataError(row.where, f"no labels, which the loss {config.loss!r} needs")
+    _check_probabilities(rows, config)
     return rows
+
+
+def _check_probabilities(rows: list[TokenizedRow], config: RAOConfig) -> None:
+    """Rewards that a loss reads as probabilities; checked here, whatever device trains."""
+    for spec, _ in config.spec.bound_parts(config.hyperparameters()):
+        for row in rows if "rewards" in spec.probabilities else ():
+            for number, reward in enumerate(row.rewards or ()):
+                if not 0 <= reward <= 1:
+                    problem = f"reward {number} is {reward:g}, and the loss {spec.name!r} reads "
+                    problem += "rewards as probabilities of winning, from 0 to 1"
+                    raise DataError(row.where, problem, "Give win probabilities as rewards.")
 
 
 def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: int | None) -> int:
@@ -160,7 +205,7 @@ class ReferenceScorer:
         self.tokenizer = tokenizer
         self.accelerator = accelerator
         self.collator = make_collator(tokenizer)
-        self._model_fingerprint = model_fingerprint(model)
+        self.fingerprint = model_fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Fill in `dataset.references`; every rank scores its share of the shards."""
@@ -191,8 +236,8 @@ class ReferenceScorer:
         """Everything the values depend on, but t0."""
         settings = self.model.config
         return {
-            "format": "1",
-            "model": self._model_fingerprint,
+            "format": "2",
+            "model": self.fingerprint,
             "config": config_fingerprint(settings),
             "attention": str(getattr(settings, "_attn_implementation", None)),
             "dtype": f"{next(self.model.parameters()).dtype}, "
@@ -235,10 +280,22 @@ class ReferenceScorer:
         return values
 
 
-def fit_log_z0(dataset: PreferenceDataset, beta: float) -> float:
-    """Mean over prompts of the mean reward, over beta: targets that average to zero."""
-    means = [torch.tensor(row.rewards, dtype=torch.float64).mean() for row in dataset.rows]
-    return float(torch.stack(means).mean()) / beta
+def estimate_log_z0(
+    loss: Loss, hyper: Mapping[str, Any], dataset: PreferenceDataset
+) -> dict[str, Any]:
+    """`hyper` with the number in place of an estimate of log_z0, made from the dataset's rewards at
+    the beta of the part that reads it; unchanged where no part asks for one."""
+    for _, bound in loss.bound_parts(hyper):
+        method: LogZ0Estimate | float | None = bound.get("log_z0")
+        if isinstance(method, str):
+            counts = torch.tensor([len(row.responses) for row in dataset.rows])
+            groups = torch.arange(len(counts)).repeat_interleave(counts)
+            rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
+            values = torch.tensor(rewards, dtype=torch.float64)
+            level = float(fit_log_z0(values, bound["beta"], groups, method))
+            others = {key: v for key, v in hyper.items() if key.rpartition(".")[2] != "log_z0"}
+            return {**others, "log_z0": level}
+    return dict(hyper)
 
 
 def describe_targets(dataset: PreferenceDataset, beta: float, log_z0: float) -> tuple[str, bool]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset, TokenizedRow
-from ..errors import InputError, NotYetError
-from ..fused import TOKEN_STATS
+from ..errors import InputError, NotYetError, OneSidedTargetsWarning
+from ..fused import TOKEN_STATS, scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from ..types import EngineOptions, WordOrder
@@ -27,16 +27,19 @@ from . import checkpoints
 from .card import write_model_card
 from .checks import check_arguments, check_objects, check_rows
 from .config import LOSS_FIELDS, RAOConfig
+from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
+from .identity import describe_run
 from .metrics import Meter, count_units, drop_repeated, first_units
-from .model import name_of, prepare_model, prepare_reference, run_dtype
+from .model import load_tokenizer, name_of, prepare_model, prepare_reference, run_dtype
+from .output_folder import OutputFolder, check_writable
 from .plot import RunRecorder
 from .prepare import (
     Datasets,
     ReferenceScorer,
     describe_targets,
     each_dataset,
+    estimate_log_z0,
     find_prefix_length,
-    fit_log_z0,
     make_collator,
     prepare_datasets,
     say,
@@ -87,7 +90,8 @@ class RAOTrainer(Trainer):
         check_objects(model, ref_model, processing_class)
         model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name_of(model))
+            processing_class = load_tokenizer(name_of(model))
+        check_writable(Path(str(args.output_dir)))
         super().__init__(
             model=model,
             args=args,
@@ -95,14 +99,18 @@ class RAOTrainer(Trainer):
             train_dataset=prepare_datasets(train_dataset, "training data", args, processing_class),
             eval_dataset=prepare_datasets(eval_dataset, "evaluation data", args, processing_class),
             processing_class=processing_class,
-            callbacks=[RunRecorder(), *(callbacks or ())],
+            callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())],
             optimizers=optimizers,
         )
+        self._divergence = DivergenceGuard(self._reduce)
+        self.add_callback(self._divergence)
+        warn_about_ties(self.eval_dataset)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
         self.spec: Loss = args.spec
         self.hyper = args.hyperparameters()
         self._needs = self.spec.required_inputs(self.hyper)
+        self._scoring = scoring_of(self.spec, self.hyper)
         self._meters = {"train": Meter(), "eval": Meter()}
         self._tolerance = args.tolerance(run_dtype(args, model))
         self._word_order = WordOrder() if self._tolerance > 0.0 else None
@@ -110,9 +118,14 @@ class RAOTrainer(Trainer):
         self._prefix_length: int | None = None
         self._first_row: list[TokenizedRow] = []
         self._add_references(self.train_dataset, self.eval_dataset)
-        if self.train_dataset is not None and self.hyper.get("log_z0") == "auto":
-            self.hyper["log_z0"] = fit_log_z0(self.train_dataset, self.hyper["beta"])
+        given, self._log_z0_is_fitted = self.hyper, False
+        if self.train_dataset is not None:
+            self.hyper = estimate_log_z0(self.spec, given, self.train_dataset)
+            self._log_z0_is_fitted = self.hyper != given
+        if self._log_z0_is_fitted:
             say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
+        run = describe_run(self, self._scorer, self._prefix_length)
+        self._output = OutputFolder(args, run)
 
     def _make_scorer(self, ref_model: Any) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
@@ -132,7 +145,7 @@ class RAOTrainer(Trainer):
         for model in dict.fromkeys(readers):
             check_rows(rows, model, self.processing_class, self.args.max_length)
         self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
-        if not self._first_row and "prompt_logps" in self._needs:
+        if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
         self._first_row = rows[:1]
         for dataset in datasets:
@@ -140,18 +153,18 @@ class RAOTrainer(Trainer):
                 self._scorer.attach(dataset, self._prefix_length)
 
     def _report_targets(self) -> None:
-        if "log_z0" not in self.hyper:
-            return
-        text, one_sign = describe_targets(
-            self.train_dataset, self.hyper["beta"], self.hyper["log_z0"]
-        )
-        say(self.args, text)
-        if one_sign:
-            warnings.warn(
-                f"every response is asked to move in one direction (log_z0="
-                f"{self.hyper['log_z0']:g}, {text}); log_z0='auto' centres the targets",
-                stacklevel=2,
-            )
+        for _, bound in self.spec.bound_parts(self.hyper):
+            if "log_z0" not in bound:
+                continue
+            text, one_sign = describe_targets(self.train_dataset, bound["beta"], bound["log_z0"])
+            say(self.args, text)
+            if one_sign:
+                warnings.warn(
+                    f"every response is asked to move in one direction (log_z0="
+                    f"{bound['log_z0']:g}, {text}); log_z0='auto' centres the targets",
+                    OneSidedTargetsWarning,
+                    stacklevel=2,
+                )
 
     # The loss.
 
@@ -185,13 +198,14 @@ class RAOTrainer(Trainer):
             prefix_length=self._prefix_length or 1,
             groups=inputs["groups"],
         )
-        with_prompt = "prompt_logps" in self._needs
+        scoring = self._scoring
+        with_prompt = scoring.prompts != "skipped"
         targets, learned = batch.logp_targets, batch.logp_grad_mask
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
-            logp_grad_mask=None if self.hyper.get("prompt_term") == "grad" else learned,
+            logp_grad_mask=None if scoring.prompts == "grad" else learned,
             logp_stats=self._asked_stats(),
             engine_options=EngineOptions(
                 **self.args.engine_options(),
@@ -200,7 +214,7 @@ class RAOTrainer(Trainer):
             ),
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
-        given |= {n: getattr(outputs, s) for n, s in TOKEN_STATS.items() if n in self._needs}
+        given |= {name: getattr(outputs, TOKEN_STATS[name]) for name in scoring.stats}
         logps = outputs.token_logps
         if with_prompt:
             return batch.loss_inputs(logps, **given), outputs
@@ -209,7 +223,7 @@ class RAOTrainer(Trainer):
     def _asked_stats(self) -> tuple[str, ...]:
         """What the head gives beside log-probs: for the loss, and for the log."""
         logged = ("entropy", "is_top1") if self.args.token_stats else ()
-        needed = (stat for name, stat in TOKEN_STATS.items() if name in self._needs)
+        needed = (TOKEN_STATS[name] for name in self._scoring.stats)
         return tuple(dict.fromkeys((*logged, *needed)))
 
     def _token_stats(
@@ -298,7 +312,9 @@ class RAOTrainer(Trainer):
                 eval_dataset, "evaluation data", self.args, self.processing_class
             )
             self._add_references(eval_dataset)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OneSidedTargetsWarning)
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def _check_reference_is_here(self) -> None:
         trained_over = self._scorer is not None and self._scorer.model is self.model
@@ -310,50 +326,48 @@ class RAOTrainer(Trainer):
                 "Pass it as eval_dataset= when the trainer is made.",
             )
 
-    # Checkpoints.
+    # Runs and their checkpoints.
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """Train. `resume_from_checkpoint`: True for the newest complete checkpoint of the output
-        folder (from the start where there is none), or the folder of one."""
-        folder = self._find_checkpoint(resume_from_checkpoint)
+        folder (from the start where there is none), or the folder of one.
+
+        The output folder must be new, or hold this very run, which must then be resumed. The same
+        trainer may train again.
+
+        Raises:
+            InputError: the checkpoint or the output folder is another run's.
+            DivergedError: the loss or the weights are no longer finite.
+        """
+        folder = self._output.begin(resume_from_checkpoint, self.accelerator.wait_for_everyone)
         if folder is not None:
             self._restore(folder)
         self._report_targets()
-        return super().train(str(folder) if folder else None, *args, **kwargs)
-
-    def _find_checkpoint(self, asked: str | bool | None) -> Path | None:
-        if not asked:
-            return None
-        if asked is True:
-            newest = checkpoints.newest_complete(Path(str(self.args.output_dir)))
-            found = f"resuming from {newest}" if newest else "no complete checkpoint: new start"
-            say(self.args, found)
-            return newest
-        if not checkpoints.is_complete(Path(asked)):
-            raise InputError(
-                "resume_from_checkpoint",
-                f"a checkpoint folder with its {checkpoints.MARKER}",
-                f"{asked}, which is half-written or none",
-                "Pass True for the newest complete one.",
-            )
-        return Path(asked)
+        try:
+            with warnings.catch_warnings():
+                # Told of the whole training set; a micro-batch may well be of one sign.
+                warnings.simplefilter("ignore", OneSidedTargetsWarning)
+                return super().train(str(folder) if folder else None, *args, **kwargs)
+        except InputError as error:
+            # Weights that are finite and too large.
+            if error.argument == "hidden" and self.state.global_step > 0:
+                raise diverged(self.args, self.state.global_step + 1, str(error)) from error
+            raise
 
     def _restore(self, folder: Path) -> None:
         """The offset a run was started with stays, whatever the data would now give."""
         state = checkpoints.read_state(folder)
-        if self.args.log_z0 == "auto" and "log_z0" in self.hyper and "log_z0" in state:
+        if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]
-        if state.get("prefix_length", self._prefix_length) != self._prefix_length:
-            raise InputError(
-                "prefix_length",
-                f"{state['prefix_length']}, as in {folder}",
-                f"{self._prefix_length} (prefix_length={self.args.prefix_length!r})",
-                f"Pass prefix_length={state['prefix_length']}.",
-            )
         if self._word_order is not None:
             self._word_order = checkpoints.read_word_order(folder)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._divergence.add_loss(loss)
+        return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save and not _internal_call:
@@ -372,29 +386,15 @@ class RAOTrainer(Trainer):
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             checkpoints.unmark(folder)
-        self._join_word_order()
+        if self._word_order is not None:
+            checkpoints.join_word_order(self._word_order, self._reduce, self.args.device)
         with checkpoints.without_rotation(self.args):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if self._word_order is not None:
                 checkpoints.write_word_order(folder, self._word_order)
+            self._output.identify(folder)
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
-
-    def _join_word_order(self) -> None:
-        """Every rank goes on with what one checkpoint keeps: the mean over those that learnt."""
-        order = self._word_order
-        if order is None:
-            return
-        own = order.affinity
-        size = torch.tensor(0 if own is None else len(own), device=self.args.device)
-        words = int(self._reduce(size, "max"))
-        if not words:
-            return
-        learnt = torch.zeros(words + 1, device=self.args.device)
-        if own is not None:
-            learnt[:-1], learnt[-1] = own, 1.0
-        total = self._reduce(learnt, "sum")
-        order.affinity = total[:-1] / total[-1]

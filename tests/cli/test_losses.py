@@ -20,7 +20,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     starts = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
     assert starts == list(LOSSES)
     text = " ".join(" ".join(lines).split())
-    assert "grpo sequences rewards or advantages [groups, old log-probs, reference per" in text
+    assert "grpo sequences rewards or advantages, old log-probs [groups, reference per" in text
     assert "kto sequences labels, reference, mismatched pairs" in text
     assert "ppo tokens advantages, values, returns" in text
     assert "beta=0.1, log_z0=50.0" in text

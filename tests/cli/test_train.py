@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rao_kernels.cli.main import main
 from rao_kernels.cli.train import RunArguments
+from rao_kernels.data import load_records, split_records
 from rao_kernels.train import RAOConfig
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
@@ -79,9 +80,110 @@ def test_held_out_file_and_resume(folder: Path, capsys: pytest.CaptureFixture[st
     assert (folder / "out" / "checkpoint-3" / "complete.json").is_file()
 
 
+def test_the_command_of_the_readme(folder: Path) -> None:
+    """Without a GPU too; --max_steps is all that is added."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    found = re.search(r"^rao-kernels (train --model DIR_OR_NAME .*)$", readme, re.MULTILINE)
+    assert found is not None
+    words = {"DIR_OR_NAME": "model", "rows.jsonl": "data.jsonl", "out": "out"}
+    command = [str(folder / words[w]) if w in words else w for w in found[1].split()]
+    assert "--bf16" in command
+    assert main([*command, "--max_steps", "1", "--disable_tqdm", "true"]) == 0
+    AutoModelForCausalLM.from_pretrained(folder / "out")
+
+
+def ties(count: int) -> list[dict[str, object]]:
+    return [
+        {"prompt": f"ask {i}", "responses": ["a", "b"], "rewards": [1, 1]} for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "reason"),
+    [("0.5", "no row is left for the loss"), ("1e-9", "none of the prompts")],
+)
+def test_a_useless_automatic_split_only_warns(
+    folder: Path, capsys: pytest.CaptureFixture[str], fraction: str, reason: str
+) -> None:
+    """Of these rows only those that train have an order."""
+    rows = [{"prompt": f"ask {i}", "responses": ["a", "b"], "rewards": [0, 1]} for i in range(12)]
+    _, held_out = split_records(load_records(rows), float(fraction))
+    prompts = [record.prompt for record in held_out]
+    rows = [row | {"rewards": [1, 1]} if row["prompt"] in prompts else row for row in rows]
+    write_jsonl(folder / "data.jsonl", rows)
+    more = ("--loss", "sigmoid", "--eval_fraction", fraction, "--eval_strategy", "epoch")
+    assert main(flags(folder, *more)) == 0
+    said = capsys.readouterr()
+    assert reason in said.err
+    assert "without evaluation" in said.err
+    assert "--eval_data" in said.err
+    assert "eval_loss" not in (folder / "out" / "metrics.jsonl").read_text()
+
+
+def test_useless_held_out_data_that_was_asked_for_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write_jsonl(folder / "eval.jsonl", ties(4))
+    assert main(flags(folder, "--loss", "sigmoid", "--eval_data", str(held_out))) == 2
+    assert "no row is left for the loss 'sigmoid'" in capsys.readouterr().err
+    best = ("--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "steps")
+    assert main(flags(folder, "--eval_fraction", "1e-9", *best)) == 2
+    assert "load_best_model_at_end" in capsys.readouterr().err
+
+
+def test_a_loss_that_overflows_saves_no_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an offset that is refused before, where the check is on."""
+    monkeypatch.setattr("rao_kernels.train.checks.check_hyperparameters", lambda _: None)
+    overflowing = ("--log_z0", "1e30", "--eval_fraction", "0", "--max_steps", "1")
+    assert main(flags(folder, *overflowing)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rao-kernels train: error: training diverged at step 1: the loss is ")
+    assert "checkpoint is none" in error
+    assert not list((folder / "out").glob("**/model.safetensors"))
+
+
+def test_another_run_in_a_used_folder_ends_before_it_begins(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAO to the end, then SFT into the same folder, plainly or as if resumed: the model is not
+    even loaded, or the checkpoint not taken; what RAO left stays."""
+    saving = ("--save_steps", "1", "--save_total_limit", "2")
+    assert main(flags(folder, *saving)) == 0
+    out = folder / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    resumed = ("--loss", "sft", "--resume_from_checkpoint")
+    for value in ("auto", "True", str(out / "checkpoint-1")):
+        assert main(flags(folder, *saving, *resumed, value)) == 2
+        assert 'loss is "sft", was "rao"' in capsys.readouterr().err
+    monkeypatch.setattr("rao_kernels.cli.train._load", lambda *_: pytest.fail("data was loaded"))
+    assert main(flags(folder, *saving, "--loss", "sft")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "checkpoint-1, checkpoint-2" in error
+    assert "--resume_from_checkpoint auto" in error
+    assert "remove the folder" in error
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(folder, "--resume_from_checkpoint", str(folder / "none"))) == 2
+    assert "half-written or none" in capsys.readouterr().err
+    assert not (folder / "out" / "ref_cache").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
+        (("--model", "/nope"), "`model`: expected a folder"),
+        (("--eval_fraction", "0", "--eval_strategy", "epoch"), "`eval_strategy`: expected 'no'"),
+        (("--limit", "3", "--eval_fraction", "0.999999"), "which holds out all 3"),
+        (("--learning_rate", "-1"), "`learning_rate`"),
+        (("--output_dir", "/proc/nothing"), "`output_dir`"),
+        (("--fp16",), "`fp16`: expected False on a CPU"),
         (("--learning_rat", "1"), "Did you mean --learning_rate?"),
         (("--loss", "roa"), "Did you mean 'rao'?"),
         (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),

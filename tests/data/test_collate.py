@@ -48,7 +48,7 @@ def test_batch_holds_every_response_of_its_prompts() -> None:
 
 def test_reference_values_arrive_unrounded() -> None:
     data = dataset(2)
-    values = torch.tensor([-351.37, -351.41, -0.1])
+    values = torch.tensor([-351.37, -351.41, -0.1], dtype=torch.float64)
     tokens = [torch.rand(2 * 13), torch.rand(3 * 14)]
     data.references = [
         Reference(-7.3, values[:2], tokens[0]),
@@ -56,7 +56,9 @@ def test_reference_values_arrive_unrounded() -> None:
     ]
     batch = Collator(0)([data[1], data[0]])
     assert torch.equal(batch["ref_logps"], torch.cat([values, values[:2]]))
-    assert torch.equal(batch["ref_prompt_logps"], torch.tensor([-9.1] * 3 + [-7.3] * 2))
+    assert torch.equal(
+        batch["ref_prompt_logps"], torch.tensor([-9.1] * 3 + [-7.3] * 2, dtype=torch.float64)
+    )
     assert torch.equal(batch["ref_token_logps"][:3, :14], tokens[1].view(3, 14))
     assert torch.equal(batch["ref_token_logps"][3:, :13], tokens[0].view(2, 13))
     assert batch["ref_token_logps"].shape == batch["input_ids"].shape

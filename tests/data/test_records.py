@@ -38,7 +38,10 @@ def test_native_row_in_every_container(tmp_path: Path) -> None:
         assert [record.responses for record in records] == [["a", "b"]] * 2
         assert [record.rewards for record in records] == [[1.0, 0.5]] * 2
     assert len(load_records(sources[:3])) == 6
-    assert [r.where for r in load_records(sources[0])] == ["a.jsonl:1", "a.jsonl:3"]
+    assert [r.where for r in load_records(sources[0])] == [
+        f"{tmp_path}/a.jsonl:1",
+        f"{tmp_path}/a.jsonl:3",
+    ]
     assert len(load_records(sources[0], limit=1)) == 1
 
 

@@ -13,7 +13,9 @@ from rao_kernels.data import (
     TokenizeOptions,
     as_pairs,
     check_shared_start,
+    drop_unlabelled,
     load_records,
+    mark_preferred,
     shared_start,
     tokenize_records,
 )
@@ -134,8 +136,44 @@ def test_pairs() -> None:
     texts = [[tokenizer.decode(r[:-1]) for r in pair.responses] for pair in pairs]
     assert texts == [["c", "b"], ["a", "b"], ["a", "b"]]
     assert [pair.rewards for pair in pairs] == [[1.0, 0.0], None, [0.0, 1.0]]
-    assert all(pair.preferred == 0 for pair in pairs)
+    assert all(pair.preferred == [True, False] for pair in pairs)
     assert report.rows_without_pair == 2
+
+
+def marked(rows: list[dict[str, Any]]) -> list[list[bool] | None]:
+    return [row.preferred for row in mark_preferred(tokenize(rows, tiny_tokenizer()))]
+
+
+def test_every_best_response_is_preferred() -> None:
+    """Of [1, 1, 0, 1] three are right answers; none of them is to be pushed down."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "p", "responses": ["a", "b", "c", "d"], "rewards": [1, 1, 0, 1]},
+        {"prompt": "p", "responses": ["a", "b"], "rewards": [0.0, 0.0]},
+        {"prompt": "p", "responses": ["a"], "rewards": [0.3]},
+        {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 0, "score_rejected": 1},
+    ]
+    expected = [[True, True, False, True], [True, True], [True], [True, False]]
+    assert marked(rows) == expected
+
+
+def test_rows_whose_rewards_label_nothing_are_dropped_by_name() -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "p", "responses": ["a", "b"], "rewards": [0.0, 0.0]},
+        {"prompt": "p", "responses": ["a", "b"], "rewards": [0.0, 1.0]},
+        {"prompt": "p", "responses": ["a"], "rewards": [1.0]},
+        {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1},
+    ]
+    report = DataReport()
+    kept = drop_unlabelled(tokenize(rows, tiny_tokenizer()), report)
+    assert [row.where for row in kept] == ["row 1", "row 3"]
+    assert report.rows_without_label == ["row 0", "row 2"]
+    assert "2 prompts without labels (all rewards equal)" in report.describe().replace("; ", " ")
+
+
+def test_marks_of_ties_make_no_pair() -> None:
+    row = {"prompt": "p", "responses": ["a", "b"], "rewards": [1.0, 1.0]}
+    rows = mark_preferred(tokenize([row], tiny_tokenizer()))
+    assert as_pairs(rows, DataReport()) == []
 
 
 def test_bad_options() -> None:

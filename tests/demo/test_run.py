@@ -31,6 +31,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, report.Figu
     model = save_tiny(folder / "model", chat=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "sample_answers", _made_up)
+        run.run_demo(folder / "out", SETTINGS, model)
+        # The folder of a demo before this one is no obstacle.
         return folder / "out", run.run_demo(folder / "out", SETTINGS, model)
 
 

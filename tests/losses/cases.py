@@ -81,6 +81,9 @@ def make_for(name: str, *, seed: int = 0, **options: Any) -> LossInputs:
     if name == "tpo":
         return make(TRIPLES, seed=seed, **options)
     inputs = make(seed=seed, **options)
+    if name == "sppo":
+        assert inputs.rewards is not None
+        return replace(inputs, rewards=inputs.rewards.sigmoid())
     if name != "ppo":
         return inputs
     generator = torch.Generator().manual_seed(seed)

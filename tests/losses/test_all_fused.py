@@ -97,6 +97,8 @@ def given(
             continue
         on_tokens = shapes == ("N",) or (name == "values" and "returns" in spec.needs)
         found[name] = numbers(*batch.token_shape) if on_tokens else numbers(6)
+    if spec.name == "sppo":
+        found["rewards"] = torch.linspace(0, 1, 6, dtype=torch.float64)
     return found
 
 
@@ -126,6 +128,43 @@ def test_equals_the_loss_through_full_logits(
 def test_several_losses_at_once(packed: bool) -> None:
     spec = LOSSES.combine({"sigmoid": 0.8, "rao": 0.2, "sft": 1.0})
     check(spec, spec, {"beta": 0.2, "log_z0": 1.0, "sigmoid.wpo": True}, packed)
+
+
+@presets
+def test_a_sum_of_one_loss_is_that_loss(name: str, hyper: dict[str, Any]) -> None:
+    alone, found = (gradients_of(entry, name, hyper) for entry in (name, LOSSES.combine({name: 1})))
+    torch.testing.assert_close(found, alone, rtol=0, atol=0)
+    named = {f"{name}.{key}": value for key, value in hyper.items()}
+    found = gradients_of(LOSSES.combine({name: 1}), name, named)
+    torch.testing.assert_close(found, alone, rtol=0, atol=0)
+
+
+def gradients_of(entry: str | Loss, name: str, hyper: dict[str, Any]) -> list[Tensor]:
+    """Loss and gradients on the inputs for the loss `name`."""
+    groups, preferred, gold = layout_of(LOSSES[name])
+    batch = batch_of(groups, packed=False)
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((*batch.token_shape, D), (V, D))
+    operands = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    inputs = given(batch, preferred, gold, LOSSES[name])
+    out = fused_loss(entry, *operands, batch, inputs=inputs, hyper=hyper)
+    return [out.loss.detach(), *torch.autograd.grad(out.loss, operands)]
+
+
+@pytest.mark.parametrize("key", ["prompt_term", "rao.prompt_term"])
+def test_the_prompts_gradient_in_a_sum(key: str) -> None:
+    """The part alone gives prompt rows a gradient, and so does the sum."""
+    for entry, hyper in [("rao", {"prompt_term": "grad"}), ("both", {key: "grad"})]:
+        loss = LOSSES.combine({"rao": 1, "sft": 1}) if entry == "both" else entry
+        groups, preferred, gold = layout_of(LOSSES["rao"])
+        batch = batch_of(groups, packed=False)
+        hidden = torch.randn(*batch.token_shape, D, requires_grad=True)
+        inputs = given(batch, preferred, gold, LOSSES["rao"])
+        fused_loss(
+            loss, hidden, torch.randn(V, D), batch, inputs=inputs, hyper=hyper
+        ).loss.backward()
+        assert hidden.grad is not None
+        assert (hidden.grad.flatten(0, 1)[batch.prompt_rows].abs().amax(1) > 0).all()
 
 
 def check(spec: Loss, entry: str | Loss, hyper: dict[str, Any], packed: bool) -> None:

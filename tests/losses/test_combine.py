@@ -64,6 +64,33 @@ def test_what_it_needs() -> None:
         both(replace(make(), rewards=None))
 
 
+def test_each_part_is_bound_by_itself() -> None:
+    both = LOSSES.combine({"rao": 1.0, "simpo": 0.1})
+    (rao, own), (simpo, other) = both.bound_parts({"rao.beta": 0.5, "log_z0": 3.0})
+    assert (rao.name, own["beta"], own["log_z0"]) == ("rao", 0.5, 3.0)
+    assert (simpo.name, other["beta"]) == ("simpo", 2.0)
+    by_alias = LOSSES.combine({"dpo": 1.0, "sft": 1.0}).bound_parts({"DPO.beta": 0.7})
+    assert by_alias[0][1]["beta"] == 0.7
+    assert LOSSES["rao"].bound_parts({"beta": 0.5})[0][1] == LOSSES["rao"].bind({"beta": 0.5})
+
+
+def test_auto_of_a_part_is_taken_at_its_own_beta() -> None:
+    inputs = make()
+    assert inputs.rewards is not None
+    inputs = replace(inputs, rewards=inputs.rewards + 4)
+    both = LOSSES.combine({"rao": 1.0, "sft": 0.0})
+    out = both(inputs, **{"rao.beta": 0.5, "log_z0": "auto"})
+    expected = LOSSES["rao"](inputs, beta=0.5, log_z0="auto")
+    torch.testing.assert_close(out.loss, expected.loss)
+    torch.testing.assert_close(out.metrics["rao/log_z0"], expected.metrics["rao/log_z0"])
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), None, "1", True])
+def test_weights_are_finite_numbers(weight: object) -> None:
+    with pytest.raises(InputError, match="`weights`.*a finite weight for 'sft'"):
+        LOSSES.combine({"sft": weight})  # type: ignore[dict-item]
+
+
 def test_wrong_arguments() -> None:
     both = LOSSES.combine({"sigmoid": 1.0, "sft": 1.0})
     with pytest.raises(InputError, match="`gama`"):
@@ -72,7 +99,9 @@ def test_wrong_arguments() -> None:
         both(make(), **{"sft.beta": 1.0})
     with pytest.raises(InputError, match="one per loss"):
         both(make(), normalizer=3.0)
-    with pytest.raises(InputError, match="dpo"):
-        LOSSES.combine({"dpo": 1.0})
+    with pytest.raises(InputError, match="`weights`.*'dppo'"):
+        LOSSES.combine({"dppo": 1.0})
+    with pytest.raises(InputError, match="each loss once"):
+        LOSSES.combine({"dpo": 1.0, "sigmoid": 1.0})
     with pytest.raises(InputError, match="at least one"):
         LOSSES.combine({})

@@ -55,6 +55,21 @@ def test_grao() -> None:
     check(gradient("grao", inputs, beta=1.0, lam=0.2, eps=0.1), grao_loop(inputs, 1.0, 0.2, 0.1))
 
 
+@pytest.mark.parametrize(("inside", "expected"), [(False, 1e4), (True, 8**0.5)])
+def test_grao_with_the_gold_answer_in_the_statistics(inside: bool, expected: float) -> None:
+    """Eight samples of reward 0 and a gold answer of 1: its advantage is 1 / eps, or sqrt 8."""
+    inputs = LossInputs(
+        token_logps=-torch.ones(9, dtype=torch.float64),
+        segments=torch.arange(9),
+        num_sequences=9,
+        rewards=torch.tensor([1.0] + [0.0] * 8),
+        gold=torch.arange(9) == 0,
+        groups=torch.zeros(9, dtype=torch.int64),
+    )
+    out = LOSSES["grao"](inputs, gold_in_statistics=inside)
+    assert out.metrics["grao/gold_advantage"].item() == pytest.approx(expected, rel=1e-3)
+
+
 def test_grao_collapses() -> None:
     """Centred advantages sum to zero: the regulariser only rescales the exploration."""
     inputs = grao_inputs()

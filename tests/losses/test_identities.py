@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rao_kernels.losses import LOSSES, LossInputs
 
-from .cases import coefficients, make, pairs, ratios
+from .cases import coefficients, make, make_for, pairs, ratios
 from .scalars import entropy, logistic
 
 B, E = 0.4, 0.2
@@ -218,7 +218,7 @@ def test_certain_tokens(name: str) -> None:
     """Probability one: log-probs of exactly 0 under policy, reference and sampler."""
     if "gold" in LOSSES[name].needs and "preferred" in LOSSES[name].needs:
         pytest.skip("needs triples; tested with its family")
-    inputs = make(dtype=torch.float32, per_token=True)
+    inputs = make_for(name, dtype=torch.float32, per_token=True)
     zeros = torch.zeros_like(inputs.token_logps)
     tokens = zeros.clone().requires_grad_()
     inputs = replace(

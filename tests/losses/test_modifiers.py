@@ -128,6 +128,20 @@ def test_divergences_do_not_overflow(divergence: str) -> None:
     assert chosen < 0
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "js", "alpha"])
+@pytest.mark.parametrize("ratio", [-45.0, -200.0, -1e4])
+@pytest.mark.parametrize("name", ["ipo", "rpo_distill", "rpo_pessimistic"])
+def test_squared_divergences_stay_finite(name: str, ratio: float, divergence: str) -> None:
+    """e^70 squared is no fp32 number, and e^45 not after a small tau."""
+    inputs = make((0, 0), lengths=(1, 1), preferred=(True, False), dtype=torch.float32)
+    tokens = torch.full((2,), -2e4).requires_grad_()
+    inputs = replace(inputs, token_logps=tokens, ref_logps=torch.tensor([-2e4 - ratio, -2e4]))
+    out = LOSSES[name](inputs, f_divergence=divergence)
+    (grad,) = torch.autograd.grad(out.loss, tokens)
+    assert out.loss.isfinite() and grad.isfinite().all()
+    assert grad[0] < 0 < grad[1]
+
+
 def test_the_exponential_is_exact_up_to_its_cap() -> None:
     ratio = -(MAX_EXPONENT - 1)
     inputs = make((0, 0), lengths=(1, 1), preferred=(True, False))

@@ -128,6 +128,8 @@ def same_loss_and_gradient(ours: Tensor, theirs: Tensor, inputs: LossInputs) -> 
     torch.testing.assert_close(got, torch.autograd.grad(theirs, tokens), rtol=1e-4, atol=1e-6)
 
 
+# Our name of a divergence, TRL's.
+DIVERGENCES = {"js": "js_divergence", "forward_kl": "forward_kl", "alpha": "alpha_divergence"}
 # Our key and hyperparameters, TRL's loss type and settings.
 TRL: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("sigmoid", {}, "sigmoid", {}),
@@ -156,6 +158,11 @@ TRL: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
             "label_smoothing": 0.1,
         },
     ),
+    # Divided by lengths, a constant of the scores no longer cancels.
+    *(
+        ("sigmoid_norm", {"f_divergence": ours}, "sigmoid_norm", {"f_divergence_type": theirs})
+        for ours, theirs in DIVERGENCES.items()
+    ),
     ("sigmoid", {"ld_alpha": 0.4}, "sigmoid", {"ld_alpha": 0.4}),
     ("apo_zero", {"ld_alpha": 0.4}, "apo_zero", {"ld_alpha": 0.4}),
     ("sigmoid", {"wpo": True}, "sigmoid", {"use_weighting": True}),
@@ -172,6 +179,15 @@ def test_trl(name: str, hyper: dict[str, Any], loss_type: str, settings: dict[st
     inputs = pair_inputs()
     ours = LOSSES[name](inputs, beta=B, **hyper).loss
     same_loss_and_gradient(ours, trl_dpo(inputs, loss_types=[loss_type], **settings), inputs)
+
+
+@pytest.mark.parametrize("ours", ["js", "forward_kl"])
+def test_trl_ipo_of_means_under_a_divergence(ours: Any) -> None:
+    """Not "alpha": theirs is ``exp(x) - 1`` rounded to fp32, and off by 1e-5 of the gradient."""
+    inputs = pair_inputs()
+    loss = LOSSES["ipo"](inputs, tau=B, length_normalized=True, f_divergence=ours).loss
+    expected = trl_dpo(inputs, loss_types=["ipo"], f_divergence_type=DIVERGENCES[ours])
+    same_loss_and_gradient(loss, expected, inputs)
 
 
 def test_trl_ipo_is_the_length_normalised_one() -> None:

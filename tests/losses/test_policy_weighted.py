@@ -40,7 +40,7 @@ def test_cispo() -> None:
                 expected[t] = -weight * a / 20
         check(gradient("cispo", inputs, clip_low=low, clip_high=high), (sum(parts), expected))
     on_policy = replace(inputs, old_token_logps=None)
-    found = gradient("cispo", on_policy, clip_low=0.2, clip_high=0.2)[1]
+    found = gradient("cispo", on_policy, clip_low=0.2, clip_high=0.2, on_policy=True)[1]
     assert found[0] == pytest.approx(-standardized(inputs)[0] / 20)
 
 

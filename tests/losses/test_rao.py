@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
-from rao_kernels.losses import LOSSES, LossInputs
+from rao_kernels.errors import InputError, OneSidedTargetsWarning
+from rao_kernels.losses import LOSSES, LossInputs, fit_log_z0
 
 from .cases import GROUPED, coefficients, make, prompt_ratios, ratios
 
@@ -85,10 +87,32 @@ def test_no_groups_means_one_prompt_each() -> None:
     assert torch.equal(out.metrics["rewards/margins"], torch.zeros((), dtype=torch.float64))
 
 
-def test_group_numbers_are_only_names() -> None:
-    inputs = make(GROUPED)
-    renamed = replace(inputs, groups=torch.tensor([70, -3, 70, 9, 9, 70]))
-    torch.testing.assert_close(RAO(renamed).loss, RAO(inputs).loss, rtol=1e-14, atol=0)
+@pytest.mark.parametrize(("log_z0", "warns"), [(50.0, True), (-50.0, True), ("auto", False)])
+def test_targets_of_one_sign_are_told(log_z0: float | str, warns: bool) -> None:
+    """log Z0 = 50 with rewards of 0 to 1 asks every response to lose probability."""
+    inputs = replace(make(GROUPED), rewards=torch.linspace(0, 1, 6, dtype=torch.float64))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RAO(inputs, log_z0=log_z0)
+    assert [w.category for w in caught] == [OneSidedTargetsWarning] * warns
+
+
+def test_logmeanexp_takes_reference_samples_where_there_are_any() -> None:
+    inputs = replace(make(GROUPED), ref_rewards=None, ref_reward_groups=None)
+    samples, groups = torch.tensor([1.0, 2.0, -1.0, 0.5]), torch.tensor([0, 0, 1, 2])
+    assert inputs.rewards is not None
+    found = RAO(inputs, log_z0="logmeanexp", beta=BETA).metrics["rao/log_z0"]
+    expected = fit_log_z0(inputs.rewards, BETA, inputs.groups, "logmeanexp")
+    torch.testing.assert_close(found, expected)
+    inputs = replace(inputs, ref_rewards=samples, ref_reward_groups=groups)
+    found = RAO(inputs, log_z0="logmeanexp", beta=BETA).metrics["rao/log_z0"]
+    torch.testing.assert_close(found, fit_log_z0(samples, BETA, groups, "logmeanexp"))
+    with pytest.raises(InputError, match="`log_z0`.*'logmeanexp'"):
+        RAO(inputs, log_z0="mean")
+    with pytest.raises(InputError, match="`method`"):
+        fit_log_z0(samples, BETA, groups, "mean")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`rewards`.*at least one"):
+        fit_log_z0(samples[:0], BETA)
 
 
 def test_per_token_reference_equals_its_sum() -> None:

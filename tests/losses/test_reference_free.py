@@ -65,7 +65,8 @@ def test_alphapo_ends_in_simpo() -> None:
 
 
 def test_alphapo_of_responses_whose_probability_underflows() -> None:
-    """exp(lbar)^-alpha is 1 / 0 at lbar = -800; the reward itself is -beta e^200 / alpha."""
+    """exp(lbar)^-alpha is 1 / 0 at lbar = -800; the reward is -beta e^40 / alpha, by the tangent
+    at e^20 -beta e^20 (1 + 20) / alpha."""
     for dtype in (torch.float64, torch.float32):
         inputs = make((0, 0), lengths=(2, 2), preferred=(True, False), dtype=dtype)
         tokens = torch.tensor([-1.0, -1.0, -800.0, -800.0], dtype=dtype, requires_grad=True)
@@ -73,7 +74,7 @@ def test_alphapo_of_responses_whose_probability_underflows() -> None:
         assert out.loss.item() == 0
         flipped = replace(inputs, token_logps=tokens, preferred=torch.tensor([False, True]))
         out = LOSSES["alphapo"](flipped, beta=1.0, alpha=0.05, gamma=0.0)
-        expected = 20 * (math.exp(40) - math.exp(0.05))
+        expected = 20 * (math.exp(20) * (1 + 20) - math.exp(0.05))
         assert out.loss.item() == pytest.approx(expected, rel=1e-6)
         out = LOSSES["alphapo"](flipped, beta=1.0, alpha=1.0)
         (grad,) = torch.autograd.grad(out.loss, tokens)
@@ -157,6 +158,21 @@ def test_orpo_near_certainty_and_far_from_it(level: float) -> None:
             sigmoid(-z) / -math.expm1(pair[1]) / 2,
         ]
         assert slopes == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("level", [-1e-3, -1e-6, -(2.0**-23), -(2.0**-24), -1e-9, -1e-30, 0.0])
+def test_orpo_of_a_rejected_response_down_to_the_limit_of_fp32(level: float) -> None:
+    """dL/dlbar_l = lam sigmoid(-z) / (1 - p): right up to the last p below 1, and from there on as
+    large, where it used to be 0."""
+    inputs = make((0, 0), lengths=(1, 1), preferred=(True, False), dtype=torch.float32)
+    tokens = torch.tensor([-0.5, level], requires_grad=True)
+    inputs = replace(inputs, token_logps=tokens)
+    (grad,) = torch.autograd.grad(LOSSES["orpo"](inputs, lam=0.1).loss, tokens)
+    near = min(float(tokens[1].detach()), -(2.0**-24))
+    z = odds(-0.5) - odds(near)
+    expected = 0.1 * sigmoid(-z) / -math.expm1(near)
+    assert grad[1].item() == pytest.approx(expected, rel=1e-6)
+    assert (1e4 * grad).square().sum().isfinite()
 
 
 def test_orpo_at_certainty() -> None:

@@ -99,6 +99,27 @@ def qrpo(kind: str) -> Residuals:
     return residuals
 
 
+def qrpo_of_the_authors(kind: str) -> Residuals:
+    """Their code: q at least 1 / n, and for the normal quantile at most 1 - 1 / n."""
+
+    def residuals(
+        inputs: LossInputs, r: list[float], d: list[float]
+    ) -> tuple[list[float], float, float]:
+        found = []
+        for i in range(6):
+            samples = samples_of(inputs, i)
+            n = len(samples)
+            q = max(sum(s <= r[i] for s in samples) / n, 1 / n)
+            if kind == "log":
+                target, log_z = math.log(q), math.log(B / (1 + B))
+            else:
+                target, log_z = NormalDist().inv_cdf(min(q, (n - 1) / n)), 1 / (2 * B * B)
+            found.append(target - B * log_z - B * d[i])
+        return found, 1.0, B
+
+    return residuals
+
+
 def kimi(baseline: str) -> Residuals:
     def residuals(
         inputs: LossInputs, r: list[float], d: list[float]
@@ -113,6 +134,24 @@ def kimi(baseline: str) -> Residuals:
 
 def dgro(inputs: LossInputs, r: list[float], d: list[float]) -> tuple[list[float], float, float]:
     level = group_means(r)
+    return [1.5 * (a - b) - TAU * c for a, b, c in zip(r, level, d, strict=True)], 0.5 / TAU, TAU
+
+
+def dgro_without_half(
+    inputs: LossInputs, r: list[float], d: list[float]
+) -> tuple[list[float], float, float]:
+    """``-beta1 (r - V) D + beta2 D^2``: dL/dD = -(beta1 (r - V) - 2 beta2 D)."""
+    tau = 2 * TAU
+    level = group_means(r)
+    return [1.5 * (a - b) - tau * c for a, b, c in zip(r, level, d, strict=True)], 0.5 / tau, tau
+
+
+def dgro_of_the_soft_value(
+    inputs: LossInputs, r: list[float], d: list[float]
+) -> tuple[list[float], float, float]:
+    """At D = (beta1 / beta2) (r - V) the policy is normalised with V the soft value."""
+    t = TAU / 1.5
+    level = [t * math.log(x) for x in group_means([math.exp(x / t) for x in r])]
     return [1.5 * (a - b) - TAU * c for a, b, c in zip(r, level, d, strict=True)], 0.5 / TAU, TAU
 
 
@@ -132,6 +171,18 @@ CASES: list[tuple[str, dict[str, object], Residuals]] = [
     ("kimi", {"tau": TAU}, kimi("mean")),
     ("kimi", {"tau": TAU, "baseline": "log_mean_exp"}, kimi("log_mean_exp")),
     ("dgro", {"beta1": 1.5, "beta2": TAU}, dgro),
+    ("dgro", {"beta1": 1.5, "beta2": TAU, "half": False}, dgro_without_half),
+    ("dgro", {"beta1": 1.5, "beta2": TAU, "baseline": "log_mean_exp"}, dgro_of_the_soft_value),
+    (
+        "qrpo",
+        {"beta": B, "quantile_reward": "log", "quantile_clamp": "authors"},
+        qrpo_of_the_authors("log"),
+    ),
+    (
+        "qrpo",
+        {"beta": B, "quantile_reward": "normal", "quantile_clamp": "authors"},
+        qrpo_of_the_authors("normal"),
+    ),
     ("agro", {"beta": B}, agro),
 ]
 cases = pytest.mark.parametrize(
@@ -339,6 +390,8 @@ def test_bad_inputs() -> None:
         LOSSES["qrpo"](replace(inputs, ref_reward_groups=torch.tensor([0, 1])))
     for name, hyper in (
         ("qrpo", {"quantile_reward": "linear"}),
+        ("qrpo", {"quantile_clamp": "none"}),
+        ("dgro", {"baseline": "median"}),
         ("kimi", {"baseline": "max"}),
         ("dgro", {"beta2": 0.0}),
         ("rebel", {"eta": -1.0}),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 
 from rao_kernels.errors import InputError
-from rao_kernels.losses import LOSSES, LossInputs, reduce_units
+from rao_kernels.losses import LOSSES, LossInputs, meanings, reduce_units
 
 from .cases import make, make_for, permuted, selected
 
@@ -102,6 +104,10 @@ def test_normalizer_makes_parts_add_up(name: str, hyper: dict[str, object]) -> N
 def part(inputs: LossInputs, sequences: list[int]) -> LossInputs:
     rows = torch.isin(inputs.segments, torch.tensor(sequences))
     changes = selected(inputs, torch.tensor(sequences), rows)
+    present, changes["groups"] = torch.unique(changes["groups"], return_inverse=True)
+    asked = torch.isin(inputs.ref_reward_groups, present)
+    changes["ref_rewards"] = inputs.ref_rewards[asked]
+    changes["ref_reward_groups"] = torch.searchsorted(present, inputs.ref_reward_groups[asked])
     return replace(
         inputs,
         segments=inputs.segments[rows] - sequences[0],
@@ -124,6 +130,72 @@ def test_extreme_log_ratios_stay_finite(name: str, hyper: dict[str, object]) -> 
         assert out.loss.isfinite()
         (grad,) = torch.autograd.grad(out.loss, tokens)
         assert grad.isfinite().all()
+
+
+@presets
+def test_a_global_norm_can_sum_extreme_gradients(name: str, hyper: dict[str, object]) -> None:
+    """At a log-ratio of 1e4 nats a step is clipped, not set to zero by an infinite norm: summed in
+    fp32 over 1e8 parameters, each with the gradient of the token times 100, the squares are finite.
+    """
+    if hyper.get("prompt_term") == "eq7_literal":
+        pytest.skip("exp(DX) of the printed equation overflows by itself")
+    for sign in (1.0, -1.0):
+        inputs = make_for(name, dtype=torch.float32, lengths=(1,) * 6)
+        ratio = sign * torch.tensor([1e4, -1e4, 0.0, 1e4, -1e4, 0.0])
+        tokens = torch.full((6,), -1e4).requires_grad_()
+        inputs = replace(inputs, token_logps=tokens, ref_logps=-1e4 - ratio)
+        inputs = replace(inputs, old_token_logps=-1e4 - ratio)
+        (grad,) = torch.autograd.grad(LOSSES[name](inputs, **hyper).loss, tokens)
+        assert ((100 * grad).square() * 1e8).isfinite().all()
+
+
+POLICY = [name for name, spec in LOSSES.items() if "on_policy" in spec.defaults]
+
+
+@pytest.mark.parametrize("name", POLICY)
+def test_a_ratio_needs_what_it_is_taken_to(name: str) -> None:
+    """Without old log-probs it would be 1 on any data: REINFORCE under another name."""
+    inputs = replace(make_for(name, per_token=True), old_token_logps=None)
+    with pytest.raises(InputError, match="`old_token_logps`.*policy that sampled.*on_policy=True"):
+        LOSSES[name](inputs)
+    LOSSES[name](inputs, on_policy=True)
+    with pytest.raises(InputError, match="`old_token_logps`.*None with on_policy=True"):
+        LOSSES[name](make_for(name, per_token=True), on_policy=True)
+
+
+def test_every_loss_with_a_ratio_is_among_them() -> None:
+    assert {"ppo", "grpo", "dr_grpo", "dapo", "bnpo", "gspo", "luspo", "rloo"} <= set(POLICY)
+    assert {"gmpo", "cispo", "sapo", "vespo"} <= set(POLICY)
+    readers = {name for name, spec in LOSSES.items() if "old_token_logps" in spec.needs}
+    assert readers == set(POLICY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_hyperparameter_has_a_meaning_with_its_choices(name: str) -> None:
+    spec = LOSSES[name]
+    found = meanings(spec)
+    assert list(found) == list(spec.defaults)
+    hints = get_type_hints(inspect.unwrap(spec.terms))
+    for key, text in found.items():
+        assert len(text) > 3 and text != key
+        for choice in choices_of(hints.get(key)):
+            assert f'"{choice}"' in text, (key, choice)
+
+
+def choices_of(hint: object) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [choice for choice in get_args(hint) if isinstance(choice, str)]
+    return [choice for part in get_args(hint) for choice in choices_of(part)]
+
+
+@pytest.mark.parametrize("name", ["sppo"])
+def test_rewards_that_are_no_probabilities_are_refused(name: str) -> None:
+    assert LOSSES[name].probabilities == ("rewards",)
+    inputs = make_for(name)
+    for bad in (9.5, -0.1, math.nan):
+        rewards = torch.tensor([0.0, 0.5, 1.0, 0.2, 0.3, bad])
+        with pytest.raises(InputError, match="`rewards`.*probabilities from 0 to 1"):
+            LOSSES[name](replace(inputs, rewards=rewards))
 
 
 @presets
@@ -226,6 +298,10 @@ def test_no_grad_first_does_not_spoil_the_gradient() -> None:
         ({"reward_ensemble": torch.zeros(3, 5)}, "`reward_ensemble`"),
         ({"rewards": torch.zeros(6, device="meta")}, "`rewards`.*device"),
         ({"num_sequences": 0}, "`num_sequences`"),
+        ({"groups": torch.tensor([0, 0, 2, 2, 3, 3])}, r"`groups`.*dense from 0, got \[0, 2, 3\]"),
+        ({"groups": torch.tensor([0, 0, -1, -1, 1, 1])}, r"`groups`.*\[-1, 0, 1\]"),
+        ({"groups": torch.tensor([0, 0, 1, 1, 9, 9])}, "`groups`.*return_inverse=True"),
+        ({"groups": torch.zeros(6)}, "`groups`.*int64, got torch.float32"),
     ],
 )
 def test_wrong_inputs(change: dict[str, object], match: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from rao_kernels import WordOrder
-from rao_kernels.train import RAOConfig, RAOTrainer
+from rao_kernels.errors import DivergedError, InputError
+from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 # Prompts per rank and micro-batch, micro-batches, prompts in all. Eight prompts make two full steps
@@ -39,11 +40,31 @@ def run(folder: Path, loss: str, size: int, windows: int, prompts: int) -> dict[
 
 def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tensor | None:
     """What this rank's word order is after a checkpoint, when each rank had its own."""
-    trainer = make(folder, None, "rao", 2, 1, 8)
+    trainer = make(folder, None, "rao", 2, 1)
     mine = affinities[int(os.environ["RANK"])]
-    trainer._word_order = WordOrder(None if mine is None else torch.full((5,), mine))
-    trainer._join_word_order()
-    return trainer._word_order.affinity
+    order = WordOrder(None if mine is None else torch.full((5,), mine))
+    checkpoints.join_word_order(order, trainer._reduce, trainer.args.device)
+    return order.affinity
+
+
+class Spoil(TrainerCallback):
+    """Makes a weight of the second rank NaN in the second step."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if state.global_step == 1 and args.process_index == 1:
+            given["model"].model.norm.weight.data[0] = torch.nan
+
+
+def ends(folder: Path) -> list[str]:
+    """How a run ends that one rank spoils, and then another one in its folder."""
+    said = []
+    for callback in (Spoil(), None):
+        trainer = make(folder, callback, "rao", 2, 1)
+        try:
+            trainer.train()
+        except (DivergedError, InputError) as error:
+            said.append(str(error))
+    return said
 
 
 def make(
@@ -52,11 +73,13 @@ def make(
     loss: str,
     size: int,
     windows: int,
-    prompts: int,
+    prompts: int = 8,
 ) -> RAOTrainer:
     torch.set_num_threads(1)
     return RAOTrainer(
         tiny_model(),
+        # Another model: at margins of exactly zero, accuracies would compare rounding errors.
+        tiny_model(1),
         args=RAOConfig(
             output_dir=str(folder / "out"),
             loss=loss,
@@ -96,4 +119,5 @@ if __name__ == "__main__":
             torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
     orders = [joined(out / "order", pair) for pair in ((1.0, 3.0), (None, 3.0), (None, None))]
     torch.save(orders, out / f"orders-rank{os.environ['RANK']}.pt")
+    torch.save(ends(out / "ends"), out / f"ends-rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()

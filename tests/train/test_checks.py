@@ -184,6 +184,7 @@ def test_zero3_that_saves_no_weights_warns(
     [
         ({"model": 3}, "model"),
         ({"ref_model": RAOConfig}, "ref_model"),
+        ({"ref_model": "/no/such/folder"}, "ref_model"),
         ({"processing_class": "gpt2"}, "processing_class"),
         ({"args": TrainingArguments}, "args"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rao_kernels.errors import InputError
-from rao_kernels.train import RAOConfig
+from rao_kernels.train import RAOConfig, device
 
 
 def hyper(tmp_path: Path, **options: Any) -> dict[str, Any]:
@@ -40,6 +40,9 @@ def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
         ({"prefix_length": "many"}, "'auto' or at least 1"),
         ({"grad_tolerance": "much"}, "'auto' or a probability"),
         ({"grad_tolerance": 1.0}, "'auto' or a probability"),
+        ({"learning_rate": -1.0}, "`learning_rate`: expected a finite number"),
+        ({"learning_rate": float("nan")}, "`learning_rate`: expected a finite number"),
+        ({"fp16": True}, "`fp16`: expected False on a CPU.*bf16"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], problem: str) -> None:
@@ -53,3 +56,23 @@ def test_tolerance_of_each_precision(tmp_path: Path) -> None:
     assert {dtype: auto.tolerance(dtype) for dtype in expected} == expected
     given = RAOConfig(output_dir=str(tmp_path), use_cpu=True, grad_tolerance=2.0**-7)
     assert given.tolerance(torch.float32) == 2.0**-7
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_without_a_gpu_the_cpu_is_used_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device._say_so.cache_clear()
+    for _ in range(2):
+        config = RAOConfig(output_dir=str(tmp_path), bf16=True)
+        assert config.use_cpu
+        assert config.device.type == "cpu"
+    said = [record.getMessage() for record in caplog.records if "on the CPU" in record.getMessage()]
+    assert len(said) == 1
+    with pytest.raises(InputError, match="fp16"):
+        RAOConfig(output_dir=str(tmp_path), fp16=True)
+
+
+def test_with_a_gpu_the_cpu_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not RAOConfig(output_dir=str(tmp_path)).use_cpu

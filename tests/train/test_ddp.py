@@ -36,6 +36,10 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         assert torch.equal(orders[0], torch.full((5,), 2.0))
         assert torch.equal(orders[1], torch.full((5,), 3.0))
         assert orders[2] is None
+    for rank, seen in ((0, "another process"), (1, "the first model.norm.weight")):
+        diverged, used = torch.load(tmp_path / f"ends-rank{rank}.pt", weights_only=True)
+        assert "diverged at step 2" in diverged and seen in diverged
+        assert "metrics.jsonl" in used and "choose another output_dir" in used
     for loss in losses:
         for cases, steps in ((FULL, 2), (PARTIAL[:2], 1), (PARTIAL[2:], 1)):
             prompts = cases[0][2]

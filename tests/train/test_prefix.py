@@ -58,11 +58,14 @@ def test_a_loss_without_prompts_has_no_t0(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_t0(tmp_path: Path) -> None:
+    """Other held-out prompts would change it; `prefix_length` as it was keeps it."""
+    data = rows("say ab", "say ac")
     saved = {"save_strategy": "steps", "save_steps": 1, "prefix_length": "auto"}
-    trainer(tmp_path, rows("say a", "say b"), **saved).train()
+    trainer(tmp_path, data, **saved).train()
     folder = str(tmp_path / "checkpoint-1")
-    other = trainer(tmp_path, rows("say ab", "say ac"), **saved)
-    with pytest.raises(InputError, match="Pass prefix_length=5"):
+    other = trainer(tmp_path, data, **saved, eval_dataset=rows("say b"))
+    with pytest.raises(InputError, match="prefix_length is 5, was 6"):
         other.train(resume_from_checkpoint=folder)
-    again = trainer(tmp_path, rows("say ab", "say ac"), **saved | {"prefix_length": 5})
-    again.train(resume_from_checkpoint=folder)
+    trainer(tmp_path, data, **saved, eval_dataset=rows("say abc")).train(
+        resume_from_checkpoint=folder
+    )

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from rao_kernels.errors import DataError, InputError, NotYetError
 from rao_kernels.losses import LOSSES, LossInputs
-from rao_kernels.train import RAOConfig, RAOTrainer
+from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 PAIRS = [
@@ -228,11 +228,14 @@ def test_log_z0_is_fitted_once_and_kept(tmp_path: Path) -> None:
     fitted = sum(means) / len(means) / 0.1
     assert run.hyper["log_z0"] == pytest.approx(fitted)
     run.train()
-    other = [dict(row, rewards=[9.0] * len(row["rewards"])) for row in rows]  # type: ignore[arg-type]
-    again = trainer(tmp_path, other)
-    assert again.hyper["log_z0"] == pytest.approx(90.0)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert again.hyper["log_z0"] == pytest.approx(fitted)
+    folder = tmp_path / "checkpoint-2"
+    state = checkpoints.read_state(folder)
+    assert state["log_z0"] == run.hyper["log_z0"]
+    checkpoints.write_state(folder, state | {"log_z0": 4.0})
+    checkpoints.mark_complete(folder)
+    again = trainer(tmp_path, rows)
+    again.train(resume_from_checkpoint=str(folder))
+    assert again.hyper["log_z0"] == 4.0
     assert trainer(tmp_path, log_z0="50").hyper["log_z0"] == 50.0
 
 

@@ -1,0 +1,164 @@
+"""What a run is: everything its result depends on.
+
+Kept in the output folder and in every checkpoint, so that a run goes on only from a checkpoint of
+its own. Left out is what may change on the way: how long the run is, what is logged, saved and
+evaluated, the number of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..data import PreferenceDataset
+from ..errors import InputError
+from ..refcache import (
+    model_fingerprint,
+    template_fingerprint,
+    tokenizer_fingerprint,
+    write_atomic,
+)
+from .config import RAOConfig
+from .prepare import ReferenceScorer
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+FILE = "identity.json"
+# One name, one value; what is too long to show is {"what": ..., "sha256": ...}.
+Identity = dict[str, Any]
+
+_SETTINGS = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
+    *("max_grad_norm", "train_sampling_strategy", "seed", "data_seed", "bf16", "fp16"),
+)
+# What peft writes into an adapter's config beside what the adapter is.
+_NOT_OF_THE_ADAPTER = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
+}
+
+
+def describe_run(
+    trainer: Trainer, scorer: ReferenceScorer | None, prefix_length: int | None
+) -> Identity | None:
+    """The identity of the run a trainer is made for, its model still being the one it starts from;
+    None without training data."""
+    args, model, dataset = trainer.args, trainer.model, trainer.train_dataset
+    if dataset is None:
+        return None
+    assert isinstance(args, RAOConfig) and isinstance(model, nn.Module)
+    assert isinstance(dataset, PreferenceDataset)
+    reference = None if scorer is None else scorer.fingerprint
+    if scorer is not None and scorer.model is model:
+        start = scorer.fingerprint
+    else:
+        start = model_fingerprint(model)
+    tokenizer: Any = trainer.processing_class
+    responses = sum(len(row.responses) for row in dataset.rows)
+    items: Identity = {
+        "loss": args.spec.name,
+        **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
+        "training data": {
+            "what": f"{len(dataset)} prompts with {responses} responses",
+            "sha256": data_fingerprint(dataset),
+        },
+        "model": {"what": _name(model), "sha256": start},
+        "reference": reference and {"what": "weights", "sha256": reference},
+        "tokenizer": {
+            "what": str(getattr(tokenizer, "name_or_path", "")) or "a tokenizer",
+            "sha256": tokenizer_fingerprint(tokenizer),
+        },
+        "chat template": {"what": "template", "sha256": template_fingerprint(tokenizer)},
+        **_adapter(model),
+        "prefix_length": prefix_length,
+        "prompts per step (batch size x gradient_accumulation_steps x devices)": (
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        ),
+        **{name: getattr(args, name) for name in _SETTINGS},
+    }
+    # As a file gives it back.
+    return dict(json.loads(json.dumps(items, default=_plain)))
+
+
+def data_fingerprint(dataset: PreferenceDataset) -> str:
+    """SHA-256 of the token ids and of rewards, labels and whatever else a row has for the loss."""
+    digest = hashlib.sha256(dataset.fingerprint().encode())
+    for row in dataset.rows:
+        values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+        marks = {k: v for k, v in values.items() if k not in ("prompt", "responses", "where")}
+        digest.update(json.dumps(marks, default=_plain).encode())
+    return digest.hexdigest()
+
+
+def write(folder: Path, identity: Identity) -> None:
+    write_atomic(folder / FILE, json.dumps(identity, indent=1).encode())
+
+
+def read(folder: Path) -> Identity | None:
+    """The identity kept in a folder; None without one."""
+    try:
+        identity: Identity = json.loads((folder / FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return identity
+
+
+def check_same_run(folder: Path, own: Identity) -> None:
+    """Raise unless `folder`, a checkpoint or an output folder, is of the run `own`."""
+    there = read(folder)
+    if there is None:
+        raise InputError(
+            "resume_from_checkpoint",
+            f"a folder with {FILE}, which says what was trained on what",
+            f"{folder} without one",
+            "It was written by an older version or another program: start in another output_dir.",
+        )
+    # An item that another version of a package knows and this one does not is no difference.
+    differing = [
+        f"{name} is {_show(own[name])}, was {_show(there[name])}"
+        for name in own
+        if name in there and _compared(own[name]) != _compared(there[name])
+    ]
+    if differing:
+        raise InputError(
+            "resume_from_checkpoint",
+            f"the settings of the run in {folder}",
+            f"others: {'; '.join(differing)}",
+            "Continue that run with its own settings, or start this one in another output_dir.",
+        )
+
+
+def _adapter(model: nn.Module) -> Identity:
+    """Type and settings of the adapter that is trained, if any."""
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    items: Identity = {"adapter": [str(one.peft_type.value) for one in configs.values()] or None}
+    for config in configs.values():
+        settings = config.to_dict().items()
+        items |= {f"adapter {k}": v for k, v in settings if k not in _NOT_OF_THE_ADAPTER}
+    return items
+
+
+def _name(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "")) or "a model"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return value.tolist() if isinstance(value, Tensor) else str(value)
+
+
+def _compared(value: Any) -> Any:
+    return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{value['what']} (sha256 {value['sha256'][:12]})"
+    return json.dumps(value)

@@ -1,0 +1,118 @@
+"""One output folder, one run: a run neither writes into nor goes on from what another one left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import InputError
+from . import checkpoints, identity
+from .config import RAOConfig
+from .plot import METRICS_FILE, PLOT_FILE
+from .prepare import say
+
+_RUN_FILES = (METRICS_FILE, PLOT_FILE, identity.FILE, checkpoints.STATE)
+_MODEL_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+class OutputFolder:
+    """The output folder of a trainer.
+
+    run: identity of what it trains; None for a trainer that only evaluates.
+    """
+
+    def __init__(self, args: RAOConfig, run: identity.Identity | None) -> None:
+        self.args = args
+        self.run = run
+        self._begun = False
+
+    def begin(self, asked: str | bool | None, wait: Callable[[], None]) -> Path | None:
+        """The checkpoint to resume from, if any, once it and the folder are known to be of this
+        run. A trainer that has begun may begin again.
+
+        asked: True for the newest complete checkpoint, or a folder. wait: waits for all ranks.
+        """
+        folder = Path(str(self.args.output_dir))
+        checkpoint = checkpoints.find(asked, folder)
+        if asked is True:
+            newest = f"resuming from {checkpoint}" if checkpoint else ""
+            say(self.args, newest or "no complete checkpoint: new start")
+        if self.run is not None and checkpoint is not None:
+            identity.check_same_run(checkpoint, self.run)
+        if self.run is not None and not self._begun:
+            check_usable(folder, self.run, resuming=bool(asked), checkpoint=checkpoint)
+        # No rank may see what another one writes from here on.
+        wait()
+        if self.args.should_save:
+            self.identify(folder)
+        self._begun = True
+        return checkpoint
+
+    def identify(self, folder: Path) -> None:
+        """Write into `folder`, the output folder or a checkpoint, what run it is of."""
+        if self.run is not None:
+            identity.write(folder, self.run)
+
+
+def left_by_a_run(folder: Path) -> list[str]:
+    """Names of the checkpoints, records and weights in `folder`. The reference cache, which runs
+    may share, is none of these."""
+    names = [path.name for path in checkpoints.all_checkpoints(folder)]
+    return names + [name for name in _RUN_FILES if (folder / name).exists()] + _weights(folder)
+
+
+def check_unused(folder: Path) -> None:
+    """Raise where a run has left something."""
+    if found := left_by_a_run(folder):
+        raise _used(folder, found)
+
+
+def check_usable(
+    folder: Path, own: identity.Identity, *, resuming: bool, checkpoint: Path | None
+) -> None:
+    """Raise unless `folder` is unused, or holds the run `own`, which is being resumed.
+
+    checkpoint: the one resumed from, already known to be of this run; None: from the start.
+    """
+    found = left_by_a_run(folder)
+    if found and not resuming:
+        raise _used(folder, found)
+    if found and (checkpoint is None or (folder / identity.FILE).exists()):
+        identity.check_same_run(folder, own)
+    elif found and checkpoint is not None and checkpoint.resolve().parent != folder.resolve():
+        raise _used(folder, found)
+    if checkpoint is None and (weights := _weights(folder)):
+        raise InputError(
+            "resume_from_checkpoint",
+            "a complete checkpoint to resume from",
+            f"{folder} without one, but with a trained model ({weights[0]})",
+            "Start in another output_dir, or remove the folder.",
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder`; raise where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{folder}: {error.strerror}"
+        raise InputError("output_dir", "a folder that can be created", problem) from error
+    if not os.access(folder, os.W_OK):
+        raise InputError("output_dir", "a folder that can be written to", folder)
+
+
+def _weights(folder: Path) -> list[str]:
+    return sorted(path.name for pattern in _MODEL_FILES for path in folder.glob(pattern))
+
+
+def _used(folder: Path, found: list[str]) -> InputError:
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return InputError(
+        "output_dir",
+        "a folder without another run",
+        f"{folder} with {', '.join(found[:4])}{more}",
+        "To continue that run pass --resume_from_checkpoint auto (in Python "
+        "train(resume_from_checkpoint=True)); for a new run choose another output_dir or remove "
+        "the folder.",
+    )

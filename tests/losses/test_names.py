@@ -1,0 +1,64 @@
+"""Names that losses go by: keys, names of papers and other libraries, and typing errors."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rao_kernels.errors import InputError
+from rao_kernels.losses import ALIASES, LOSSES
+from rao_kernels.losses._names import AMBIGUOUS, NOT_OFFERED, spelled
+
+
+def test_aliases_name_losses_and_no_loss_is_an_alias() -> None:
+    assert set(ALIASES.values()) <= set(LOSSES)
+    assert not set(ALIASES) & set(LOSSES)
+    assert not (set(AMBIGUOUS) | NOT_OFFERED) & (set(LOSSES) | set(ALIASES))
+    for name in (*ALIASES, *AMBIGUOUS, *NOT_OFFERED):
+        assert spelled(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("dpo", "sigmoid"),
+        ("DPO", "sigmoid"),
+        ("cdpo", "cdpo"),
+        ("kto", "kto"),
+        ("slic-hf", "slic"),
+        ("SLiC_HF", "slic"),
+        ("nemotron_rpo", "rpo_bwd_kl"),
+        ("Cal-DPO", "cal_dpo"),
+        ("Dr. GRPO", "dr_grpo"),
+        ("A*-PO", "a2po"),
+        ("k1.5", "kimi"),
+        ("SimPO", "simpo"),
+        ("iterative RPO", "dpo_nll"),
+    ],
+)
+def test_names_of_the_field(name: str, key: str) -> None:
+    assert LOSSES[name].name == LOSSES.find(name).name == key
+    assert LOSSES.combine({name: 1.0}).parts[0][0].name == key
+
+
+@pytest.mark.parametrize("name", sorted(NOT_OFFERED | set(AMBIGUOUS)))
+def test_a_name_of_the_field_never_leads_to_another_loss(name: str) -> None:
+    """Neither as it is nor as papers write it; several meanings are all named."""
+    for spelling in (name, name.upper(), name.replace("_", "-")):
+        with pytest.raises(InputError) as error:
+            LOSSES.find(spelling)
+        advice = str(error.value).rpartition("got ")[2]
+        assert "Did you mean" not in advice
+        assert "not offered" in advice or len(re.findall(r"'\w+' \(", advice)) >= 1
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("roa", "rao"), ("simp", "simpo"), ("grop", "grpo")])
+def test_typing_errors_are_understood(typed: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"`loss`.*Did you mean {meant!r}"):
+        LOSSES.find(typed)
+
+
+def test_keys_alone_are_iterated() -> None:
+    assert "dpo" in LOSSES and "dpo" not in list(LOSSES)
+    assert "xyz" not in LOSSES
