@@ -15,8 +15,10 @@ TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h)
 demo: $(VENV)/demo.done
 	@$(BIN)/rao-kernels demo
 
+# Two processes of one thread each: most tests are small and would use no more.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_FLAGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

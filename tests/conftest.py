@@ -9,11 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from . import seeds
+
 # Without a GPU Triton's kernels run under its interpreter, which they ask for as they are defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", type=int, default=0, metavar="N", help="other random numbers for each N"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[seeds.VARIABLE] = str(config.getoption("seed"))
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +38,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    seeds.seed_torch()
 
 
 @pytest.fixture

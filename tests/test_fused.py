@@ -22,6 +22,8 @@ from rao_kernels.errors import InputError
 from rao_kernels.losses import LOSSES, LossInputs
 from rao_kernels.types import LossOutput
 
+from . import seeds
+
 V, D = 37, 8
 PROMPTS = [[1, 4, 5, 6], [1, 7], [1, 8, 9]]
 GROUPS = [1, 0, 1, 2, 2, 0]
@@ -48,7 +50,7 @@ class Case:
 
 
 def make(layout: str, dtype: torch.dtype = torch.float64) -> Case:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     sizes = [len(t) for t in TOKENS]
     states = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(V, D, generator=generator, dtype=torch.float64).to(dtype)
@@ -99,7 +101,7 @@ def loop(case: Case) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def constants(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(2)
+    generator = seeds.generator(2)
     names = ("rewards", "ref_logps", "ref_prompt_logps")
     return {n: torch.randn(6, generator=generator, dtype=torch.float64).to(dtype) for n in names}
 

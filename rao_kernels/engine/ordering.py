@@ -30,6 +30,7 @@ FLAT_WORDS = 2048  # words that are looked at first
 TILES_OF_A_KIND = 4
 EXAMPLES = 2048  # words that the kinds are found on
 ROUNDS = 4  # of k-means
+SAME = 0.99  # cosine from which two kinds are one
 MASKED = -1e4  # instead of lower logits: as unlikely, and fit to be averaged
 _LARGEST = 2**31 - 1
 
@@ -142,11 +143,15 @@ def _kinds(logits: Tensor, words: Tensor, kinds: int) -> Tensor:
     examples = examples - mean
     examples = _unit(examples - examples.mean(1, keepdim=True))
     centres = examples[:: max(1, len(examples) // kinds)][:kinds]
-    count(gemm_flops=2 * kinds * (logits.numel() + 2 * ROUNDS * examples.numel()))
+    on_examples = 2 * ROUNDS * examples.numel() + kinds * examples.shape[1]
+    count(gemm_flops=2 * kinds * (logits.numel() + on_examples))
     names = torch.arange(kinds, device=logits.device)
     for _ in range(ROUNDS):
         nearest = (examples @ centres.T).argmax(1)
         centres = _unit((nearest == names[:, None]).float() @ examples)
+    # Between kinds that coincide rounding would choose.
+    again = ((centres @ centres.T).tril(-1) > SAME).any(1)
+    centres = centres.masked_fill(again[:, None], 0)
     offset = -(centres @ mean).to(logits.dtype)
     return torch.addmm(offset, logits.T, centres.T.to(logits.dtype)).argmax(1)
 

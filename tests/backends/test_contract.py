@@ -1,15 +1,16 @@
 """Every backend, dtype and workspace against float64: one contract, one oracle.
 
 A variant is a backend, or one of its forms; Triton's run under its interpreter here, which takes
-its time: fewer combinations of dtype and workspace for them.
+its time: most problems have one combination of dtype and workspace there, in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cache
 from itertools import product
+from statistics import median
 
 import pytest
 import torch
@@ -22,14 +23,17 @@ from ..cases import PROBLEMS, allowed, error, make
 from ..oracle import Answer, Problem, dense
 from .conftest import VARIANTS
 
+Case = tuple[Problem, Answer, Answer]  # with its answer in float64, and plain torch's
+DRAWS = 15
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 GRADIENTS = ("dhidden", "dweight", "dbias")
 WORKSPACES = {"retained": None, "recomputed": 0, "partly": 1 << 19}
-INTERPRETED = {
+INTERPRETED = [
     (torch.float32, "retained"),
     (torch.float32, "recomputed"),
     (torch.bfloat16, "partly"),
-}
+]
+EVERY_COMBINATION = ("odd", "everything")  # under the interpreter; the others take turns
 
 
 def require(backend: str, dtype: torch.dtype) -> None:
@@ -71,15 +75,19 @@ def run(problem: Problem, backend: str, workspace_bytes: int | None, device: str
     )
 
 
-@cache
-def case(name: str, dtype: torch.dtype) -> tuple[Problem, Answer, Answer]:
-    """A problem, its answer in float64, and plain torch's in `dtype`."""
-    problem = make(dtype=dtype, **PROBLEMS[name])
+def with_answers(problem: Problem) -> Case:
     return problem, dense(problem.to(torch.float64)), dense(problem)
 
 
-def assert_as_good_as_torch(got: Answer, truth: Answer, plain: Answer, dtype: torch.dtype) -> None:
+@cache
+def case(name: str, dtype: torch.dtype, seed: int) -> Case:
+    return with_answers(make(dtype=dtype, seed=seed, **PROBLEMS[name]))
+
+
+def worse_than_torch(got: Answer, truth: Answer, plain: Answer, dtype: torch.dtype) -> list[str]:
+    """What has a larger error than it may."""
     assert (got.logps <= 0).all()
+    worse = []
     for field in fields(Answer):
         name = field.name
         mine, true, torchs = (getattr(answer, name) for answer in (got, truth, plain))
@@ -89,13 +97,34 @@ def assert_as_good_as_torch(got: Answer, truth: Answer, plain: Answer, dtype: to
             # Rounding may swap words that are equal in the operands' precision.
             differs = mine.bool() != true.bool()
             assert int(differs.sum()) <= int((torchs != true).sum())
-        else:
-            assert error(mine, true) <= allowed(torchs, true, dtype), name
+        elif error(mine, true) > allowed(torchs, true, dtype):
+            worse.append(name)
+    return worse
+
+
+def assert_as_good_as_torch(
+    answer: Callable[[Problem], Answer], case_of: Callable[[int], Case]
+) -> None:
+    """At most twice plain torch's error on the first problem, or else on most of `DRAWS`: of a few
+    numbers, either may have the lucky or the unlucky roundings."""
+    problem, truth, plain = case_of(0)
+    dtype = problem.hidden.dtype
+    worse = worse_than_torch(answer(problem), truth, plain, dtype)
+    draws = [case_of(seed) for seed in range(DRAWS)] if worse else []
+    answers = [(answer(problem), truth, plain) for problem, truth, plain in draws]
+    for name in worse:
+        each = [[getattr(one, name) for one in triple] for triple in answers]
+        shares = [error(got, true) / allowed(torchs, true, dtype) for got, true, torchs in each]
+        assert median(shares) <= 1, (name, shares)
 
 
 def combinations() -> Iterator[tuple[str, str, torch.dtype, str]]:
-    for variant, name, dtype, workspace in product(VARIANTS, PROBLEMS, DTYPES, WORKSPACES):
-        if not variant.endswith("interpret") or (dtype, workspace) in INTERPRETED:
+    for (place, variant), (number, name) in product(enumerate(VARIANTS), enumerate(PROBLEMS)):
+        combined = list(product(DTYPES, WORKSPACES))
+        if variant.endswith("interpret"):
+            turn = (place + number) % len(INTERPRETED)
+            combined = INTERPRETED if name in EVERY_COMBINATION else [INTERPRETED[turn]]
+        for dtype, workspace in combined:
             yield variant, name, dtype, workspace
 
 
@@ -105,9 +134,10 @@ def combinations() -> Iterator[tuple[str, str, torch.dtype, str]]:
 )
 def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, workspace: str) -> None:
     require(backend, dtype)
-    problem, truth, plain = case(name, dtype)
-    got = run(problem, backend, WORKSPACES[workspace])
-    assert_as_good_as_torch(got, truth, plain, dtype)
+    assert_as_good_as_torch(
+        lambda problem: run(problem, backend, WORKSPACES[workspace]),
+        lambda seed: case(name, dtype, seed),
+    )
 
 
 @pytest.mark.usefixtures("poisoned_memory", "isa")
@@ -115,18 +145,22 @@ def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, works
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_instruction_set(name: str, dtype: torch.dtype, workspace: str) -> None:
-    problem, truth, plain = case(name, dtype)
-    got = run(problem, "cpu", WORKSPACES[workspace])
-    assert_as_good_as_torch(got, truth, plain, dtype)
+    assert_as_good_as_torch(
+        lambda problem: run(problem, "cpu", WORKSPACES[workspace]),
+        lambda seed: case(name, dtype, seed),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_softcap_far_below_the_logits(backend: str, dtype: torch.dtype) -> None:
     """Its derivative magnifies any rounding of the products: by default they are recomputed."""
     require(backend, dtype)
-    problem = make(40, 3000, 32, dtype=dtype, logit_std=6.0, softcap=5.0)
-    truth, plain = dense(problem.to(torch.float64)), dense(problem)
-    assert_as_good_as_torch(run(problem, backend, None), truth, plain, dtype)
+
+    def case_of(seed: int) -> Case:
+        problem = make(40, 3000, 32, dtype=dtype, logit_std=6.0, softcap=5.0, seed=seed)
+        return with_answers(problem)
+
+    assert_as_good_as_torch(lambda problem: run(problem, backend, None), case_of)
 
 
 def test_same_bits_every_time(backend: str) -> None:
@@ -193,4 +227,4 @@ def test_strided_operands(backend: str) -> None:
     for field in fields(straight):
         assert torch.equal(getattr(got, field.name), getattr(straight, field.name)), field.name
     truth, plain = dense(problem.to(torch.float64)), dense(problem)
-    assert_as_good_as_torch(run(strided, backend, None), truth, plain, torch.float32)
+    assert worse_than_torch(run(strided, backend, None), truth, plain, torch.float32) == []

@@ -183,7 +183,11 @@ def assert_as_good_as_eager(
 
 
 @needs_library
-def test_the_best_instruction_set_runs_unless_one_is_forced(fresh_library: None) -> None:
+def test_the_best_instruction_set_runs_unless_one_is_forced(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    monkeypatch.delenv("RAO_KERNELS_CPU_ISA", raising=False)
+    _native.cpu_library.cache_clear()
     library = _native.cpu_library()
     assert isinstance(library, _native.CpuLibrary)
     assert library.isa == library.host_isas[0]

@@ -50,7 +50,11 @@ def compiled(target: str) -> dict[str, dict[str, object]]:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(params=TENSOR_INSTRUCTIONS)
+# Tests of a target share what `compiled` keeps, so they run in one process.
+PARAMS = [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in TENSOR_INSTRUCTIONS]
+
+
+@pytest.fixture(params=PARAMS)
 def target(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

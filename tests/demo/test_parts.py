@@ -14,6 +14,7 @@ from rao_kernels.demo.report import correlation_within_prompts, implicit_reward,
 from rao_kernels.demo.sampling import SamplingOptions, _draw, _sample, sample_answers
 from rao_kernels.demo.task import LONGEST, NOUNS, Task, make_tasks, reward
 from rao_kernels.errors import DataError
+from tests import seeds
 from tests.train.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TASK = Task(("river", "lamp", "train"))
@@ -46,7 +47,7 @@ def test_tasks_are_distinct_and_repeatable() -> None:
 
 def test_draw_follows_the_distribution() -> None:
     logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0]).expand(40_000, 4)
-    drawn = _draw(logits, 0.5, torch.Generator().manual_seed(0)).bincount(minlength=4) / 40_000
+    drawn = _draw(logits, 0.5, seeds.generator()).bincount(minlength=4) / 40_000
     assert drawn[2] == 0
     torch.testing.assert_close(drawn, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
 
@@ -57,7 +58,7 @@ def test_sampling_equals_a_plain_loop() -> None:
     tokenizer.padding_side = "left"
     prompts = ["say abc", "say a long thing", "z"]
     options = SamplingOptions(answers=2, max_tokens=12, temperature=1e-5)
-    found = _sample(model, tokenizer, prompts, options, torch.Generator())
+    found = _sample(model, tokenizer, prompts, options, seeds.generator())
     for prompt, answers in zip(prompts, (found[:2], found[2:4], found[4:]), strict=True):
         chat = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)

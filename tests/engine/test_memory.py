@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rao_kernels import _native, backends, engine
+from rao_kernels import backends, engine
 from rao_kernels.backends import Head
 from rao_kernels.ops import linear_logprobs
 
@@ -76,11 +76,7 @@ def test_extra_memory_is_what_was_promised(workspace: int | None) -> None:
 
 def test_nothing_retained_is_a_twentieth_of_the_logits() -> None:
     require_cpu_library()
-    library = _native.cpu_library()
-    assert isinstance(library, _native.CpuLibrary)
-    if library.isa != "avx512_bf16":
-        pytest.skip(f"too slow with {library.isa}: 4.4 TFLOP")
-    rows, size, vocabulary = 4096, 1024, 65536
+    rows, size, vocabulary = 512, 512, 65536
     extra = measured(rows, size, vocabulary, workspace_bytes=0)
     assert extra < 0.05 * 4 * rows * vocabulary
     assert extra == pytest.approx(promised(rows, size, vocabulary, 0), rel=0.1)

@@ -11,6 +11,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .. import seeds
+
 VOCAB = 83
 PAD = 0
 
@@ -90,7 +92,7 @@ def tiny_model(
     """A random model of a family, in train mode, with logits several units wide."""
     config_name, class_name, own = _FAMILIES[name]
     config = getattr(transformers, config_name)(**{**_SMALL, **own, **settings})
-    torch.manual_seed(0)
+    seeds.seed_torch()
     model = getattr(transformers, class_name)(config).to(dtype)
     head = model.get_output_embeddings()
     with torch.no_grad():
@@ -102,7 +104,7 @@ def tiny_model(
 
 def batch(size: int = 3, length: int = 9) -> dict[str, Tensor]:
     """Ids, mask and shifted targets with right padding; some targets are not wanted."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     ids = torch.randint(3, VOCAB, (size, length), generator=generator)
     mask = torch.ones_like(ids)
     mask[-1, -3:] = 0

@@ -15,6 +15,7 @@ from rao_kernels.errors import InputError
 from rao_kernels.hf import FusedHead, FusedLMOutput, attach_fused_head, fused_head, head
 from rao_kernels.hf.transforms import HeadTransform, head_transform
 
+from .. import seeds
 from .models import FAMILIES, batch, gradients, logps_from_logits, tiny_model, upstream
 
 # What each family does to its head's output, with the scalars that models.py gives it.
@@ -191,7 +192,7 @@ def test_trained_model(shared_dir: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     prompt = torch.randint(3, 500, (2, 4), generator=generator)
     ids = model.generate(prompt, max_new_tokens=28, do_sample=False)
     targets = ids.roll(-1, dims=1)

@@ -28,6 +28,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer import utils
 
+from .. import seeds
 from ..hf.models import tiny_model as family_model
 from ..train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -42,6 +43,7 @@ COMMON: dict[str, object] = {
     "save_strategy": "no",
     "report_to": [],
     "use_cpu": True,
+    "seed": seeds.shifted(42),
     "bf16": False,
     "gradient_checkpointing": False,
     "disable_tqdm": True,
@@ -160,7 +162,7 @@ def train(
     """What is logged at each step, and how far each parameter moved."""
     # From a folder: TRL loads the reference model from where the model came from.
     make_model().save_pretrained(folder / "model")
-    set_seed(0)
+    set_seed(seeds.shifted())
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     trainer = make_trainer(folder, model, **settings)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

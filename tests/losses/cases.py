@@ -12,6 +12,8 @@ from torch import Tensor
 from rao_kernels.losses import LossInputs
 from rao_kernels.losses._inputs import FIELD_SHAPES
 
+from .. import seeds
+
 # Responses of several lengths, one of them empty.
 LENGTHS = (5, 1, 7, 3, 0, 4)
 PAIRED = (0, 0, 1, 1, 2, 2)
@@ -33,7 +35,7 @@ def make(
     seed: int = 0,
 ) -> LossInputs:
     """Random inputs; `scale` multiplies all log-probs. A prompt's values are its group's."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     count = len(lengths)
 
     def logps(*shape: int) -> Tensor:
@@ -86,7 +88,7 @@ def make_for(name: str, *, seed: int = 0, **options: Any) -> LossInputs:
         return replace(inputs, rewards=inputs.rewards.sigmoid())
     if name != "ppo":
         return inputs
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     advantages = torch.randn(inputs.token_logps.shape, generator=generator, dtype=torch.float64)
     return replace(inputs, advantages=advantages.to(inputs.token_logps.dtype))
 

@@ -12,6 +12,7 @@ import torch
 
 from rao_kernels.losses import LOSSES, LossInputs
 
+from .. import seeds
 from .cases import GROUPED, make
 
 
@@ -154,7 +155,7 @@ def check(found: tuple[float, list[float]], expected: tuple[float, list[float]])
 
 def ppo_inputs() -> LossInputs:
     inputs = cases()
-    draw = torch.Generator().manual_seed(4)
+    draw = seeds.generator(4)
     numbers = [torch.randn(20, generator=draw, dtype=torch.float64) for _ in range(4)]
     return replace(
         inputs,

@@ -16,6 +16,8 @@ from rao_kernels import SequenceBatch, fused_loss
 from rao_kernels.losses import LOSSES, Loss, LossInputs
 from rao_kernels.losses._inputs import FIELD_SHAPES
 
+from .. import seeds
+
 V, D = 31, 6
 PROMPTS = [[1, 4, 5, 6], [1, 7], [1, 8, 9]]
 RESPONSES = [[10, 11], [12, 13, 14], [15], [], [16, 17, 18, 19], [20, 21]]
@@ -67,7 +69,7 @@ def given(
     batch: SequenceBatch, preferred: tuple[bool, ...], gold: tuple[bool, ...], spec: Loss
 ) -> dict[str, Tensor | None]:
     """Every input a loss can have, but for what the op gives; log-probs near the policy's."""
-    generator = torch.Generator().manual_seed(3)
+    generator = seeds.generator(3)
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -143,7 +145,7 @@ def gradients_of(entry: str | Loss, name: str, hyper: dict[str, Any]) -> list[Te
     """Loss and gradients on the inputs for the loss `name`."""
     groups, preferred, gold = layout_of(LOSSES[name])
     batch = batch_of(groups, packed=False)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     shapes = ((*batch.token_shape, D), (V, D))
     operands = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
     inputs = given(batch, preferred, gold, LOSSES[name])
@@ -170,7 +172,7 @@ def test_the_prompts_gradient_in_a_sum(key: str) -> None:
 def check(spec: Loss, entry: str | Loss, hyper: dict[str, Any], packed: bool) -> None:
     groups, preferred, gold = layout_of(spec)
     batch = batch_of(groups, packed)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()

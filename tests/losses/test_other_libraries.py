@@ -19,6 +19,7 @@ from torch import Tensor
 from rao_kernels import SequenceBatch, fused_loss
 from rao_kernels.losses import LOSSES, LossInputs
 
+from .. import seeds
 from .cases import pairs
 
 P, T, B = 3, 9, 0.3
@@ -28,7 +29,7 @@ LENGTHS = (5, 1, 3, 2, 6, 4)
 
 def pair_inputs(scale: float = 1.0) -> LossInputs:
     """Chosen responses first, as TRL's batches have them; log-probs in fp32."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeds.generator(5)
     count = sum(LENGTHS)
 
     def logps() -> Tensor:
@@ -295,7 +296,7 @@ def test_liger(name: str, hyper: dict[str, Any]) -> None:
         "liger_kernel.chunked_loss.dpo_loss", reason="liger-kernel, to compare with, is absent"
     )
     loss_of: Callable[..., Any] = module.LigerFusedLinearDPOLoss
-    generator = torch.Generator().manual_seed(2)
+    generator = seeds.generator(2)
     width, vocabulary, hidden_size = 8, 23, 6
 
     def numbers(*shape: int) -> Tensor:

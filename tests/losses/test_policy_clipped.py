@@ -11,6 +11,7 @@ import torch
 from rao_kernels.errors import InputError
 from rao_kernels.losses import LOSSES, LossInputs
 
+from .. import seeds
 from .cases import GROUPED, make
 from .policy_loops import (
     LEVELS,
@@ -38,13 +39,16 @@ def test_defaults(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_clips(name: str) -> None:
-    """Bounds so narrow that both sides and the dual clip act."""
-    inputs = cases(seed=3)
-    options = {**LEVELS[name], "low": 0.05, "high": 0.1, "dual": 1.01}
-    expected = clipped_loop(inputs, advantages_of(name, inputs), **options)
-    hyper = {"clip_low": 0.05, "clip_high": 0.1, "dual_clip": 1.01}
-    check(gradient(name, inputs, **hyper), expected)
-    assert expected[0] != pytest.approx(gradient(name, inputs, clip_low=0.05, clip_high=0.1)[0])
+    """Bounds so narrow that both sides and, in some of the draws, the dual clip act."""
+    changes = []
+    for seed in range(3, 9):
+        inputs = cases(seed=seed)
+        options = {**LEVELS[name], "low": 0.05, "high": 0.1, "dual": 1.01}
+        expected = clipped_loop(inputs, advantages_of(name, inputs), **options)
+        hyper = {"clip_low": 0.05, "clip_high": 0.1}
+        check(gradient(name, inputs, **hyper, dual_clip=1.01), expected)
+        changes.append(expected[0] != pytest.approx(gradient(name, inputs, **hyper)[0]))
+    assert any(changes)
 
 
 @pytest.mark.parametrize("name", [n for n in LEVELS if n != "rloo"])
@@ -212,7 +216,7 @@ def test_penalty_of_a_small_difference_keeps_its_digits() -> None:
 
 def test_sequence_ratio_of_many_tokens_is_summed_exactly() -> None:
     """fp32 sums of 60,000 log-ratios lose more than clip ranges of 3e-4 are wide."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     tokens = -torch.rand(60_000, generator=generator) * 8
     old = tokens - 1e-4
     inputs = LossInputs(

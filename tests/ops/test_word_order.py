@@ -130,7 +130,8 @@ def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path) -> None:
     codes, scales = (head[f"model.embed_tokens.weight.{part}"] for part in ("q8", "d"))
     weight = (codes.view(*scales.shape, -1) * scales.float()[..., None]).reshape(codes.shape)
     keep = data["labels"] != -100
-    hidden, targets = data["hidden"][keep].float(), data["labels"][keep]
+    hidden, targets = data["hidden"][keep].bfloat16(), data["labels"][keep]
+    weight = weight.bfloat16()
     kept = []
     for order in (None, WordOrder()):
         with record_work() as work:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from rao_kernels import WordOrder
 from rao_kernels.errors import DivergedError, InputError
 from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
+from tests import seeds
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 # Prompts per rank and micro-batch, micro-batches, prompts in all. Eight prompts make two full steps
@@ -96,6 +97,7 @@ def make(
             save_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
+            seed=seeds.shifted(42),
             ddp_backend="gloo" if "RANK" in os.environ else None,
         ),
         train_dataset=tiny_rows(prompts, responses=(2, 4, 3)),

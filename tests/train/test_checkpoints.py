@@ -13,6 +13,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
+from tests import seeds
 from tests.train.tiny import save_tiny, tiny_rows
 
 
@@ -49,6 +50,7 @@ def make(
         grad_tolerance=str(tolerance),
         disable_tqdm=True,
         use_cpu=True,
+        seed=seeds.shifted(42),
     )
     return RAOTrainer(
         str(model),

@@ -16,6 +16,7 @@ from rao_kernels.errors import DataError, InputError, NotYetError
 from rao_kernels.losses import LOSSES, fit_log_z0
 from rao_kernels.train import RAOConfig, RAOTrainer
 from rao_kernels.train.config import check_runnable
+from tests import seeds
 from tests.train.test_trainer import Gradients, dense_inputs, trainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -52,7 +53,7 @@ def test_a_sum_of_one_loss_trains_as_that_loss(tmp_path: Path, cache: Path, name
         run = trainer(tmp_path, ROWS, loss=text, ref_per_token=True, ref_cache_dir=str(cache))
         with torch.no_grad():
             for index, parameter in enumerate(run.model.parameters()):
-                torch.manual_seed(index)
+                seeds.seed_torch(index)
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
         found.append(gradients(run))
     assert found[0].keys() == found[1].keys()

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from rao_kernels.errors import DataError, InputError, NotYetError
 from rao_kernels.losses import LOSSES, LossInputs
 from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
+from tests import seeds
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 PAIRS = [
@@ -37,6 +38,7 @@ def config(folder: Path, **changes: Any) -> RAOConfig:
         "prefix_length": "1",
         "disable_tqdm": True,
         "use_cpu": True,
+        "seed": seeds.shifted(42),
     }
     return RAOConfig(**settings | changes)
 
@@ -116,7 +118,7 @@ def test_gradient_is_that_of_plain_logits(
     )
     with torch.no_grad():
         for index, parameter in enumerate(run.model.parameters()):
-            torch.manual_seed(index)
+            seeds.seed_torch(index)
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     policy = tiny_model()
     policy.load_state_dict(run.model.state_dict())

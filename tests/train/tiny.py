@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .. import seeds
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz .?\n"
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'][0] + '>' + m['content'] + '</s>\n' }}{% endfor %}"
@@ -36,7 +38,7 @@ def tiny_tokenizer(*, chat: bool = False, merges: bool = False) -> PreTrainedTok
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
+    seeds.seed_torch(seed)
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=32,

@@ -1,0 +1,24 @@
+"""Where the tests' random numbers come from; `pytest --seed N` gives every test other ones."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+VARIABLE = "RAO_KERNELS_TEST_SEED"  # how the option reaches processes that a test starts
+STRIDE = 1000  # so that no test's numbers at one N are another's at the next
+
+
+def shifted(seed: int = 0) -> int:
+    """`seed` itself at N = 0."""
+    return seed + STRIDE * int(os.environ.get(VARIABLE, "0"))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(shifted(seed))
+
+
+def seed_torch(seed: int = 0) -> None:
+    """Seeds the generator that is used where none is given."""
+    torch.manual_seed(shifted(seed))
