@@ -48,23 +48,43 @@ def _parser(command: str, text: str | None) -> argparse.ArgumentParser:
 
 
 def _device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"cpu or cuda; here {device}")
+    threads = torch.get_num_threads()
+    parser.add_argument("--threads", type=int, default=threads, help=f"of torch; here {threads}")
     parser.add_argument("--out", type=Path, help="folder of the rows; default bench/results/...")
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    suites, dtypes = [*cases.SUITES, TRL], ("bf16", "fp32")
+    help_ = "groups of cases; trl is a step of its DPO trainer; default readme"
+    parser.add_argument("--suites", nargs="+", choices=suites, default=["readme"], help=help_)
+    help_ = "of hidden states and head; default both"
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=[*dtypes], help=help_)
+    help_ = "passes that are timed; default all"
+    parser.add_argument(
+        "--directions", nargs="+", choices=cases.DIRECTIONS, default=ALL, help=help_
+    )
+    parser.add_argument("--cases", nargs="+", default=[], help="parts of names of cases")
+    parser.add_argument("--providers", nargs="+", default=[], help="parts of names; default all")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default 7")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="seconds to time a case in; default 60"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=20.0,
+        help="seconds of a call; slower ones are not timed; default 20",
+    )
+    help_ = "folder with data/probe_train.safetensors, the hidden states of real text"
+    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared", help=help_)
+    _device_options(parser)
 
 
 def _run(argv: Sequence[str]) -> int:
     parser = _parser("", __doc__)
-    parser.add_argument("--suites", nargs="+", choices=[*cases.SUITES, TRL], default=["readme"])
-    parser.add_argument("--dtypes", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
-    parser.add_argument("--directions", nargs="+", choices=cases.DIRECTIONS, default=ALL)
-    parser.add_argument("--cases", nargs="+", default=[], help="parts of names of cases")
-    parser.add_argument("--providers", nargs="+", default=[], help="parts of names; default all")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds to time a case in")
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds of a call, at most")
-    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
-    _device_options(parser)
+    _run_options(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -137,7 +157,7 @@ def _measure(
 def _compare(argv: Sequence[str]) -> int:
     parser = _parser("compare", "Is B slower, larger or less right than A? Status 1 if so.")
     parser.add_argument("a", type=Path, metavar="A", help="file of rows, or a folder: its newest")
-    parser.add_argument("b", type=Path, metavar="B")
+    parser.add_argument("b", type=Path, metavar="B", help="the same, to compare with A")
     parser.add_argument("--threshold", type=float, default=1.10, help="ratio; default 1.10")
     parser.add_argument("--everyone", action="store_true", help="show the other libraries too")
     options = parser.parse_args(argv)
@@ -151,7 +171,8 @@ def _plot(argv: Sequence[str]) -> int:
     parser = _parser("plot", "Draws time, memory, errors and the cost of the vocabulary.")
     help_ = "files of rows, or folders: their newest; all are drawn (default: each suite's newest)"
     parser.add_argument("rows", type=Path, nargs="*", help=help_)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks.png"))
+    out = Path("benchmarks.png")
+    parser.add_argument("--out", type=Path, default=out, help=f"picture; default {out}")
     options = parser.parse_args(argv)
     from .plot import draw
 

@@ -22,6 +22,10 @@ _PACKAGES = (
     "datasets",
     "peft",
     "safetensors",
+    "trl",
+    "deepspeed",
+    "liger-kernel",
+    "cut-cross-entropy",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"rao-kernels {importlib.metadata.version('rao-kernels')}")
+        return 0
     name, *rest = arguments
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
@@ -58,5 +62,9 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
-        ["usage: rao-kernels COMMAND [options]", "", *lines, "", "COMMAND --help for its options"]
+        [
+            "usage: rao-kernels COMMAND [options]",
+            "       rao-kernels --version",
+            *("", *lines, "", "COMMAND --help for its options"),
+        ]
     )

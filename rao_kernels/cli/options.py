@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
+import inspect
 import json
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,8 +19,9 @@ from ..errors import InputError, MissingDependencyError
 
 def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
     """Instances of the dataclasses `types`, from ``--config x.yaml`` and flags; flags win."""
-    parser = HfArgumentParser(types, prog=prog, allow_abbrev=False)
+    parser = HfArgumentParser(types, prog=prog, allow_abbrev=False, formatter_class=_Help)
     parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
+    _sort_help(parser, types)
     strings = [name for action in parser._actions for name in action.option_strings]
     known = [name.removeprefix("--") for name in strings if name.startswith("--")]
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
@@ -31,6 +35,43 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
         raise _unknown(item, item.lstrip("-").partition("=")[0], known)
     # The namespace of options that belong to no dataclass: --config.
     return tuple(parsed[: len(types)])
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option under one name, with its default where it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        if action.option_strings[0] != "-h":
+            # The other one is the same with hyphens.
+            shown.option_strings = action.option_strings[:1]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = not action.required and action.default not in (None, [])
+        return super()._get_help_string(action) if has_default else action.help
+
+
+def _sort_help(parser: argparse.ArgumentParser, types: Sequence[Any]) -> None:
+    """What must be given first, then the options of `types`, then those of their bases."""
+    own = {name for one in types for name in inspect.get_annotations(one)}
+    bases = {
+        field.name: f"options of {base.__module__.partition('.')[0]}.{base.__name__}"
+        for one in types
+        for base in one.__mro__[1:]
+        if hasattr(base, "__dataclass_fields__")
+        for field in dataclasses.fields(base)
+    }
+    groups: dict[str, list[argparse.Action]] = {"required": [], "options": []}
+    for action in parser._actions:
+        title = "options" if action.dest in own else bases.get(action.dest, "options")
+        groups.setdefault("required" if action.required else title, []).append(action)
+    parser._action_groups.clear()
+    for title, actions in groups.items():
+        parser.add_argument_group(title)._group_actions.extend(actions)
+    needed = " ".join(f"--{action.dest} {action.dest.upper()}" for action in groups["required"])
+    parser.usage = f"%(prog)s {needed} [options]"
+    parser.epilog = "Names may be written with hyphens too: --eval-data."
 
 
 def _as_flags(path: Path, known: Sequence[str]) -> list[str]:

@@ -88,7 +88,8 @@ def attach_fused_head(
 
     Without `logp_targets` the model is what it was. Attach before the model is wrapped
     (DistributedDataParallel, FSDP2, torch.compile), before or after `get_peft_model`, and again
-    after its embeddings were resized; on a model that is attached it does nothing.
+    after its embeddings were resized; on a model that is attached it does nothing. Save it with
+    `save_pretrained` or its state_dict; pickling it whole, as ``torch.save(model)`` does, raises.
 
     Args:
         model: a `PreTrainedModel`, or a `PeftModel` around one; changed in place.
@@ -293,6 +294,7 @@ def _causal_lm(model: nn.Module) -> PreTrainedModel:
             type(model).__name__,
             "Start one process per device with torchrun.",
         )
+    _check_adapter(model)
     unwrap = getattr(model, "get_base_model", None)
     lm = unwrap() if callable(unwrap) else model
     if not isinstance(lm, PreTrainedModel):
@@ -312,6 +314,18 @@ def _causal_lm(model: nn.Module) -> PreTrainedModel:
     return lm
 
 
+def _check_adapter(model: Any) -> None:
+    """Prefix tuning gives the layers keys and values; the other kinds give them a longer input."""
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False) and adapter.peft_type != "PREFIX_TUNING":
+        raise InputError(
+            "model",
+            "an adapter that leaves the input as long as it is",
+            type(adapter).__name__,
+            "LoRA and prefix tuning do.",
+        )
+
+
 def _instance_forward(model: PreTrainedModel) -> Callable[..., Any] | None:
     forward = vars(model).get("forward")
     return getattr(forward, "__func__", forward)
@@ -324,7 +338,7 @@ def _is_patched(model: PreTrainedModel) -> bool:
 
 
 def _check_forward(model: PreTrainedModel) -> None:
-    # A model that went through pickle keeps its class's forward as an attribute: no obstacle.
+    # What another library had put on the instance comes back from pickle as its class's own.
     own = _instance_forward(model) in (None, type(model).forward)
     if not own and not _is_patched(model):
         raise InputError(

@@ -5,8 +5,9 @@ Legend: V vocabulary, D hidden.
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,22 @@ class FusedHead(nn.Linear):
             scored = score(input, self.weight, self.bias, targets.masked_fill(grad_mask, -100))
         pairs = zip(learned, scored, strict=True)
         return tuple(torch.where(grad_mask, *pair) for pair in pairs)
+
+    def __reduce_ex__(self, protocol: object) -> Never:
+        """A pickle would lose the model's forward, which is a method of the instance alone."""
+        raise InputError(
+            "model",
+            "a model without the fused head, to pickle it whole",
+            "one with it attached",
+            "Save with save_pretrained or its state_dict, or call detach_fused_head before and "
+            "attach_fused_head after.",
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
 
 def head_linears(model: PreTrainedModel) -> list[nn.Linear]:

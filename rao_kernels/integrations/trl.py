@@ -1,8 +1,9 @@
 """TRL's trainers on the op, by one name swapped.
 
-Since TRL 1.15 every trainer takes its token log-probs from one autograd function, looked up at
-each call as ``trl.trainer.utils._ChunkedLogProbFunction``. `enable` puts a stand-in there, so it
-works before or after a trainer was made.
+Since TRL 1.15 its DPO, KTO, SFT, GRPO and RLOO trainers take their token log-probs from one
+autograd function, looked up at each call as ``trl.trainer.utils._ChunkedLogProbFunction``. `enable`
+puts a stand-in there, so it works before or after a trainer was made; `status` tells whether it is
+there and how often it was called.
 
 Legend: N tokens, V vocabulary, D hidden size.
 """
@@ -32,7 +33,7 @@ ADVICE = "Install trl 1.16, or train without enable()."
 def enable(**options: Unpack[EngineOptions]) -> None:
     """Makes TRL's DPO, KTO, GRPO, RLOO and SFT trainers score tokens with the op.
 
-    Called again it changes the options and nothing else.
+    Called again it changes the options, and `status` counts from 0.
 
     Args:
         options: see `EngineOptions`; they hold for every trainer of this process.
@@ -57,11 +58,36 @@ def disable() -> None:
 
 
 @dataclass(frozen=True)
+class Status:
+    """What `status` found.
+
+    enabled: whether TRL's trainers call the op. calls: how often they have, since `enable`;
+    calls from inside a compiled graph are not counted. options: what `enable` was given.
+    """
+
+    enabled: bool
+    calls: int = 0
+    options: EngineOptions | None = None
+
+
+def status() -> Status:
+    """Whether TRL's function is replaced now, and how often the op was called in its place.
+
+    0 calls after a training step mean that its trainer does not use the function.
+    """
+    found = getattr(_trl_utils(), NAME, None)
+    if not isinstance(found, TokenLogProbs):
+        return Status(enabled=False)
+    return Status(enabled=True, calls=found.calls, options=found.options)
+
+
+@dataclass
 class TokenLogProbs:
-    """What stands in for TRL's autograd function `original`."""
+    """What stands in for TRL's autograd function `original`. calls: how often it was used."""
 
     original: Any
     options: EngineOptions
+    calls: int = 0
 
     def apply(
         self,
@@ -87,6 +113,9 @@ class TokenLogProbs:
         Returns:
             ``[N]`` float32, is_top1 bool; log-probs and entropy are differentiable.
         """
+        # A number that changes at each call would have the graph compiled again at each.
+        if not torch.compiler.is_compiling():
+            self.calls += 1
         scale, softcap = _op_scalars(temperature, final_logit_softcapping, logit_scale)
         with _autocast_to_half(hidden):
             found = linear_token_stats(

@@ -4,11 +4,15 @@ per step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..losses import Loss, LossInputs
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Reduce = Callable[[Tensor, str], Tensor]
 
@@ -79,3 +83,21 @@ def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
 def first_units(units: Tensor) -> Tensor:
     """Weight of a micro-batch's metrics: of several losses, the units of the first."""
     return units.flatten()[0]
+
+
+def drop_repeated(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """The micro-batch fetched last, without the prompts that another one of this epoch holds.
+
+    accelerate fills the last round of micro-batches, so that every rank gets a full one, with
+    prompts from the beginning. A rank that got nothing else keeps one of them, for it must take
+    part in the step; "fresh" is then False, and the micro-batch is to count nothing.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return batch
+    groups = batch["groups"]
+    before = accelerator.process_index * (int(groups[-1]) + 1)
+    fresh = state.remainder - before
+    kept = groups < max(fresh, 1)
+    rows = {name: value[kept] for name, value in batch.items()}
+    return rows | {"fresh": torch.tensor(fresh > 0, device=groups.device)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,19 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import PreferenceDataset, TokenizedRow
-from ..errors import InputError, OneSidedTargetsWarning
+from ..errors import InputError, NotYetError, OneSidedTargetsWarning
 from ..fused import TOKEN_STATS, scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from ..types import EngineOptions, WordOrder
 from . import checkpoints
-from .config import LOSS_FIELDS, RAOConfig, check_runnable
+from .card import write_model_card
+from .checks import check_arguments, check_objects, check_rows
+from .config import LOSS_FIELDS, RAOConfig
 from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
 from .identity import describe_run
-from .metrics import Meter, count_units, first_units
-from .model import load_tokenizer, name_of, prepare_model, run_dtype
+from .metrics import Meter, count_units, drop_repeated, first_units
+from .model import load_tokenizer, name_of, prepare_model, prepare_reference, run_dtype
 from .output_folder import OutputFolder, check_writable
 from .plot import RunRecorder
 from .prepare import (
@@ -53,7 +56,8 @@ class RAOTrainer(Trainer):
 
     Args:
         model: a model, a `PeftModel`, or a name or folder to load one from (fp32 weights).
-        ref_model: the reference; None: the model as it comes, or its base model under an adapter.
+        ref_model: the reference, given as the model is; None: the model as it comes, or its base
+            model under an adapter.
         args: what to do.
         train_dataset, eval_dataset: a path, rows, `datasets` object, list of `data.Record` or
             `data.PreferenceDataset`; for evaluation also a dict of several.
@@ -71,8 +75,8 @@ class RAOTrainer(Trainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | nn.Module,
-        ref_model: nn.Module | None = None,
+        model: str | PathLike[str] | PreTrainedModel | nn.Module,
+        ref_model: str | PathLike[str] | nn.Module | None = None,
         args: RAOConfig | None = None,
         *,
         train_dataset: Any = None,
@@ -83,7 +87,8 @@ class RAOTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
-        check_runnable(args)
+        check_arguments(args)
+        check_objects(model, ref_model, processing_class)
         model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
             processing_class = load_tokenizer(name_of(model))
@@ -124,11 +129,11 @@ class RAOTrainer(Trainer):
         run = describe_run(self, self._scorer, self._prefix_length)
         self._output = OutputFolder(args, run)
 
-    def _make_scorer(self, ref_model: nn.Module | None) -> ReferenceScorer | None:
+    def _make_scorer(self, ref_model: Any) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
             return None
-        reference = self.model if ref_model is None else ref_model.to(self.args.device)
-        assert reference is not None
+        own: Any = self.model
+        reference = own if ref_model is None else prepare_reference(ref_model, self.args.device)
         return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
 
     def _add_references(self, *given: Datasets) -> None:
@@ -138,6 +143,9 @@ class RAOTrainer(Trainer):
         rows = self._first_row + [row for dataset in datasets for row in dataset.rows]
         if not rows:
             return
+        readers: list[Any] = [self.model, *([self._scorer.model] if self._scorer else [])]
+        for model in dict.fromkeys(readers):
+            check_rows(rows, model, self.processing_class, self.args.max_length)
         self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
         if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
@@ -173,10 +181,11 @@ class RAOTrainer(Trainer):
         """``sum(weight * value)`` of the micro-batch over the units of the window and all ranks."""
         loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, normalizer=num_items_in_batch, **self.hyper)
-        meter = self._meters["train"]
-        meter.update(result.metrics, first_units(self.spec.count_units(loss_inputs)))
-        meter.update(*self._token_stats(inputs, outputs))
-        loss = result.loss
+        meter, seen = self._meters["train"], inputs.get("fresh", 1)
+        meter.update(result.metrics, first_units(self.spec.count_units(loss_inputs)) * seen)
+        stats, tokens = self._token_stats(inputs, outputs)
+        meter.update(stats, tokens * seen)
+        loss = result.loss * seen
         if num_items_in_batch is not None:
             # Engines average gradients over ranks.
             loss = loss * self.accelerator.num_processes
@@ -238,7 +247,8 @@ class RAOTrainer(Trainer):
         """The loss's units in the window of micro-batches, summed over ranks."""
         if not batch_samples:
             return None
-        counts = [count_units(self.spec, batch) for batch in batch_samples]
+        batch_samples[-1] = drop_repeated(batch_samples[-1], self.accelerator)
+        counts = [count_units(self.spec, batch) * batch.get("fresh", 1) for batch in batch_samples]
         total = torch.stack(counts).sum(0).to(device)
         return self._reduce(total, "sum").clamp(min=1)
 
@@ -268,30 +278,19 @@ class RAOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """Loss and metrics of a held-out micro-batch; their means are taken at the end."""
-        inputs = self._prepare_inputs(inputs)
-        fresh = self._fresh_prompts(int(inputs["groups"][-1]) + 1)
-        if fresh > 0:
-            kept = inputs["groups"] < fresh
-            inputs = {name: value[kept] for name, value in inputs.items()}
+        inputs = drop_repeated(self._prepare_inputs(inputs), self.accelerator)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, **self.hyper)
-        meter, seen = self._meters["eval"], int(fresh > 0)
+        meter, seen = self._meters["eval"], inputs.get("fresh", 1)
         units = first_units(self.spec.count_units(loss_inputs))
         meter.update({"loss": result.loss, **result.metrics}, units * seen)
         stats, tokens = self._token_stats(inputs, outputs)
         meter.update(stats, tokens * seen)
         return result.loss, None, None
 
-    def _fresh_prompts(self, prompts: int) -> int:
-        """Prompts of this micro-batch that no rank has seen: accelerate repeats rows to fill the
-        last round of micro-batches."""
-        state = self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return prompts
-        before = self.args.process_index * self.args.eval_batch_size
-        left: int = state.remainder - before
-        return min(max(left, 0), prompts)
+    def predict(self, *_: Any, **__: Any) -> Any:
+        raise NotYetError("predict: there are no logits to give. evaluate(data) gives the metrics")
 
     def evaluation_loop(
         self,
@@ -371,6 +370,11 @@ class RAOTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         self._divergence.add_loss(loss)
         return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.args.should_save and not _internal_call:
+            write_model_card(self, Path(output_dir or str(self.args.output_dir)))
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ def test_the_command_gives_the_programs_status(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "compare", str(before), str(after)])
     assert stopped.value.code == 1
+
+
+@pytest.mark.parametrize("command", ["", "compare", "plot", "readme", "plan"])
+def test_every_option_is_described(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    seen: list[argparse.ArgumentParser] = []
+
+    def stop(parser: argparse.ArgumentParser, _: object) -> None:
+        seen.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(SystemExit):
+        program.main([command] if command else [])
+    assert [action.dest for action in seen[0]._actions if not action.help] == []
 
 
 def test_a_wheel_carries_every_package_of_the_suite() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -19,6 +20,22 @@ def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rao-kernels {importlib.metadata.version('rao-kernels')}\n"
+
+
+def test_doctor_lists_what_the_package_is_used_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for package in ("trl", "peft", "deepspeed", "liger-kernel", "cut-cross-entropy"):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        assert f"{package} {version}" in lines
 
 
 def test_doctor_names_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:

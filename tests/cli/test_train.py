@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rao_kernels.cli.main import main
+from rao_kernels.cli.train import RunArguments
 from rao_kernels.data import load_records, split_records
+from rao_kernels.train import RAOConfig
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
 
@@ -129,8 +132,10 @@ def test_useless_held_out_data_that_was_asked_for_is_an_error(
 
 
 def test_a_loss_that_overflows_saves_no_model(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By an offset that is refused before, where the check is on."""
+    monkeypatch.setattr("rao_kernels.train.checks.check_hyperparameters", lambda _: None)
     overflowing = ("--log_z0", "1e30", "--eval_fraction", "0", "--max_steps", "1")
     assert main(flags(folder, *overflowing)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -183,6 +188,9 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
         (("--loss", "roa"), "Did you mean 'rao'?"),
         (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),
         (("--lora_r", "-1"), "`lora_r`"),
+        (("--lora_r", "2", "--lora_target_modules", "nope"), "such as q_proj, k_proj"),
+        (("--beta", "0"), "`beta`"),
+        (("--label_smoothing_factor", "0.1"), "`label_smoothing_factor`"),
         (
             ("--max_length", "11", "--truncate_responses"),
             "data.jsonl:5: its prompt has 11 tokens",
@@ -197,6 +205,24 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("rao-kernels train: error: ")
     assert problem in error
+
+
+def test_help_begins_with_what_is_required_and_our_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    usage, required, own, inherited = re.split(r"^(?:required|options.*):$", printed, flags=re.M)
+    assert len(usage.splitlines()) < 5 and "--model MODEL --data DATA" in usage
+    assert options_of(required) == ["--model", "--data"]
+    fields = inspect.get_annotations(RunArguments) | inspect.get_annotations(RAOConfig)
+    expected = [f"--{name}" for name in fields if name not in ("model", "data")]
+    assert set(options_of(own)) == {"-h", *expected, "--config"}
+    assert {"--output_dir", "--num_train_epochs", "--bf16"} <= set(options_of(inherited))
+
+
+def options_of(text: str) -> list[str]:
+    return re.findall(r"^  (--?\w+)", text, re.M)
 
 
 def test_yaml_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

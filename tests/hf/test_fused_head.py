@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,12 +186,27 @@ def test_saved_model_is_plain(model: PreTrainedModel, tmp_path: Path) -> None:
     torch.testing.assert_close(attach_fused_head(loaded)(**inputs).token_logps, expected)
 
 
-def test_pickled_model_attaches_again(model: PreTrainedModel) -> None:
+def test_pickling_a_whole_model_says_what_to_do(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Loaded again it would have no fused forward, and say nothing of it."""
     inputs = batch()
-    loaded = pickle.loads(pickle.dumps(model))
-    attach_fused_head(loaded)
-    assert torch.equal(loaded(**inputs).token_logps, model(**inputs).token_logps)
+    expected = model(**inputs).token_logps
+    with pytest.raises(InputError, match="save_pretrained.*detach_fused_head"):
+        pickle.dumps(model)
+    with pytest.raises(InputError, match="save_pretrained.*detach_fused_head"):
+        torch.save(model, tmp_path / "model.pt")
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert torch.equal(model(**inputs).token_logps, expected)
+    loaded = pickle.loads(pickle.dumps(detach_fused_head(model)))
+    assert torch.equal(attach_fused_head(loaded)(**inputs).token_logps, expected)
     assert loaded.forward.__self__ is loaded
+
+
+def test_a_forward_that_is_its_class_s_own_is_no_obstacle() -> None:
+    """So other libraries' wrappers come back from pickle."""
+    model = tiny_model("llama")
+    model.forward = types.MethodType(type(model).forward, model)
+    attach_fused_head(model)
+    assert isinstance(model(**batch()), FusedLMOutput)
 
 
 # In the company of others

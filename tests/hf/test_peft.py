@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 
 from rao_kernels.errors import InputError
 from rao_kernels.hf import attach_fused_head
@@ -69,3 +76,14 @@ def test_frozen_head_gets_no_gradient_and_checkpointing_works() -> None:
 def test_adapter_on_the_head_is_refused(order: str) -> None:
     with pytest.raises(InputError, match="a head without an adapter.*modules_to_save"):
         _with_lora(order, target_modules=["q_proj", "lm_head"])(**batch())
+
+
+def test_adapter_that_lengthens_the_input_is_refused() -> None:
+    settings = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    for adapter in (PromptTuningConfig(**settings), PromptEncoderConfig(**settings)):
+        with pytest.raises(InputError, match=f"{type(adapter).__name__}.*LoRA"):
+            attach_fused_head(get_peft_model(tiny_model("llama"), adapter))
+    model = get_peft_model(tiny_model("llama"), PrefixTuningConfig(**settings))
+    inputs = batch()
+    expected = logps_from_logits(model, inputs)
+    torch.testing.assert_close(attach_fused_head(model)(**inputs).token_logps, expected)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from rao_kernels.errors import InputError, IntegrationError
 from rao_kernels.integrations import trl as integration
@@ -280,3 +281,39 @@ def test_a_later_minor_version_of_the_same_shape_is_taken(
     monkeypatch.setattr(trl, "__version__", version)
     integration.enable()
     integration.disable()
+
+
+def test_status_tells_whether_the_op_is_called() -> None:
+    given = problem("plain", torch.float32)
+    assert integration.status() == integration.Status(enabled=False)
+    run("plain", given)
+    integration.enable(workspace_bytes=0)
+    try:
+        assert integration.status().calls == 0
+        run("plain", given)
+        run("plain", given)
+        found = integration.status()
+        assert (found.enabled, found.calls, found.options) == (True, 2, {"workspace_bytes": 0})
+        integration.enable()
+        assert integration.status().calls == 0
+    finally:
+        integration.disable()
+    assert not integration.status().enabled
+
+
+def test_counting_calls_does_not_compile_again(enabled: None) -> None:
+    given = problem("plain", torch.float32)
+    graphs = CompileCounter()
+
+    @torch.compile(backend=graphs)
+    def logps(hidden: Tensor) -> Tensor:
+        function = utils._ChunkedLogProbFunction
+        asked = (given.weight, given.bias, given.targets, 1.0, CHUNK, None, 1.0, ("log_probs",))
+        return function.apply(hidden, *asked)[0]
+
+    expected = utils._ChunkedLogProbFunction.apply(
+        given.hidden, given.weight, given.bias, given.targets, 1.0, CHUNK, None, 1.0, ()
+    )[0]
+    for _ in range(3):
+        torch.testing.assert_close(logps(given.hidden), expected)
+    assert graphs.frame_count == 1

@@ -17,7 +17,15 @@ pytest.importorskip("trl", reason="TRL is not installed (extra trl)")
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    set_seed,
+)
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer import utils
 
 from .. import seeds
@@ -99,6 +107,40 @@ def grpo(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
     )
 
 
+def rloo(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
+    args = trl.RLOOConfig(
+        str(folder), num_generations=4, max_completion_length=6, **COMMON, **settings
+    )
+    return trl.RLOOTrainer(
+        model,
+        reward_funcs=vowels,
+        args=args,
+        train_dataset=rows("prompt"),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def reward(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
+    args = trl.RewardConfig(str(folder), max_length=64, **COMMON, **settings)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
+    data = rows("prompt", "chosen", "rejected")
+    return trl.RewardTrainer(
+        classifier, args=args, train_dataset=data, processing_class=tiny_tokenizer()
+    )
+
+
+def orpo(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
+    args = ORPOConfig(str(folder), max_length=64, **COMMON, **settings)
+    data = rows("prompt", "chosen", "rejected")
+    return ORPOTrainer(model, args=args, train_dataset=data, processing_class=tiny_tokenizer())
+
+
+def cpo(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
+    args = CPOConfig(str(folder), max_length=64, **COMMON, **settings)
+    data = rows("prompt", "chosen", "rejected")
+    return CPOTrainer(model, args=args, train_dataset=data, processing_class=tiny_tokenizer())
+
+
 # name -> trainer, its settings. Between them they use every output, and the entropy's gradient.
 RUNS: dict[str, tuple[Callable[..., Trainer], dict[str, object]]] = {
     "dpo": (dpo, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]}),
@@ -107,6 +149,7 @@ RUNS: dict[str, tuple[Callable[..., Trainer], dict[str, object]]] = {
     "sft": (sft, {"completion_only_loss": True, "gradient_accumulation_steps": 2}),
     "sft_dft": (sft, {"loss_type": "dft"}),
     "grpo": (grpo, {"beta": 0.05, "temperature": 0.8, "entropy_coef": 0.1}),
+    "rloo": (rloo, {}),
 }
 
 
@@ -142,7 +185,9 @@ def train_on_op(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(own, "apply", forbidden)
-            return train(*args, **settings)
+            found = train(*args, **settings)
+        assert integration.status().calls >= STEPS
+        return found
     finally:
         integration.disable()
 
@@ -196,3 +241,29 @@ def test_bf16_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = train(dpo, tmp_path, bf16=True)
     ours = train_on_op(monkeypatch, dpo, tmp_path, bf16=True)
     assert_same(ours, theirs, BF16_TOLERANCE)
+
+
+@pytest.mark.parametrize("make_trainer", [reward, cpo, orpo])
+def test_trainers_that_do_not_use_the_function(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """`status` is how a user finds out."""
+    integration.enable()
+    try:
+        train(make_trainer, tmp_path)
+        assert integration.status() == integration.Status(enabled=True, calls=0, options={})
+    finally:
+        integration.disable()
+
+
+def test_documentation_names_the_trainers_that_use_the_function() -> None:
+    sources = {path: path.read_text() for path in Path(trl.__file__).parent.rglob("*_trainer.py")}
+    using = {
+        name
+        for path, source in sources.items()
+        if "add_fused_lm_head(" in re.sub("`add_fused_lm_head`", "", source)
+        for name in re.findall(r"^class (\w+Trainer)\(", source, re.MULTILINE)
+    }
+    assert {"DPOTrainer", "KTOTrainer", "SFTTrainer", "GRPOTrainer", "RLOOTrainer"} <= using
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text()
+    assert all(f"`{name}`" in page for name in using), using

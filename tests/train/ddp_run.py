@@ -17,13 +17,19 @@ from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
 from tests import seeds
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
+# Prompts per rank and micro-batch, micro-batches, prompts in all. Eight prompts make two full steps
+# of four on two ranks. Of three and of five, ranks repeat some: one of their own micro-batch's
+# prompts, or all of them.
+FULL = ((2, 1, 8), (1, 2, 8))
+PARTIAL = ((2, 1, 3), (1, 2, 3), (2, 2, 5))
 
-def run(folder: Path, loss: str, size: int, windows: int) -> dict[str, Any]:
-    """Train on 8 prompts in two steps of four, by `size` prompts per rank and micro-batch."""
+
+def run(folder: Path, loss: str, size: int, windows: int, prompts: int) -> dict[str, Any]:
+    """Train on `prompts` prompts, by `size` per rank and micro-batch."""
     from tests.train.test_trainer import Gradients
 
     gradients = Gradients()
-    trainer = make(folder, gradients, loss, size, windows)
+    trainer = make(folder, gradients, loss, size, windows, prompts)
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -63,7 +69,12 @@ def ends(folder: Path) -> list[str]:
 
 
 def make(
-    folder: Path, gradients: TrainerCallback | None, loss: str, size: int, windows: int
+    folder: Path,
+    gradients: TrainerCallback | None,
+    loss: str,
+    size: int,
+    windows: int,
+    prompts: int = 8,
 ) -> RAOTrainer:
     torch.set_num_threads(1)
     return RAOTrainer(
@@ -89,7 +100,7 @@ def make(
             seed=seeds.shifted(42),
             ddp_backend="gloo" if "RANK" in os.environ else None,
         ),
-        train_dataset=tiny_rows(8, responses=(2, 4, 3)),
+        train_dataset=tiny_rows(prompts, responses=(2, 4, 3)),
         eval_dataset=tiny_rows(5, responses=(3, 2)),
         processing_class=tiny_tokenizer(),
         callbacks=None if gradients is None else [gradients],
@@ -104,9 +115,10 @@ def _numbers(entry: dict[str, float], loss: str) -> dict[str, float]:
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     for name in sys.argv[2].split(","):
-        for batch, accumulation in ((2, 1), (1, 2)):
-            result = run(out / f"{name}-{batch}", name, batch, accumulation)
-            torch.save(result, out / f"{name}-{batch}-rank{os.environ['RANK']}.pt")
+        for case in FULL + PARTIAL:
+            label = "-".join(map(str, (name, *case)))
+            result = run(out / label, name, *case)
+            torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
     orders = [joined(out / "order", pair) for pair in ((1.0, 3.0), (None, 3.0), (None, None))]
     torch.save(orders, out / f"orders-rank{os.environ['RANK']}.pt")
     torch.save(ends(out / "ends"), out / f"ends-rank{os.environ['RANK']}.pt")

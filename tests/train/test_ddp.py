@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.train.ddp_run import run
+from tests.train.ddp_run import FULL, PARTIAL, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,18 +41,26 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         assert "diverged at step 2" in diverged and seen in diverged
         assert "metrics.jsonl" in used and "choose another output_dir" in used
     for loss in losses:
-        expected = run(tmp_path / f"{loss}-single", loss, 4, 1)
-        for size in (2, 1):
-            for rank in (0, 1):
-                found = torch.load(tmp_path / f"{loss}-{size}-rank{rank}.pt", weights_only=True)
-                assert len(found["steps"]) == len(expected["steps"]) == 2
-                for step, own in zip(expected["steps"], found["steps"], strict=True):
-                    for name, gradient in step.items():
-                        torch.testing.assert_close(
-                            own[name], gradient, rtol=1e-3, atol=1e-6, msg=f"{loss} {name}"
-                        )
-                for before, after in zip(expected["history"], found["history"], strict=True):
-                    assert after == pytest.approx(before, rel=1e-3, abs=1e-5)
-                assert found["evaluation"] == pytest.approx(
-                    expected["evaluation"], rel=1e-3, abs=1e-5
-                )
+        for cases, steps in ((FULL, 2), (PARTIAL[:2], 1), (PARTIAL[2:], 1)):
+            prompts = cases[0][2]
+            single = run(
+                tmp_path / f"{loss}-{prompts}", loss, 4 if steps == 2 else prompts, 1, prompts
+            )
+            assert len(single["steps"]) == steps
+            for case in cases:
+                for rank in (0, 1):
+                    label = "-".join(map(str, (loss, *case)))
+                    assert_same(tmp_path / f"{label}-rank{rank}.pt", single)
+
+
+def assert_same(path: Path, expected: dict[str, Any]) -> None:
+    """What a rank wrote is what one process has: a repeated prompt changes nothing."""
+    found = torch.load(path, weights_only=True)
+    for step, own in zip(expected["steps"], found["steps"], strict=True):
+        for name, gradient in step.items():
+            torch.testing.assert_close(
+                own[name], gradient, rtol=1e-3, atol=1e-6, msg=f"{path.name} {name}"
+            )
+    for before, after in zip(expected["history"], found["history"], strict=True):
+        assert after == pytest.approx(before, rel=1e-3, abs=1e-5), path.name
+    assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-3, abs=1e-5)

@@ -51,8 +51,10 @@ def test_the_step_that_spoils_the_weights_is_the_last(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    """The square of this offset is beyond fp32: the first step already."""
-    run = trainer(tmp_path, log_z0="1e30", **SAVING)
+    """The square of this offset is beyond fp32: the first step already. As an argument it is
+    refused before."""
+    run = trainer(tmp_path, **SAVING)
+    run.hyper["log_z0"] = 1e30
     with pytest.raises(DivergedError, match="step 1: the loss is inf"):
         run.train()
     assert checkpoints.all_checkpoints(tmp_path) == []

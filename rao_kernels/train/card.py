@@ -1,0 +1,83 @@
+"""README.md beside a saved model: what it was made from, with which loss, on how much data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .model import name_of
+
+if TYPE_CHECKING:
+    from .trainer import RAOTrainer
+
+_TEXT = """\
+---
+library_name: transformers
+{base}tags:
+- rao-kernels
+---
+
+# {title}
+
+{model} trained with the loss `{loss}` of rao-kernels.
+
+{facts}
+"""
+
+
+def write_model_card(trainer: RAOTrainer, folder: Path) -> None:
+    """Write the card of a whole model; peft writes the card of an adapter."""
+    if hasattr(trainer.model, "peft_config"):
+        return
+    name = name_of(trainer.model)
+    local = Path(name).exists() or not name
+    text = _TEXT.format(
+        base="" if local else f"base_model: {json.dumps(name)}\n",
+        title=folder.resolve().name,
+        model=f"`{Path(name).name}`" if name else type(trainer.model).__name__,
+        loss=trainer.spec.name,
+        facts=_table(("", ""), _facts(trainer)),
+    )
+    if metrics := _metrics(trainer.state.log_history):
+        rows = [(f"`{key}`", f"{old:.4g}", f"{new:.4g}") for key, (old, new) in metrics.items()]
+        text += "\n## Metrics\n\n" + _table(("", "first", "last"), rows) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _facts(trainer: RAOTrainer) -> Iterator[tuple[str, str]]:
+    args = trainer.args
+    hyper = ", ".join(f"{key}={value}" for key, value in trainer.hyper.items())
+    yield "hyperparameters of the loss", hyper or "none"
+    if trainer.train_dataset is not None:
+        rows = trainer.train_dataset.rows
+        responses = sum(len(row.responses) for row in rows)
+        yield "training data", f"{len(rows)} prompts with {responses} responses"
+    yield "steps", f"{trainer.state.global_step}"
+    micro_batches = args.gradient_accumulation_steps * args.world_size
+    yield "prompts per step", f"{args.train_batch_size * micro_batches}"
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    yield "learning rate", f"{args.learning_rate:g}, {schedule}"
+    yield "optimizer", str(getattr(args.optim, "value", args.optim))
+    yield "precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "that of the weights"
+    names = ("rao-kernels", "transformers", "torch")
+    yield "versions", ", ".join(f"{name} {version(name)}" for name in names)
+
+
+def _metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """First and last value of each metric: of the evaluations, or of training without any."""
+    found: dict[str, list[float]] = {}
+    for entry in history:
+        for key, value in entry.items():
+            if "/" in key or key == "loss" or (key.startswith("eval_") and key.endswith("_loss")):
+                found.setdefault(key, []).append(value)
+    evaluated = {key: values for key, values in found.items() if key.startswith("eval_")}
+    return {key: (values[0], values[-1]) for key, values in (evaluated or found).items()}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,235 @@
+"""What is known to be wrong before anything is loaded, tokenized or scored.
+
+`check_arguments` and `check_objects` look at what `RAOTrainer` is given, `check_rows` at tokenized
+rows beside the model that is to read them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from ..data import TokenizedRow
+from ..errors import InputError
+from ..losses import LossInputs
+from . import checkpoints
+from .config import RAOConfig, check_runnable
+
+_FOR_METRICS = "it serves compute_metrics, which RAOTrainer does not take: there are no logits"
+_FULL_EVAL = "it rounds the weights of the policy, and the reference was scored without"
+
+# Arguments of transformers that RAOTrainer would ignore or compute something wrong with:
+# name -> values that are fine, why others are not and what to do.
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "label_smoothing_factor": (
+        (0, 0.0),
+        "it is read with labels and logits alone. Losses that have label_smoothing take it in "
+        "loss_kwargs",
+    ),
+    "train_sampling_strategy": (
+        ("random", "sequential"),
+        "rows are prompts with all their responses, and have no single length",
+    ),
+    "average_tokens_across_devices": (
+        (True,),
+        "the loss is always the mean over the units of all devices",
+    ),
+    "label_names": ((None,), "a batch has no labels"),
+    "include_for_metrics": (([],), _FOR_METRICS),
+    "batch_eval_metrics": ((False,), _FOR_METRICS),
+    "bf16_full_eval": ((False,), _FULL_EVAL),
+    "fp16_full_eval": ((False,), _FULL_EVAL),
+    "parallelism_config": (
+        (None,),
+        "sequences are not split over devices. Use DDP, DeepSpeed ZeRO or FSDP",
+    ),
+    "accelerator_config.split_batches": (
+        (False,),
+        "per_device_train_batch_size counts the prompts of one device",
+    ),
+    "accelerator_config.dispatch_batches": (
+        (None, False),
+        "it cuts a batch between the responses of a prompt",
+    ),
+    "accelerator_config.even_batches": (
+        (True,),
+        "ranks would run different numbers of steps and wait for each other. Rows that are "
+        "repeated to even them out count nothing",
+    ),
+}
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise where `args` ask for something that cannot work, be it only after hours of scoring."""
+    if not isinstance(args, RAOConfig):
+        fix = "RAOConfig takes all that TrainingArguments takes."
+        raise InputError("args", "an RAOConfig", type(args).__name__, fix)
+    for name, (allowed, why) in _REFUSED.items():
+        value: Any = args
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value not in allowed:
+            raise InputError(name, " or ".join(map(repr, allowed)), repr(value), f"Why: {why}.")
+    check_runnable(args)
+    _check_sharding(args)
+    _check_checkpoint(args)
+    check_hyperparameters(args)
+
+
+def check_objects(model: Any, ref_model: Any, processing_class: Any) -> None:
+    """Raise where what `RAOTrainer` is given is of another kind than it says."""
+    loadable = (str, os.PathLike, nn.Module)
+    expected = "a model, or the name or folder of one"
+    if not isinstance(model, loadable):
+        raise InputError("model", expected, type(model).__name__)
+    if ref_model is not None and not isinstance(ref_model, loadable):
+        fix = "Arguments are model, ref_model, args."
+        raise InputError("ref_model", f"None, {expected}", type(ref_model).__name__, fix)
+    if processing_class is not None and not isinstance(processing_class, PreTrainedTokenizerBase):
+        fix = "Pass AutoTokenizer.from_pretrained(...), or the `tokenizer` of a processor."
+        raise InputError("processing_class", "a tokenizer", type(processing_class).__name__, fix)
+
+
+def check_hyperparameters(args: RAOConfig) -> None:
+    """Compute the loss once on four short responses: each loss checks its own ranges."""
+    hyper = args.hyperparameters()
+    given = ", ".join(f"{name}={value!r}" for name, value in hyper.items())
+    expected = f"hyperparameters with which the loss {args.loss!r} can be computed"
+    try:
+        with warnings.catch_warnings():
+            # They are about the rewards, which are made up here.
+            warnings.simplefilter("ignore")
+            loss = args.spec(_example_inputs(), **hyper).loss
+    except InputError:
+        raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError("loss_kwargs", expected, f"{given} ({error})") from error
+    if not bool(loss.isfinite()):
+        raise InputError("loss_kwargs", expected, f"{given}, which give {float(loss)}")
+
+
+def check_rows(
+    rows: Sequence[TokenizedRow],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> None:
+    """Raise where `model` has no embedding for a token of the rows, for padding, or for the last
+    position; warn where it was trained on shorter rows."""
+    _check_tokens(rows, model, tokenizer)
+    limit = getattr(_text_config(model), "max_position_embeddings", None)
+    longest = max(rows, key=_length)
+    if limit is None or _length(longest) <= limit:
+        return
+    found = f"{longest.where} with {_length(longest)} tokens"
+    if _has_position_table(model, limit):
+        fix = f"Pass max_length={limit}."
+        expected = f"at most {limit}, the positions that the model has"
+        raise InputError("max_length", expected, f"{max_length}, and {found}", fix)
+    warnings.warn(
+        f"{found}: the model was made for at most {limit} (max_position_embeddings); "
+        f"max_length={limit} leaves longer ones out",
+        stacklevel=2,
+    )
+
+
+def _check_checkpoint(args: RAOConfig) -> None:
+    asked = args.resume_from_checkpoint
+    if asked is not None and asked.lower() not in ("true", "auto"):
+        checkpoints.find(asked, Path(str(args.output_dir)))
+
+
+def _check_sharding(args: RAOConfig) -> None:
+    """FSDP that would not be, and a run of ZeRO-3 that would save no weights."""
+    if args.fsdp and args.device.type == "cpu":
+        fix = "Without fsdp each process trains the whole model (DDP)."
+        raise InputError("fsdp", "None on a CPU, where accelerate runs DDP instead", args.fsdp, fix)
+    plugin = args.deepspeed_plugin
+    zero = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+    gather = "stage3_gather_16bit_weights_on_model_save"
+    if zero.get("stage") == 3 and zero.get(gather) is not True:
+        warnings.warn(
+            f"DeepSpeed ZeRO-3 without {gather}: save_model writes the ranks' shards and no "
+            f'model.safetensors. Set "zero_optimization": {{"{gather}": true}}, or join the shards '
+            "with the zero_to_fp32.py that DeepSpeed leaves beside them",
+            stacklevel=2,
+        )
+
+
+def _check_tokens(
+    rows: Sequence[TokenizedRow], model: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    words = model.get_input_embeddings()
+    size = getattr(words, "num_embeddings", None) or len(words.weight)
+    largest = max(rows, key=_largest_id)
+    found = {f"in {largest.where}": _largest_id(largest), "for padding": tokenizer.pad_token_id}
+    for where, token in found.items():
+        if token is not None and token >= size:
+            raise InputError(
+                "processing_class",
+                f"a tokenizer of this model, which has {size} embeddings",
+                f"token {token} {where}, from a tokenizer of {len(tokenizer)} tokens",
+                "Use the model's own tokenizer, or call model.resize_token_embeddings first.",
+            )
+
+
+def _has_position_table(model: Any, limit: int) -> bool:
+    """Whether positions are looked up in a table, as of GPT-2, OPT and GPT-J, and not computed."""
+    words = model.get_input_embeddings()
+    # OPT's and others' tables begin with two rows for padding.
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words)
+    learnt = any(limit <= table.num_embeddings <= limit + 2 for table in tables)
+    return learnt or any(name.endswith("embed_positions") for name, _ in model.named_buffers())
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config()
+
+
+def _length(row: TokenizedRow) -> int:
+    return len(row.prompt) + max(map(len, row.responses))
+
+
+def _largest_id(row: TokenizedRow) -> int:
+    return max(int(ids.max()) for ids in (row.prompt, *row.responses) if len(ids))
+
+
+def _example_inputs() -> LossInputs:
+    """Two prompts with two responses of two tokens each, rewards in [0, 1], and all else that a
+    loss may read. No advantages: losses take them from the rewards, as in training."""
+    sequences = torch.arange(4)
+    segments = sequences.repeat_interleave(2)
+    tokens, sums = torch.linspace(-1.2, -0.1, 8), torch.linspace(-2.1, -0.3, 4)
+    first = sequences % 2 == 0
+    rewards = torch.tensor([1.0, 0.0, 0.75, 0.25])
+    return LossInputs(
+        token_logps=tokens,
+        segments=segments,
+        num_sequences=4,
+        ref_token_logps=tokens - 0.1,
+        ref_logps=sums,
+        old_token_logps=tokens - 0.1,
+        prompt_logps=sums,
+        ref_prompt_logps=sums - 0.1,
+        rewards=rewards,
+        groups=sequences // 2,
+        preferred=first,
+        values=rewards,
+        returns=rewards[segments],
+        old_values=rewards[segments],
+        gold=first,
+        kl_logps=sums,
+        ref_kl_logps=sums - 0.1,
+        reward_ensemble=rewards.expand(2, 4),
+        ref_rewards=rewards,
+        ref_reward_groups=sequences // 2,
+        token_entropy=-tokens,
+        token_log_sum_sq=tokens,
+    )

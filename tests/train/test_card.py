@@ -1,0 +1,71 @@
+"""The README.md that `save_model` leaves beside a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+
+from rao_kernels.train import RAOTrainer
+from tests.train.test_trainer import config, trainer
+from tests.train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer
+
+
+def test_a_whole_model_is_saved_with_a_card(tmp_path: Path) -> None:
+    rows = tiny_rows(7)
+    run = trainer(tmp_path, rows, eval_dataset=tiny_rows(3), eval_strategy="epoch", beta=0.25)
+    run.model.config._name_or_path = "someone/some-model"
+    run.train()
+    run.save_model()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "someone/some-model"
+    assert card.data.library_name == "transformers"
+    lines = card.text.splitlines()
+    assert f"| hyperparameters of the loss | {shown(run)} |" in lines
+    assert "beta=0.25" in shown(run) and "log_z0=1.8" in shown(run)
+    responses = sum(len(row["responses"]) for row in rows)  # type: ignore[arg-type, misc]
+    assert f"| training data | 7 prompts with {responses} responses |" in lines
+    assert "| steps | 4 |" in lines and "| prompts per step | 2 |" in lines
+    loss = next(e["eval_loss"] for e in run.state.log_history if "eval_loss" in e)
+    assert f"| `eval_loss` | {loss:.4g} | {loss:.4g} |" in lines
+    assert "`rao/mse`" not in card.text, "metrics of training are shown without an evaluation alone"
+
+
+def shown(run: RAOTrainer) -> str:
+    return ", ".join(f"{key}={value}" for key, value in run.hyper.items())
+
+
+def test_metrics_of_training_where_nothing_was_held_out(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.train()
+    run.save_model(str(tmp_path / "elsewhere"))
+    text = (tmp_path / "elsewhere" / "README.md").read_text()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert f"| `loss` | {losses[0]:.4g} | {losses[-1]:.4g} |" in text
+
+
+def test_a_local_model_is_named_by_its_folder_alone(tmp_path: Path) -> None:
+    """A path of this machine means nothing to a reader, and base_model must be a name."""
+    folder = save_tiny(tmp_path / "secret" / "base")
+    run = RAOTrainer(folder, args=config(tmp_path / "out"), train_dataset=tiny_rows(3))
+    run.save_model()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "`base` trained with the loss `rao`" in text
+    assert "secret" not in text and "base_model" not in text
+
+
+def test_checkpoints_and_adapters_keep_what_they_have(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "whole", save_strategy="steps", save_steps=2)
+    run.train()
+    assert not (tmp_path / "whole" / "checkpoint-2" / "README.md").exists()
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    lora = RAOTrainer(
+        tiny_model(),
+        args=config(tmp_path / "lora"),
+        train_dataset=tiny_rows(3),
+        processing_class=tiny_tokenizer(),
+        peft_config=adapter,
+    )
+    lora.save_model()
+    assert ModelCard.load(tmp_path / "lora" / "README.md").data.library_name == "peft"
