@@ -15,10 +15,11 @@ TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h)
 demo: $(VENV)/demo.done
 	@$(BIN)/rao-kernels demo
 
-# Two processes of one thread each: most tests are small and would use no more.
+# Two processes of one thread each, as most tests are small; a file is one process's, for it shares
+# models and compiled kernels.
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

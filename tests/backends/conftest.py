@@ -15,14 +15,6 @@ FORMS = ("fused", "unfused")
 VARIANTS = ("cpu", "eager", "cuda-emulated", *(f"triton-{form}-interpret" for form in FORMS))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One of the processes that share the tests compiles the emulated library, the others none."""
-    for item in items:
-        if "emulated" in item.name:
-            item.add_marker(pytest.mark.xdist_group("emulated"))
-
-
 @pytest.fixture(params=VARIANTS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of each variant's backend, with its form forced."""

@@ -50,11 +50,7 @@ def compiled(target: str) -> dict[str, dict[str, object]]:
     return json.loads(done.stdout)
 
 
-# Tests of a target share what `compiled` keeps, so they run in one process.
-PARAMS = [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in TENSOR_INSTRUCTIONS]
-
-
-@pytest.fixture(params=PARAMS)
+@pytest.fixture(params=TENSOR_INSTRUCTIONS)
 def target(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
