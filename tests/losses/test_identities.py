@@ -181,7 +181,7 @@ def test_the_others_fix_a_level(name: str) -> None:
     inputs = make(lengths=(1,) * 6)
     levels = [replace(inputs, token_logps=inputs.token_logps + shift) for shift in (0, 1, 2)]
     values = torch.stack([loss(name, level) for level in levels])
-    assert values.max() - values.min() > 1e-4 * values.abs().max()  # two of them may agree
+    assert values.max() - values.min() > 1e-6 * values.abs().max()  # two of them may agree
 
 
 # Precision.
