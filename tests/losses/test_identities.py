@@ -179,8 +179,9 @@ def test_coefficients_of_a_pair_cancel_and_swapping_negates_the_margin(name: str
 @pytest.mark.parametrize("name", ["cal_dpo", "apo_down", "apo_zero", "nca_pair", "sppo_hard"])
 def test_the_others_fix_a_level(name: str) -> None:
     inputs = make(lengths=(1,) * 6)
-    moved = replace(inputs, token_logps=inputs.token_logps + 1)
-    assert not torch.isclose(loss(name, moved), loss(name, inputs), rtol=1e-6)
+    levels = [replace(inputs, token_logps=inputs.token_logps + shift) for shift in (0, 1, 2)]
+    values = torch.stack([loss(name, level) for level in levels])
+    assert values.max() - values.min() > 1e-6 * values.abs().max()  # two of them may agree
 
 
 # Precision.
