@@ -19,6 +19,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(shifted(seed))
 
 
+def fixed_generator() -> torch.Generator:
+    """The same whatever N: for numbers that the documentation quotes."""
+    return torch.Generator().manual_seed(0)
+
+
 def seed_torch(seed: int = 0) -> None:
     """Seeds the generator that is used where none is given."""
     torch.manual_seed(shifted(seed))

@@ -289,18 +289,19 @@ class ReferenceScorer:
 
 
 def estimate_log_z0(
-    loss: Loss, hyper: Mapping[str, Any], dataset: PreferenceDataset
+    loss: Loss, hyper: Mapping[str, Any], dataset: PreferenceDataset | None, config: RAOConfig
 ) -> dict[str, Any]:
     """`hyper` with the number in place of an estimate of log_z0, made from the dataset's rewards at
-    the beta of the part that reads it; unchanged where no part asks for one."""
+    the beta of the part that reads it; unchanged where no part asks for one or there is no data."""
     for _, bound in loss.bound_parts(hyper):
         method: LogZ0Estimate | float | None = bound.get("log_z0")
-        if isinstance(method, str):
+        if isinstance(method, str) and dataset is not None:
             counts = torch.tensor([len(row.responses) for row in dataset.rows])
             groups = torch.arange(len(counts)).repeat_interleave(counts)
             rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
             values = torch.tensor(rewards, dtype=torch.float64)
             level = float(fit_log_z0(values, bound["beta"], groups, method))
+            say(config, f"log_z0 fitted on the training data: {level:.4f} nats")
             others = {key: v for key, v in hyper.items() if key.rpartition(".")[2] != "log_z0"}
             return {**others, "log_z0": level}
     return dict(hyper)

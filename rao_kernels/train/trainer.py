@@ -120,12 +120,9 @@ class RAOTrainer(Trainer):
         self._first_row: list[TokenizedRow] = []
         self._prepared: list[PreferenceDataset] = []
         self._add_references(self.train_dataset, self.eval_dataset)
-        given, self._log_z0_is_fitted = self.hyper, False
-        if self.train_dataset is not None:
-            self.hyper = estimate_log_z0(self.spec, given, self.train_dataset)
-            self._log_z0_is_fitted = self.hyper != given
-        if self._log_z0_is_fitted:
-            say(args, f"log_z0 fitted on the training data: {self.hyper['log_z0']:.4f} nats")
+        given = self.hyper
+        self.hyper = estimate_log_z0(self.spec, given, self.train_dataset, args)
+        self._log_z0_is_fitted = self.hyper != given
         run = describe_run(self, self._scorer, self._prefix_length)
         self._output = OutputFolder(args, run)
 

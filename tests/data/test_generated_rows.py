@@ -15,6 +15,7 @@ import pytest
 
 from rao_kernels.data import DataReport, Record, TokenizeOptions, load_records, tokenize_records
 from rao_kernels.errors import DataError
+from tests import seeds
 from tests.train.tiny import tiny_tokenizer
 
 Row = dict[str, Any]
@@ -192,7 +193,7 @@ def check_line(record: Record, expected: Expected) -> None:
 
 
 def test_each_line_is_loaded_as_it_is_or_named(tmp_path: Path) -> None:
-    random = Random(1)
+    random = Random(seeds.shifted(1))
     lines = [generate(random) for _ in range(4000)]
     good = {number: one for number, (_, one) in enumerate(lines, 1) if one is not None}
     assert 1000 < len(good) < 3000
@@ -210,7 +211,7 @@ def test_each_line_is_loaded_as_it_is_or_named(tmp_path: Path) -> None:
 
 
 def test_each_bad_line_alone_raises_with_its_place(tmp_path: Path) -> None:
-    random = Random(2)
+    random = Random(seeds.shifted(2))
     path = tmp_path / "x.jsonl"
     start = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}).encode() + b"\n\n"
     for _ in range(500):
@@ -242,7 +243,7 @@ def junk(random: Random, depth: int = 0) -> Any:
 
 
 def test_junk_is_loaded_or_named() -> None:
-    random = Random(3)
+    random = Random(seeds.shifted(3))
     good = {"prompt": "p", "responses": ["a"], "rewards": [1]}
     rows: list[Any] = [good]
     for _ in range(3000):
@@ -257,7 +258,7 @@ def test_junk_is_loaded_or_named() -> None:
 
 def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path) -> None:
     """A line with a wrong byte is named, or means what any reader of JSON takes it for."""
-    random = Random(4)
+    random = Random(seeds.shifted(4))
     row = {"prompt": "né and more", "responses": ["a text", "b text"], "rewards": [1.25, 3]}
     good = json.dumps(row, ensure_ascii=False).encode()
     lines = [good]
@@ -279,7 +280,7 @@ def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path) -> None:
 
 
 def test_a_damaged_parquet_file_is_named_or_unharmed(tmp_path: Path) -> None:
-    random = Random(5)
+    random = Random(seeds.shifted(5))
     rows = [
         {"prompt": f"prompt {i % 7}", "responses": ["a" * i, "b"], "rewards": [i / 8, 0.0]}
         for i in range(60)
@@ -309,7 +310,7 @@ def test_a_damaged_parquet_file_is_named_or_unharmed(tmp_path: Path) -> None:
 
 def test_each_record_is_tokenized_or_named() -> None:
     """A strict template, with prompts in every order of roles."""
-    random = Random(6)
+    random = Random(seeds.shifted(6))
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'tool' or "

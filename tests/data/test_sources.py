@@ -22,6 +22,7 @@ import torch
 
 from rao_kernels.data import MAX_REWARD, DataReport, load_records
 from rao_kernels.errors import DataError, InputError
+from tests import seeds
 
 GOOD: dict[str, Any] = {"prompt": "p", "responses": ["a", "b"], "rewards": [1.0, 0.5]}
 USER = {"role": "user", "content": "q"}
@@ -212,7 +213,7 @@ def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
 def test_files_are_read_line_by_line(tmp_path: Path) -> None:
     """What lies behind the limit is not read, not even where it is broken."""
     path = tmp_path / "x.jsonl.gz"
-    random = Random(0)
+    random = Random(seeds.shifted())
     rows = [GOOD | {"prompt": random.randbytes(99).hex()} for _ in range(3000)]
     data = gzip.compress("\n".join(map(json.dumps, rows)).encode())
     path.write_bytes(data[: len(data) // 2])
