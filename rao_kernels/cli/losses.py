@@ -87,7 +87,8 @@ def _table(specs: Iterable[LossSpec]) -> Iterator[str]:
         first, *more = wrap(f"{needs} [{taken}]" if taken else needs, _WIDTH - len(_INDENT))
         yield f"{spec.name:<20}{spec.unit + 's':<10}{first}"
         hyper = wrap(_hyperparameters(spec), _WIDTH - len(_INDENT))
-        for line in (*more, *hyper, *wrap(spec.paper, _WIDTH - len(_INDENT))):
+        paper = wrap(spec.paper, _WIDTH - len(_INDENT))
+        for line in (*more, *hyper, *paper, *wrap(_untrainable(spec), _WIDTH - len(_INDENT))):
             yield _INDENT + line
 
 
@@ -105,6 +106,7 @@ def _entry(spec: LossSpec) -> Iterator[str]:
         "Reads where given": ", ".join(map(_fields, spec.optional)),
         "Conditional": ", ".join(_conditions(spec)),
         "Also known as": ", ".join(f"`{alias}`" for alias in _aliases(spec)),
+        "As a function only": _untrainable(spec),
         "Hyperparameters": "" if spec.defaults else "none",
     }
     for name, text in facts.items():
@@ -116,6 +118,14 @@ def _entry(spec: LossSpec) -> Iterator[str]:
         yield from _item(f"`{name}={spec.defaults[name]!r}`: {meaning}")
     for note in spec.notes:
         yield from _item(note)
+
+
+def _untrainable(spec: LossSpec) -> str:
+    """Why `rao-kernels train` refuses the loss; empty where it does not."""
+    from ..data import unmet_needs
+
+    lacking = [_WORDS[need] for need in unmet_needs(spec.required_inputs({}))]
+    return f"not by `rao-kernels train`: rows have no {', no '.join(lacking)}" if lacking else ""
 
 
 def _aliases(spec: LossSpec) -> list[str]:

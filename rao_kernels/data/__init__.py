@@ -1,6 +1,13 @@
 """Preference data: rows in files, checked records, token ids, padded tensors."""
 
-from .collate import Collator, Example, PreferenceDataset, Reference
+from .collate import (
+    LOSS_FIELDS,
+    Collator,
+    Example,
+    PreferenceDataset,
+    Reference,
+    unmet_needs,
+)
 from .records import MAX_REWARD, BadRows, DataReport, Record, load_records, split_records
 from .tokenize import (
     PromptFormat,
@@ -15,6 +22,7 @@ from .tokenize import (
 )
 
 __all__ = [
+    "LOSS_FIELDS",
     "MAX_REWARD",
     "BadRows",
     "Collator",
@@ -34,4 +42,5 @@ __all__ = [
     "shared_start",
     "split_records",
     "tokenize_records",
+    "unmet_needs",
 ]

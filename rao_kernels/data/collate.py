@@ -6,7 +6,7 @@ P prompts, S sequences (all responses of the P prompts), T tokens of the longest
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .tokenize import TokenizedRow
+
+# Inputs of a loss that a micro-batch holds, beside the policy's log-probs.
+LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
+# Inputs that come of the batch's layout and of the pass through the model.
+_OF_THE_PASS = ("groups", "prompt_logps", "token_entropy", "token_log_sum_sq")
+
+
+def unmet_needs(needs: Iterable[str]) -> list[str]:
+    """The needs of a loss (``a|b``: either) that training on rows cannot meet."""
+    met = {*LOSS_FIELDS, *_OF_THE_PASS}
+    return [need for need in needs if not met & set(need.split("|"))]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any, get_args
 
 import torch
 
-from ..data import BadRows, PromptFormat
+from ..data import BadRows, PromptFormat, unmet_needs
 from ..errors import InputError, MissingDependencyError, NotYetError
-from ..fused import TOKEN_STATS
 from ..losses import LOSSES, Loss
 from ..losses.rao import LogZ0Estimate, PromptTerm
 from ..refcache import CachePolicy
@@ -22,10 +21,6 @@ try:
     from transformers import TrainingArguments
 except ImportError as error:
     raise MissingDependencyError("transformers", "train") from error
-
-
-# What a micro-batch has for a loss, beside the policy's log-probs.
-LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
 
 
 # The largest tolerances at which what is dropped adds less to the error of the gradients than
@@ -168,10 +163,8 @@ def check_runnable(args: RAOConfig) -> None:
                 "whose log-probs the ratio is taken to",
                 True,
             )
-    given = {"groups", "prompt_logps", *LOSS_FIELDS, *TOKEN_STATS}
-    for need in args.spec.required_inputs(args.hyperparameters()):
-        if not given & set(need.split("|")):
-            raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which no row has yet")
+    for need in unmet_needs(args.spec.required_inputs(args.hyperparameters())):
+        raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which no row has yet")
 
 
 def _is_count(text: str) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..data import PreferenceDataset, TokenizedRow
+from ..data import LOSS_FIELDS, PreferenceDataset, TokenizedRow
 from ..errors import InputError, NotYetError, OneSidedTargetsWarning
 from ..fused import TOKEN_STATS, scoring_of
 from ..losses import Loss, LossInputs
@@ -26,7 +26,7 @@ from ..types import EngineOptions, WordOrder
 from . import checkpoints
 from .card import write_model_card
 from .checks import check_arguments, check_objects, check_rows
-from .config import LOSS_FIELDS, RAOConfig
+from .config import RAOConfig
 from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
 from .identity import describe_run
 from .metrics import Meter, count_units, drop_repeated, first_units

@@ -8,7 +8,9 @@ import pytest
 
 from rao_kernels.cli.losses import _WORDS, markdown
 from rao_kernels.cli.main import main
+from rao_kernels.errors import NotYetError
 from rao_kernels.losses import LOSSES
+from rao_kernels.train.config import RAOConfig, check_runnable
 
 PAGE = Path(__file__).parents[2] / "docs" / "losses.md"
 
@@ -26,6 +28,17 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "beta=0.1, log_z0=50.0" in text
     for spec in LOSSES.values():
         assert spec.paper in text
+
+
+def test_what_train_refuses_is_marked(tmp_path: Path) -> None:
+    for name, spec in LOSSES.items():
+        marked = "not by `rao-kernels train`" in markdown([spec])
+        try:
+            check_runnable(RAOConfig(output_dir=str(tmp_path), loss=name, use_cpu=True))
+        except NotYetError:
+            assert marked, name
+        else:
+            assert not marked, name
 
 
 def test_every_input_has_a_word() -> None:
