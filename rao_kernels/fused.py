@@ -116,7 +116,7 @@ def fused_loss(
         name_or_function: a name of `LOSSES`, a loss of it or several joined by `LOSSES.combine`,
             or ``f(inputs: LossInputs, **hyper)`` that returns values ``[S]``, of which the loss
             is the mean over sequences, or a `LossOutput`. A function that is given
-            `ref_prompt_logps` finds `prompt_logps` too.
+            `ref_prompt_logps` finds `prompt_logps` too, without gradient.
         inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
             per token are shaped like the ids. `token_entropy` and `token_log_sum_sq` come from
             the op where a loss needs them and they are not given.

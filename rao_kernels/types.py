@@ -78,9 +78,10 @@ class LossOutput:
 
     loss: scalar, differentiable. values: unreduced, what the weights of the loss are for: one per
         unit, or finer (RAO: one per response, each weighing 1 / responses of its prompt).
-    metrics: detached scalars by name.
+    metrics: detached scalars by name. parts: of a weighted sum of losses, each one's own output.
     """
 
     loss: Tensor
     values: Tensor
     metrics: dict[str, Tensor]
+    parts: tuple[LossOutput, ...] = ()

@@ -86,13 +86,16 @@ class LossInputs:
 
     def _check_tensor(self, name: str, value: object, shapes: tuple[str, ...]) -> None:
         expected = " or ".join(f"[{', '.join(shape)}]" for shape in shapes)
+        samples = self.ref_rewards
         sizes = {"N": self.token_logps.numel(), "S": self.num_sequences}
+        sizes |= {} if samples is None else {"K": samples.numel()}
         if not isinstance(value, Tensor):
             raise InputError(name, f"a tensor {expected}", type(value).__name__)
         if value.device != self.token_logps.device:
             raise InputError(name, f"device {self.token_logps.device}", value.device)
         if not any(_fits(value, shape, sizes) for shape in shapes):
             legend = f"N = {sizes['N']} response tokens, S = {sizes['S']} sequences"
+            legend += f", K = {sizes['K']} reference samples" if "K" in sizes else ""
             raise InputError(name, f"shape {expected} with {legend}", list(value.shape))
 
     def _check_segments(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 # Names of papers and of other libraries -> our key.
 ALIASES = {
@@ -35,13 +35,32 @@ ALIASES = {
     "k1.5": "kimi",
     "kimi_k1.5": "kimi",
     "dro_v": "dro_value",
-    "aot_pair": "aot",
     "nll": "sft",
+    "dpo_pair": "sigmoid",
+    "dapo_loss": "dapo",
+    "grpo_loss": "grpo",
     "reinforce_leave_one_out": "rloo",
 }
 
-# Names that several losses go by -> which they may mean.
-AMBIGUOUS = {
+# Names that stand for several losses, for an option of one or for a function -> for which.
+EXPLAINED = {
+    "aot_pair": "'aot' (the paper's paired form) or 'aot_unpaired' (what libraries call aot_pair)",
+    "apo": "'apo_zero' or 'apo_down' (anchored, on pairs)",
+    "apo_pair": "'apo_zero' or 'apo_down' (anchored, on pairs)",
+    "wpo": "'sigmoid' (DPO) or another pair loss with the option wpo",
+    "ld_dpo": "'sigmoid' (DPO) with the option ld_alpha",
+    "f_dpo": "'sigmoid' (DPO) with the option f_divergence",
+    "fdpo": "'sigmoid' (DPO) with the option f_divergence",
+    "norm_ipo": "'ipo' (with length_normalized=True)",
+    "ipo_norm": "'ipo' (with length_normalized=True)",
+    "dpo_sft": "'dpo_nll' (likelihood per pair) or a sum of 'sigmoid' and 'sft'",
+    "rpo_sft": "'dpo_nll' (likelihood per pair) or a sum of 'sigmoid' and 'sft'",
+    "infonca_pair": "'infonca' (with two responses to a prompt it is pairwise)",
+    "gvpo": "'agro' (whose gradient it shares)",
+    "tb_vargrad": "'agro' (whose gradient it shares)",
+    "trajectory_balance": "'agro' (the gradient of its VarGrad form)",
+    "opmd": "'kimi' (online policy mirror descent)",
+    "bradley_terry": "'bradley_terry_loss' (a function on rewards, for a reward model)",
     "rpo": "'dpo_nll' (Iterative RPO), 'rpo_bwd_kl' (Nemotron-4), 'rpo_distill' (reward "
     "distillation) or 'reward_partition'",
     "rdpo": "'robust' (provably robust DPO) or 'r_dpo' (length-regularised DPO)",
@@ -51,23 +70,33 @@ AMBIGUOUS = {
 
 # Losses of the field that are not offered: none of ours is meant by these names.
 NOT_OFFERED = frozenset(
-    """asft beta_dpo chi_po clip_cov dppo_kl dppo_tv eaft gdpo gkd gpg kl_cov kto_pair minillm
-    nash_md odpo online_dpo opo reinforce reinforce_plus_plus remax tdpo token_dpo xpo""".split()
+    """a3po asft beta_dpo chi_po chipo clip_cov clipcov cppo dppo_kl dppo_tv drpo eaft gdpo gkd gpg
+    gspo_token iterative_dpo kl_cov klcov kto_pair minillm nash_md npo odpo online_dpo opo pro raft
+    reinforce reinforce++ reinforce_plus_plus remax rft rrhf simnpo step_dpo tdpo tdpo2 token_dpo
+    trpo vapo vppo xpo""".split()
 )
 
 
 def spelled(name: str) -> str:
     """`name` in lower case, its words joined by underscores; a dot inside a number stays."""
     plain = name.strip().lower().replace("*", "_star_")
-    return re.sub(r"([^a-z0-9.]|\.(?!\d))+", "_", plain).strip("_")
+    return re.sub(r"([^a-z0-9.+]|\.(?!\d))+", "_", plain).strip("_")
 
 
 def advice(name: str, keys: Collection[str]) -> str:
     """What to do about an unknown `name`: a name of the field never gets another's key."""
     plain = spelled(name)
-    if plain in AMBIGUOUS:
-        return f"It may mean {AMBIGUOUS[plain]}."
+    if plain in EXPLAINED:
+        return f"It may mean {EXPLAINED[plain]}."
     if plain in NOT_OFFERED:
         return "This loss is not offered; `fused_loss` also takes a function of your own."
-    near = get_close_matches(plain, keys, 1) or get_close_matches(plain, ALIASES, 1)
+    near = [name for names in (keys, ALIASES) for name in names if _is_slip(plain, name)]
     return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def _is_slip(typed: str, name: str) -> bool:
+    """Whether `typed` is `name` with letters swapped, or one doubled, left out or mistaken in a
+    longer name. Short names of other losses differ by a letter too, mostly the first."""
+    if typed[:1] != name[:1]:
+        return False
+    return sorted(typed) == sorted(name) or SequenceMatcher(None, typed, name).ratio() > 0.88

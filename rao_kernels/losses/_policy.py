@@ -24,6 +24,7 @@ from ._inputs import LossInputs
 from ._spec import LossSpec, Unit
 from ._terms import (
     Terms,
+    check_not_negative,
     check_positive,
     group_sum,
     per_token,
@@ -198,15 +199,8 @@ def log_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
     """``log(1 - clip_low)`` and ``log(1 + clip_high)``."""
     if not 0 <= clip_low <= 1:
         raise InputError("clip_low", "a number from 0 to 1", clip_low)
-    check_clip("clip_high", clip_high)
+    check_not_negative("clip_high", clip_high)
     return math.log1p(-clip_low) if clip_low < 1 else -math.inf, math.log1p(clip_high)
-
-
-def check_clip(name: str, value: float) -> float:
-    """A width of at least 0."""
-    if not value >= 0:
-        raise InputError(name, "a number of at least 0", value)
-    return value
 
 
 # Penalty ``[N]``.

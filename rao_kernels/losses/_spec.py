@@ -125,6 +125,10 @@ def reduce_units(values: Tensor, weights: Tensor, normalizer: Tensor | float | N
     """``sum(weights * values) / normalizer``, by default over the number of units."""
     if normalizer is None:
         return weighted_mean(values, weights)
-    if not isinstance(normalizer, Tensor) and not normalizer > 0:
+    if isinstance(normalizer, Tensor) and normalizer.dim() != 0:
+        raise InputError("normalizer", "one number", f"a tensor of shape {list(normalizer.shape)}")
+    if (
+        not isinstance(normalizer, Tensor) or normalizer.device.type == "cpu"
+    ) and not normalizer > 0:
         raise InputError("normalizer", "a number above 0, or None", normalizer)
     return (weights * values).sum() / normalizer

@@ -100,6 +100,7 @@ class CombinedLoss:
     ) -> LossOutput:
         """The loss of `inputs`; `normalizer`: None, or one number per part as `count_units`."""
         units = self._normalizers(normalizer)
+        self._check_labels(inputs, hyper)
         outputs = [
             spec(inputs, normalizer=own, **bound)
             for (spec, bound), own in zip(self.bound_parts(hyper), units, strict=True)
@@ -112,7 +113,16 @@ class CombinedLoss:
             torch.stack([weight * out.loss for weight, out in weighted]).sum(),
             torch.cat([weight * out.values for weight, out in weighted]),
             metrics,
+            tuple(outputs),
         )
+
+    def _check_labels(self, inputs: LossInputs, hyper: Mapping[str, Any]) -> None:
+        """Beside rewards, a likelihood of every response would be taken for that of the best."""
+        rewarded = any("rewards" in need.split("|") for need in self.required_inputs(hyper))
+        if rewarded and "preferred" in self.optional and inputs.preferred is None:
+            expected = f"a tensor: `{self.name}` has rewards, and a part learns from preferred ones"
+            fix = "To learn from every response, give ones."
+            raise InputError("preferred", expected, None, fix)
 
     def bind(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """`hyper`, over the defaults the parts agree on."""
@@ -122,7 +132,9 @@ class CombinedLoss:
             for name in spec.defaults
             for key in (name, f"{spec.name}.{name}")
         ]
-        hyper = {_dotted_key(name): value for name, value in hyper.items()}
+        given, hyper = hyper, {_dotted_key(name): value for name, value in hyper.items()}
+        if len(hyper) < len(given):
+            raise InputError("hyper", "each hyperparameter of a part once", list(given))
         for name in hyper:
             if name not in known:
                 plain = ", ".join(dict.fromkeys(key for key in known if "." not in key))

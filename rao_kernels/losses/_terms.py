@@ -32,22 +32,22 @@ class Terms:
 def log_ratios(inputs: LossInputs) -> Tensor:
     """``[S]`` D = log pi(y|x) - log pi_ref(y|x), from per-token differences where there are any."""
     if inputs.ref_token_logps is None:
-        return inputs.logps - inputs.require("ref_logps").double()
-    differences = inputs.token_logps.double() - inputs.ref_token_logps.double()
+        return inputs.logps - inputs.require("ref_logps").detach().double()
+    differences = inputs.token_logps.double() - inputs.ref_token_logps.detach().double()
     return segment_sum(differences, inputs.segments, inputs.num_sequences)
 
 
 def reference_logps(inputs: LossInputs) -> Tensor:
     """``[S]`` log-probability of each response under the reference."""
     if inputs.ref_token_logps is None:
-        return inputs.require("ref_logps").double()
-    return segment_sum(inputs.ref_token_logps, inputs.segments, inputs.num_sequences)
+        return inputs.require("ref_logps").detach().double()
+    return segment_sum(inputs.ref_token_logps.detach(), inputs.segments, inputs.num_sequences)
 
 
 def prompt_log_ratios(inputs: LossInputs) -> Tensor:
     """``[S]`` DX = log-ratio of the prompt after its shared prefix."""
     reference = inputs.require("ref_prompt_logps")
-    return inputs.require("prompt_logps").double() - reference.double()
+    return inputs.require("prompt_logps").double() - reference.detach().double()
 
 
 def per_token(sums: Tensor, inputs: LossInputs) -> Tensor:
@@ -281,6 +281,12 @@ def _preference_metrics(
 def check_positive(name: str, value: float) -> float:
     if not value > 0:
         raise InputError(name, "a number above 0", value)
+    return value
+
+
+def check_not_negative(name: str, value: float) -> float:
+    if not value >= 0:
+        raise InputError(name, "a number of at least 0", value)
     return value
 
 

@@ -36,7 +36,7 @@ Surrogate = Callable[[Tensor], Tensor]
 # Beyond this exponent an exponential continues as its tangent. The slope e^20 = 5e8 is what caps
 # the factor of every gradient: with larger ones the squares that a global norm sums overflow in
 # fp32, and clipping to an infinite norm sets the whole step to zero. A constant beyond would stop
-# the gradient where it matters most.
+# the gradient where it matters most. A score that is squared afterwards takes half the exponent.
 MAX_EXPONENT = 20.0
 
 
@@ -84,7 +84,8 @@ SCORE_NOTES = (
     *NOTES,
     "f_alpha is the paper's; TRL's f_alpha_divergence_coef is 1 minus it. Scores are TRL's, the "
     "constant included, which matters where they are divided by lengths. Exponentials continue as "
-    "their tangent from e^20 on; TRL's overflow, or stop the gradient at e^80.",
+    "their tangent from e^20 on, from e^10 where the loss squares the score; TRL's overflow, or "
+    "stop the gradient at e^80.",
 )
 
 
@@ -100,26 +101,30 @@ def pair_ratios(inputs: LossInputs, pairs: Pairs, *, ld_alpha: float, ld_referen
     beyond = place >= limits[inputs.segments]
     weights = 1 - (1 - ld_alpha) * beyond.double()
     if ld_reference:
-        differences = inputs.token_logps.double() - inputs.require("ref_token_logps").double()
+        differences = (
+            inputs.token_logps.double() - inputs.require("ref_token_logps").detach().double()
+        )
         return segment_sum(weights * differences, inputs.segments, inputs.num_sequences)
     tail = (1 - weights) * inputs.token_logps.double()
     return log_ratios(inputs) - segment_sum(tail, inputs.segments, inputs.num_sequences)
 
 
-def divergence_scores(ratios: Tensor, divergence: Divergence, alpha: float) -> Tensor:
+def divergence_scores(
+    ratios: Tensor, divergence: Divergence, alpha: float, max_exponent: float = MAX_EXPONENT
+) -> Tensor:
     """``f'(e^D)``: D, ``1 - e^-D``, ``log(2 sigmoid(D))``, ``(1 - e^-aD)/a``; 0 at D = 0."""
     if divergence not in get_args(Divergence):
         raise InputError("f_divergence", f"one of {get_args(Divergence)}", repr(divergence))
     if divergence == "js":
         return F.logsigmoid(ratios) + math.log(2)
     slope = {"reverse_kl": 0.0, "forward_kl": 1.0, "alpha": alpha}[divergence]
-    return ratios if slope == 0 else -expm1(-slope * ratios) / slope
+    return ratios if slope == 0 else -expm1(-slope * ratios, max_exponent) / slope
 
 
-def expm1(exponent: Tensor) -> Tensor:
-    """``exp(exponent) - 1``, from `MAX_EXPONENT` on its tangent there."""
-    beyond = F.relu(exponent - MAX_EXPONENT)
-    return torch.expm1(exponent - beyond) + math.exp(MAX_EXPONENT) * beyond
+def expm1(exponent: Tensor, max_exponent: float = MAX_EXPONENT) -> Tensor:
+    """``exp(exponent) - 1``, from `max_exponent` on its tangent there."""
+    beyond = F.relu(exponent - max_exponent)
+    return torch.expm1(exponent - beyond) + math.exp(max_exponent) * beyond
 
 
 def smoothed(surrogate: Surrogate, label_smoothing: float) -> Surrogate:
@@ -138,7 +143,7 @@ def pair_importance(
     inputs: LossInputs, pairs: Pairs, wpo: Literal["clamped"] | bool
 ) -> Tensor | float:
     """``[P]`` weights of WPO, without gradient; 1 where it is off."""
-    if wpo not in (True, False, "clamped"):
+    if not isinstance(wpo, bool) and wpo != "clamped":
         raise InputError("wpo", "True, False or 'clamped'", repr(wpo))
     if wpo is False:
         return 1.0
@@ -159,13 +164,16 @@ def margin_terms(
     surrogate: Surrogate,
     *,
     length_normalized: bool = False,
+    squared: bool = False,
     **options: Unpack[ScoreOptions],
 ) -> Terms:
-    """``surrogate(u)`` of each pair, under the options of a function of the margin."""
+    """``surrogate(u)`` of each pair, under the options of a function of the margin; `squared`: it
+    squares the margin."""
     ratios = pair_ratios(
         inputs, pairs, ld_alpha=options["ld_alpha"], ld_reference=options["ld_reference"]
     )
-    scores = divergence_scores(ratios, options["f_divergence"], options["f_alpha"])
+    max_exponent = MAX_EXPONENT / 2 if squared else MAX_EXPONENT
+    scores = divergence_scores(ratios, options["f_divergence"], options["f_alpha"], max_exponent)
     if length_normalized:
         scores = per_token(scores, inputs)
     implicit = beta * scores

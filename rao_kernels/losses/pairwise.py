@@ -20,6 +20,7 @@ from ._spec import PAIR, REFERENCE, LossSpec
 from ._terms import (
     Terms,
     bernoulli_kl,
+    check_not_negative,
     check_positive,
     log_ratios,
     logistic,
@@ -101,6 +102,7 @@ def ipo(
         tau,
         smoothed(surrogate, label_smoothing),
         length_normalized=length_normalized,
+        squared=True,
         **options,
     )
 
@@ -192,6 +194,7 @@ def dpo_nll(
     **options: Unpack[ScoreOptions],
 ) -> Terms:
     """DPO with likelihood: ``sp(-u) - sft_weight l_w / n_w`` (Iterative RPO, arXiv 2404.19733)."""
+    check_not_negative("sft_weight", sft_weight)
     terms = sigmoid(inputs, beta=beta, label_smoothing=label_smoothing, **options)
     nll = -per_token(inputs.logps, inputs)[pair_up(inputs).chosen]
     return Terms(terms.values + sft_weight * nll, {**terms.metrics, "nll_loss": nll.mean()})

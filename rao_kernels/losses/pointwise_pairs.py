@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ._inputs import LossInputs
 from ._spec import LossSpec
-from ._terms import Terms, check_fraction, logistic
+from ._terms import Terms, check_fraction, check_not_negative, logistic
 from .modifiers import PairOptions, pair_row, pointwise_terms
 
 
@@ -30,6 +31,8 @@ def cal_dpo(
         beta: strength of the pull to the reference: the targets of D are +-1 / (2 beta).
         calibration_weight: w, of the two squares beside the contrastive term.
     """
+
+    check_not_negative("calibration_weight", calibration_weight)
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
         contrast = logistic((chosen - rejected) / beta)
@@ -68,6 +71,8 @@ def dpop(
     Args:
         dpop_lambda: weight of that penalty.
     """
+
+    check_not_negative("dpop_lambda", dpop_lambda)
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:
         return logistic(chosen - rejected - dpop_lambda * F.relu(-chosen))
@@ -126,6 +131,8 @@ def bco_pair(
     Args:
         delta: a running mean of the implicit rewards a, kept by the caller; without gradient.
     """
+    if isinstance(delta, Tensor) and delta.dim() != 0:
+        raise InputError("delta", "one number", f"a tensor of shape {list(delta.shape)}")
     level = delta.detach().double() if isinstance(delta, Tensor) else delta
 
     def surrogate(chosen: Tensor, rejected: Tensor) -> Tensor:

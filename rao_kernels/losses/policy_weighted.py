@@ -18,7 +18,7 @@ from . import _policy as policy
 from ._inputs import LossInputs
 from ._policy import StdOptions
 from ._spec import LossSpec
-from ._terms import Terms, check_positive
+from ._terms import Terms, check_not_negative, check_positive
 
 
 def gmpo(
@@ -37,7 +37,10 @@ def gmpo(
     Args:
         clip_low, clip_high: the log-ratio counts within ``[-clip_low, clip_high]``.
     """
-    low, high = -policy.check_clip("clip_low", clip_low), policy.check_clip("clip_high", clip_high)
+    low, high = (
+        -check_not_negative("clip_low", clip_low),
+        check_not_negative("clip_high", clip_high),
+    )
     advantages = policy.standardized_advantages(inputs, **options)
     ratios = policy.token_log_ratios(inputs)
     held = policy.one_sided(ratios, advantages, low, high)
@@ -124,9 +127,11 @@ def vespo(
     """
     advantages = policy.standardized_advantages(inputs, **options)
     ratios = policy.sequence_log_ratios(inputs).detach()
-    power = _choose(advantages >= 0, *_check_pair("k", k))
-    rate = _choose(advantages >= 0, *_check_pair("lam", lam))
-    weights = (rate + power * ratios - rate * policy.ratio(ratios)).exp()
+    for power, rate in zip(_check_pair("k", k), _check_pair("lam", lam), strict=True):
+        check_not_negative("k", power)
+        check_positive("lam", rate)
+    powers, rates = (_choose(advantages >= 0, *pair) for pair in (k, lam))
+    weights = (rates + powers * ratios - rates * policy.ratio(ratios)).exp()
     surrogate = -weights * advantages * inputs.token_logps.double()
     metrics = {
         "ratio/mean": policy.token_mean(policy.ratio(ratios)),

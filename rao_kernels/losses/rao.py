@@ -93,8 +93,11 @@ def fit_log_z0(
     check_positive("beta", beta)
     if method not in get_args(LogZ0Estimate):
         raise InputError("method", f"one of {get_args(LogZ0Estimate)}", repr(method))
-    if rewards.numel() == 0:
-        raise InputError("rewards", "at least one", "none")
+    if rewards.dim() != 1 or rewards.numel() == 0:
+        raise InputError("rewards", "shape [S] with S >= 1", list(rewards.shape))
+    if groups is not None and groups.shape != rewards.shape:
+        expected = f"shape {list(rewards.shape)}, like `rewards`"
+        raise InputError("groups", expected, list(groups.shape))
     scaled = rewards.double() / beta
     weights = torch.ones_like(scaled) if groups is None else sizes_of(groups).double().reciprocal()
     weights = weights / weights.sum()

@@ -18,6 +18,7 @@ from ._spec import PAIR, LossSpec
 from ._terms import (
     Pairs,
     Terms,
+    check_not_negative,
     check_positive,
     logistic,
     order_within_groups,
@@ -96,6 +97,7 @@ def orpo(inputs: LossInputs, *, lam: float) -> Terms:
     Args:
         lam: weight of the odds-ratio term beside the likelihood.
     """
+    check_not_negative("lam", lam)
     means = per_token(inputs.logps, inputs)
     terms = pair_terms(inputs, log_odds(means, inputs.dtype), lambda margin: lam * logistic(margin))
     return _with_nll(terms, -pair_up(inputs).split(means)[0], 1.0)
@@ -189,8 +191,7 @@ def batch_nll(inputs: LossInputs, sequences: Tensor) -> Tensor:
 
 def _with_nll(terms: Terms, nll: Tensor, weight: float) -> Terms:
     """`terms` with ``weight * nll`` ``[P]`` added."""
-    if not weight >= 0:
-        raise InputError("sft_weight", "a number of at least 0", weight)
+    check_not_negative("sft_weight", weight)
     mean = nll.detach().sum() / max(len(nll), 1)
     return Terms(terms.values + weight * nll, {**terms.metrics, "nll_loss": mean})
 

@@ -128,9 +128,10 @@ def qrpo(
     count = mine.sum(1).double()
     below = (mine & (samples <= _rewards(inputs)[:, None])).sum(1).double()
     if quantile_reward != "identity":
-        margin = 0.5 if quantile_clamp == "half_sample" else 1.0
+        # Of a single sample half of it is all there is.
+        margin = (count / 2).clamp(max=0.5 if quantile_clamp == "half_sample" else 1.0)
         one_sided = quantile_clamp == "authors" and quantile_reward == "log"
-        below = torch.minimum(below.clamp(min=margin), count if one_sided else count - margin)
+        below = below.maximum(margin).minimum(count if one_sided else count - margin)
     target = _quantile_reward(below / count, quantile_reward)
     target = target - beta * _log_partition(beta, quantile_reward)
     return _regression(inputs, target, beta * log_ratios(inputs), 1.0)
@@ -158,9 +159,6 @@ def _reference_samples(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """
     rewards = inputs.require("ref_rewards").double()
     groups, owners = inputs.require("groups"), inputs.require("ref_reward_groups")
-    if owners.shape != rewards.shape:
-        expected = f"shape {list(rewards.shape)}, like `ref_rewards`"
-        raise InputError("ref_reward_groups", expected, list(owners.shape))
     mine = groups[:, None] == owners
     if groups.device.type == "cpu" and not bool(mine.any(1).all()):
         lonely = int(groups[(~mine.any(1)).to(torch.int8).argmax()])

@@ -16,7 +16,15 @@ from torch import Tensor
 from ..errors import InputError
 from ._inputs import LossInputs
 from ._spec import LossSpec
-from ._terms import Pairs, Terms, bernoulli_kl, check_positive, log_ratios, pair_up
+from ._terms import (
+    Pairs,
+    Terms,
+    bernoulli_kl,
+    check_not_negative,
+    check_positive,
+    log_ratios,
+    pair_up,
+)
 from .modifiers import ScoreOptions, margin_row, margin_terms
 
 
@@ -29,7 +37,7 @@ def rpo_distill(inputs: LossInputs, *, beta: float, **options: Unpack[ScoreOptio
     def surrogate(margin: Tensor) -> Tensor:
         return (gap - margin).square()
 
-    return margin_terms(inputs, pairs, beta, surrogate, **options)
+    return margin_terms(inputs, pairs, beta, surrogate, squared=True, **options)
 
 
 def rpo_pessimistic(
@@ -63,7 +71,8 @@ def rpo_pessimistic(
         nearest = errors.detach().mean(1).argmin()
         return errors.index_select(0, nearest[None])[0]
 
-    terms = margin_terms(inputs, pairs, beta, surrogate, **options)
+    check_not_negative("gamma", gamma)
+    terms = margin_terms(inputs, pairs, beta, surrogate, squared=True, **options)
     if gamma == 0:
         return terms
     chosen, rejected = pairs.split(log_ratios(inputs))

@@ -111,8 +111,12 @@ def test_logmeanexp_takes_reference_samples_where_there_are_any() -> None:
         RAO(inputs, log_z0="mean")
     with pytest.raises(InputError, match="`method`"):
         fit_log_z0(samples, BETA, groups, "mean")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="`rewards`.*at least one"):
+    with pytest.raises(InputError, match="`rewards`.*S >= 1"):
         fit_log_z0(samples[:0], BETA)
+    with pytest.raises(InputError, match=r"`groups`.*\[4\], like `rewards`"):
+        fit_log_z0(samples, BETA, groups[:1])
+    with pytest.raises(InputError, match="`ref_reward_groups`.*K = 4"):
+        replace(inputs, ref_reward_groups=groups[:1])
 
 
 def test_per_token_reference_equals_its_sum() -> None:

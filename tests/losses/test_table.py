@@ -311,4 +311,5 @@ def test_wrong_inputs(change: dict[str, object], match: str) -> None:
 
 def test_shapes_that_fit() -> None:
     replace(make(), advantages=torch.zeros(20), values=torch.zeros(6))
-    replace(make(), reward_ensemble=torch.zeros(4, 6), ref_rewards=torch.zeros(9))
+    samples = {"ref_rewards": torch.zeros(9), "ref_reward_groups": torch.zeros(9).long()}
+    replace(make(), reward_ensemble=torch.zeros(4, 6), **samples)
