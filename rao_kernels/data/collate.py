@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import DataError
 from .tokenize import TokenizedRow
 
 # Inputs of a loss that a micro-batch holds, beside the policy's log-probs.
@@ -89,10 +90,10 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         rows = [example.row for example in examples]
         batch = self._pad(rows) | {"groups": _repeat(torch.arange(len(rows)), rows)}
-        if all(row.rewards is not None for row in rows):
+        if _all_have("rewards", rows):
             rewards = [reward for row in rows for reward in row.rewards or ()]
             batch["rewards"] = torch.tensor(rewards, dtype=torch.float32)
-        if all(row.preferred is not None for row in rows):
+        if _all_have("preferred", rows):
             marks = [mark for row in rows for mark in row.preferred or ()]
             batch["preferred"] = torch.tensor(marks)
         references = [example.reference for example in examples if example.reference is not None]
@@ -116,6 +117,15 @@ class Collator:
             "attention_mask": attention_mask,
             "completion_mask": completion_mask,
         }
+
+
+def _all_have(name: str, rows: Sequence[TokenizedRow]) -> bool:
+    """Whether the rows have the field; some with and some without it are an error, since a loss
+    would read a micro-batch without it in another way."""
+    lacking = [row.where for row in rows if getattr(row, name) is None]
+    if lacking and len(lacking) < len(rows):
+        raise DataError(lacking[0], f"no {name}, which other rows have", "Give all rows or none.")
+    return not lacking
 
 
 def _repeat(values: Tensor, rows: Sequence[TokenizedRow]) -> Tensor:

@@ -62,6 +62,8 @@ class DataReport:
     responses_dropped: int = 0
     responses_truncated: int = 0
     rows_without_pair: int = 0
+    responses_beside_pair: int = 0
+    rows_all_preferred: int = 0
     rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -74,7 +76,13 @@ class DataReport:
             "prompts without a pair (all rewards equal, or fewer than two responses)": (
                 self.rows_without_pair
             ),
+            "responses left out (the loss takes the best and the worst of each prompt)": (
+                self.responses_beside_pair
+            ),
             "prompts without labels (all rewards equal)": len(self.rows_without_label),
+            "prompts whose rewards are all equal (every response counts as preferred)": (
+                self.rows_all_preferred
+            ),
             "bad rows skipped": len(self.skipped),
         }
         return "; ".join(parts + [f"{count} {what}" for what, count in notes.items() if count])

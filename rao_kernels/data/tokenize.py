@@ -81,6 +81,8 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
     pairs = [_as_pair(row) for row in rows]
     found = [pair for pair in pairs if pair is not None]
     report.rows_without_pair += len(pairs) - len(found)
+    of_pairs = (row for row, pair in zip(rows, pairs, strict=True) if pair is not None)
+    report.responses_beside_pair += sum(len(row.responses) - 2 for row in of_pairs)
     return found
 
 

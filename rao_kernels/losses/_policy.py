@@ -310,7 +310,7 @@ KL_NOTE = (
     "The k3 penalty is off unless kl_beta is given, also with a reference; the GRPO paper has "
     "0.04. verl holds its exponent at 20 and its value at 10, without gradient beyond; here "
     "exponentials, ratios among them, continue as their tangent from e^20 on, so that no gradient "
-    "exceeds 5e8 times the advantage and a global norm stays finite."
+    "exceeds 5e8 times the advantage, and a global norm of gradients stays finite."
 )
 
 

@@ -163,7 +163,11 @@ def check_runnable(args: RAOConfig) -> None:
                 "whose log-probs the ratio is taken to",
                 True,
             )
-    for need in unmet_needs(args.spec.required_inputs(args.hyperparameters())):
+    needs = args.spec.required_inputs(args.hyperparameters())
+    if "ref_token_logps" in needs and not args.ref_per_token:
+        expected = f"True: the loss {args.loss!r} reads the reference per token"
+        raise InputError("ref_per_token", expected, False)
+    for need in unmet_needs(needs):
         raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which no row has yet")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import warnings
@@ -57,6 +58,15 @@ class DivergenceGuard(TrainerCallback):
         if self._any_rank(args, torch.tensor(bool(findings), device=losses.device)):
             step = state.global_step + 1
             raise diverged(args, step, findings or "so another process found")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Clipped to an infinite norm every gradient is 0: the weights stay, and nothing is learnt.
+        Under fp16 loss scaling skips such a step by itself."""
+        norm = (given.get("logs") or {}).get("grad_norm", 0.0)
+        if not math.isfinite(norm) and not args.fp16:
+            raise diverged(args, state.global_step, f"the norm of the gradients is {norm}")
 
     def _any_rank(self, args: TrainingArguments, flag: Tensor) -> bool:
         """The one read of the device in a step that is well."""

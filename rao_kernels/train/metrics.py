@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..losses import Loss, LossInputs
+from ..losses import CombinedLoss, Loss, LossInputs, reduce_units
+from ..types import LossOutput
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,9 +81,34 @@ def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
     return spec.count_units(inputs)
 
 
-def first_units(units: Tensor) -> Tensor:
-    """Weight of a micro-batch's metrics: of several losses, the units of the first."""
-    return units.flatten()[0]
+def record(
+    meter: Meter,
+    loss: Loss,
+    inputs: LossInputs,
+    output: LossOutput,
+    seen: Tensor | int,
+    *,
+    with_loss: bool,
+) -> None:
+    """Add a micro-batch's metrics, those of each loss by its own units, of a sum's parts that share
+    a name the first's; `with_loss`: the mean of the loss too. A `seen` of 0 counts nothing."""
+    outputs = output.parts or (output,)
+    known: set[str] = set()
+    for (spec, _), own in zip(loss.bound_parts({}), outputs, strict=True):
+        metrics = {name: value for name, value in own.metrics.items() if name not in known}
+        known |= set(metrics)
+        if output.parts or with_loss:
+            name = f"loss/{spec.name}" if output.parts else "loss"
+            metrics[name] = reduce_units(own.values.double(), spec.weights(inputs), None)
+        meter.update(metrics, spec.count_units(inputs) * seen)
+
+
+def total_loss(loss: Loss, means: Mapping[str, float]) -> dict[str, float]:
+    """`means`, with the loss of a sum from the means of its parts."""
+    if not isinstance(loss, CombinedLoss):
+        return dict(means)
+    total = sum(weight * means.get(f"loss/{spec.name}", 0.0) for spec, weight in loss.parts)
+    return {"loss": total, **means}
 
 
 def drop_repeated(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:

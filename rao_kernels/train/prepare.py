@@ -162,6 +162,8 @@ def _rows_for_loss(
         if "preferred" in needs:
             rows = drop_unlabelled(rows, report)
         rows = mark_preferred(rows)
+        several = [row.preferred for row in rows if len(row.responses) > 1]
+        report.rows_all_preferred += sum(marks is not None and all(marks) for marks in several)
     for row in rows:
         if "rewards" in needs and row.rewards is None:
             problem = f"no rewards, which the loss {config.loss!r} needs"
@@ -289,19 +291,21 @@ class ReferenceScorer:
 
 
 def estimate_log_z0(
-    loss: Loss, hyper: Mapping[str, Any], dataset: PreferenceDataset | None, config: RAOConfig
+    loss: Loss, hyper: Mapping[str, Any], known: Sequence[PreferenceDataset], config: RAOConfig
 ) -> dict[str, Any]:
-    """`hyper` with the number in place of an estimate of log_z0, made from the dataset's rewards at
-    the beta of the part that reads it; unchanged where no part asks for one or there is no data."""
+    """`hyper` with the number in place of an estimate of log_z0, made from the rewards of the first
+    dataset known, the training data where there are any, at the beta of the part that reads it;
+    unchanged where no part asks for one or no data are known."""
     for _, bound in loss.bound_parts(hyper):
         method: LogZ0Estimate | float | None = bound.get("log_z0")
-        if isinstance(method, str) and dataset is not None:
+        if isinstance(method, str) and known:
+            dataset = known[0]
             counts = torch.tensor([len(row.responses) for row in dataset.rows])
             groups = torch.arange(len(counts)).repeat_interleave(counts)
             rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
             values = torch.tensor(rewards, dtype=torch.float64)
             level = float(fit_log_z0(values, bound["beta"], groups, method))
-            say(config, f"log_z0 fitted on the training data: {level:.4f} nats")
+            say(config, f"log_z0 fitted on {len(dataset)} prompts: {level:.4f} nats")
             others = {key: v for key, v in hyper.items() if key.rpartition(".")[2] != "log_z0"}
             return {**others, "log_z0": level}
     return dict(hyper)

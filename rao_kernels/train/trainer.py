@@ -29,7 +29,7 @@ from .checks import check_arguments, check_objects, check_rows
 from .config import RAOConfig
 from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
 from .identity import describe_run
-from .metrics import Meter, count_units, drop_repeated, first_units
+from .metrics import Meter, count_units, drop_repeated, record, total_loss
 from .model import load_tokenizer, name_of, prepare_model, prepare_reference, run_dtype
 from .output_folder import OutputFolder, check_writable
 from .plot import RunRecorder
@@ -121,7 +121,8 @@ class RAOTrainer(Trainer):
         self._prepared: list[PreferenceDataset] = []
         self._add_references(self.train_dataset, self.eval_dataset)
         given = self.hyper
-        self.hyper = estimate_log_z0(self.spec, given, self.train_dataset, args)
+        known = [*each_dataset(self.train_dataset), *each_dataset(self.eval_dataset)]
+        self.hyper = estimate_log_z0(self.spec, given, known, args)
         self._log_z0_is_fitted = self.hyper != given
         run = describe_run(self, self._scorer, self._prefix_length)
         self._output = OutputFolder(args, run)
@@ -179,7 +180,7 @@ class RAOTrainer(Trainer):
         loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, normalizer=num_items_in_batch, **self.hyper)
         meter, seen = self._meters["train"], inputs.get("fresh", 1)
-        meter.update(result.metrics, first_units(self.spec.count_units(loss_inputs)) * seen)
+        record(meter, self.spec, loss_inputs, result, seen, with_loss=False)
         stats, tokens = self._token_stats(inputs, outputs)
         meter.update(stats, tokens * seen)
         loss = result.loss * seen
@@ -280,8 +281,7 @@ class RAOTrainer(Trainer):
             loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, **self.hyper)
         meter, seen = self._meters["eval"], inputs.get("fresh", 1)
-        units = first_units(self.spec.count_units(loss_inputs))
-        meter.update({"loss": result.loss, **result.metrics}, units * seen)
+        record(meter, self.spec, loss_inputs, result, seen, with_loss=True)
         stats, tokens = self._token_stats(inputs, outputs)
         meter.update(stats, tokens * seen)
         return result.loss, None, None
@@ -300,7 +300,7 @@ class RAOTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        means = self._meters["eval"].pop(self._reduce)
+        means = total_loss(self.spec, self._meters["eval"].pop(self._reduce))
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in means.items()})
         return output

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from rao_kernels.data import (
@@ -12,6 +15,7 @@ from rao_kernels.data import (
     load_records,
     tokenize_records,
 )
+from rao_kernels.errors import DataError
 from tests.train.tiny import tiny_rows, tiny_tokenizer
 
 
@@ -62,6 +66,17 @@ def test_reference_values_arrive_unrounded() -> None:
     assert torch.equal(batch["ref_token_logps"][:3, :14], tokens[1].view(3, 14))
     assert torch.equal(batch["ref_token_logps"][3:, :13], tokens[0].view(2, 13))
     assert batch["ref_token_logps"].shape == batch["input_ids"].shape
+
+
+def test_labels_of_some_rows_only_are_an_error() -> None:
+    """Without its labels a micro-batch would train another objective."""
+    data = dataset(2)
+    for name in ("rewards", "preferred"):
+        values = [0.0] * len(data.rows[0].responses)
+        rows = [replace(data.rows[0], **{name: values}), replace(data.rows[1], **{name: None})]
+        mixed = PreferenceDataset(rows)
+        with pytest.raises(DataError, match=f"row 1: no {name}, which other rows have"):
+            Collator(0)([mixed[0], mixed[1]])
 
 
 def test_preferred_is_marked() -> None:

@@ -85,6 +85,21 @@ def test_auto_of_a_part_is_taken_at_its_own_beta() -> None:
     torch.testing.assert_close(out.metrics["rao/log_z0"], expected.metrics["rao/log_z0"])
 
 
+def test_beside_rewards_the_preferred_are_named() -> None:
+    """Without labels the likelihood of bad responses would be raised too."""
+    both, inputs = LOSSES.combine({"rao": 1.0, "sft": 0.1}), make(preferred=None)
+    with pytest.raises(InputError, match="`preferred`.*every response, give ones"):
+        both(inputs)
+    both(replace(inputs, preferred=torch.ones(6, dtype=torch.bool)))
+    LOSSES["sft"](inputs)
+
+
+def test_a_hyperparameter_of_a_part_is_given_once() -> None:
+    both = LOSSES.combine({"sigmoid": 1.0, "sft": 1.0})
+    with pytest.raises(InputError, match="each hyperparameter of a part once"):
+        both.bind({"sigmoid.beta": 0.3, "dpo.beta": 0.5})
+
+
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), None, "1", True])
 def test_weights_are_finite_numbers(weight: object) -> None:
     with pytest.raises(InputError, match="`weights`.*a finite weight for 'sft'"):

@@ -143,17 +143,24 @@ def test_divergences_do_not_overflow(divergence: str) -> None:
     assert chosen < 0
 
 
+def test_wpo_is_a_switch_or_a_name() -> None:
+    for wrong in (0, 1, "yes", None):
+        with pytest.raises(InputError, match="`wpo`"):
+            LOSSES["sigmoid"](make(), wpo=wrong)
+
+
 @pytest.mark.parametrize("divergence", ["forward_kl", "js", "alpha"])
 @pytest.mark.parametrize("ratio", [-45.0, -200.0, -1e4])
 @pytest.mark.parametrize("name", ["ipo", "rpo_distill", "rpo_pessimistic"])
 def test_squared_divergences_stay_finite(name: str, ratio: float, divergence: str) -> None:
-    """e^70 squared is no fp32 number, and e^45 not after a small tau."""
+    """e^70 squared is no fp32 number, and the square of e^20's gradient overflows a norm."""
     inputs = make((0, 0), lengths=(1, 1), preferred=(True, False), dtype=torch.float32)
     tokens = torch.full((2,), -2e4).requires_grad_()
     inputs = replace(inputs, token_logps=tokens, ref_logps=torch.tensor([-2e4 - ratio, -2e4]))
     out = LOSSES[name](inputs, f_divergence=divergence)
     (grad,) = torch.autograd.grad(out.loss, tokens)
-    assert out.loss.isfinite() and grad.isfinite().all()
+    assert out.loss.isfinite()
+    assert ((100 * grad).square() * 1e8).isfinite().all(), "a global norm can sum them"
     assert grad[0] < 0 < grad[1]
 
 

@@ -375,6 +375,10 @@ def test_small_beta_does_not_overflow() -> None:
     """Z of QRPO is exp(1000) at beta = 1e-3."""
     inputs = make(GROUPED)
     assert LOSSES["qrpo"](inputs, beta=1e-3).loss.isfinite()
+    single = {"ref_rewards": torch.zeros(3), "ref_reward_groups": torch.arange(3)}
+    for clamp in ("half_sample", "authors"):
+        hyper = {"quantile_reward": "normal", "quantile_clamp": clamp}
+        assert LOSSES["qrpo"](replace(inputs, **single), beta=B, **hyper).loss.isfinite()
     assert LOSSES["a2po"](inputs, beta1=1e-4).loss.isfinite()
     assert LOSSES["reward_partition"](inputs, tau=1e-4).loss.isfinite()
 

@@ -271,8 +271,29 @@ def test_bad_values_are_rejected() -> None:
     ]:
         with pytest.raises(InputError, match=next(iter(hyper))):
             LOSSES[name](make(), **hyper)
-    with pytest.raises(InputError, match="normalizer"):
-        LOSSES["sft"](make(), normalizer=0)
+    for wrong in (0, torch.tensor(0.0), torch.ones(3)):
+        with pytest.raises(InputError, match="normalizer"):
+            LOSSES["sft"](make(), normalizer=wrong)
+    for name, hyper in [
+        ("dpo_nll", {"sft_weight": -1.0}),
+        ("cal_dpo", {"calibration_weight": -1.0}),
+        ("dpop", {"dpop_lambda": -1.0}),
+        ("orpo", {"lam": -1.0}),
+        ("rpo_pessimistic", {"gamma": -1.0}),
+        ("vespo", {"lam": (0.0, 1.0)}),
+        ("vespo", {"k": (1.0, -1.0)}),
+        ("bco_pair", {"delta": torch.zeros(3, 1)}),
+    ]:
+        with pytest.raises(InputError, match=next(iter(hyper))):
+            LOSSES[name](make_for(name), **hyper)
+
+
+def test_the_reference_is_a_constant() -> None:
+    inputs = make(per_token=True)
+    reference = inputs.ref_token_logps.requires_grad_()
+    inputs.token_logps.requires_grad_()
+    LOSSES["rao"](replace(inputs, ref_token_logps=reference), log_z0=1.0).loss.backward()
+    assert reference.grad is None
 
 
 def test_no_grad_first_does_not_spoil_the_gradient() -> None:

@@ -60,6 +60,14 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     assert checkpoints.all_checkpoints(tmp_path) == []
 
 
+def test_a_gradient_norm_that_is_not_finite(tmp_path: Path) -> None:
+    """The loss is finite, its gradients are, their squares are not: clipped, the step is 0."""
+    run = trainer(tmp_path, loss='{"sft": 1e25}', max_grad_norm=1.0, **SAVING)
+    with pytest.raises(DivergedError, match="step 1: the norm of the gradients is inf"):
+        run.train()
+    assert checkpoints.all_checkpoints(tmp_path) == []
+
+
 class Enlarge(TrainerCallback):
     """Leaves weights near the largest number after the second step."""
 

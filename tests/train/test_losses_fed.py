@@ -18,7 +18,7 @@ from rao_kernels.losses import LOSSES, fit_log_z0
 from rao_kernels.train import RAOConfig, RAOTrainer
 from rao_kernels.train.config import check_runnable
 from tests import seeds
-from tests.train.test_trainer import Gradients, dense_inputs, trainer
+from tests.train.test_trainer import Gradients, config, dense_inputs, trainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 # Rewards from 0 to 1, which are probabilities to the loss that reads them so.
@@ -112,6 +112,46 @@ def test_the_prompts_gradient_arrives_in_a_sum(tmp_path: Path, key: str) -> None
         found[len(found)] = steps.steps[0]["model.norm.weight"]
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)
     assert not torch.allclose(found[2], found[0], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ['{"rao": 1, "sft": 1}', '{"sft": 1, "rao": 1}', "rao"])
+def test_evaluation_does_not_depend_on_the_batch(tmp_path: Path, loss: str) -> None:
+    """Each part of a sum is a mean over its own units, prompts or tokens."""
+    found = []
+    for size in (1, 2, 7):
+        run = trainer(tmp_path, loss=loss, per_device_eval_batch_size=size)
+        found.append(run.evaluate(tiny_rows(7)))
+    for name in (name for name in found[0] if "loss" in name):
+        values = [one[name] for one in found]
+        assert values == pytest.approx([values[0]] * 3, rel=1e-5), name
+
+
+def test_an_estimate_without_training_data_is_of_the_evaluation_data(tmp_path: Path) -> None:
+    found = []
+    for size in (1, 7):
+        run = RAOTrainer(
+            tiny_model(),
+            args=config(tmp_path, per_device_eval_batch_size=size),
+            eval_dataset=tiny_rows(7),
+            processing_class=tiny_tokenizer(),
+        )
+        found.append(run.evaluate()["eval_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_what_a_loss_leaves_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tiny_rows(3, responses=(4,))
+    trainer(tmp_path, rows, loss='{"rao": 1, "simpo": 0.1}')
+    assert "6 responses left out (the loss takes the best and the worst" in capsys.readouterr().out
+    tied = [{"prompt": "one", "responses": ["a", "b"], "rewards": [0, 0]}]
+    trainer(tmp_path, [*rows, *tied], loss='{"rao": 1, "sft": 0.1}')
+    assert "1 prompts whose rewards are all equal (every response" in capsys.readouterr().out
+
+
+def test_a_reference_per_token_is_asked_for_before_scoring(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`ref_per_token`.*True"):
+        trainer(tmp_path, loss="dpo", loss_kwargs={"ld_alpha": 0.5})
+    assert not (tmp_path / "ref_cache").exists()
 
 
 @pytest.mark.parametrize("loss", ["bco", "apo_zero_unpaired"])
