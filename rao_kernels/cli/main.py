@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"rao-kernels: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
+    # Without the line of source that Python shows; users did not write it.
+    warnings.formatwarning = lambda message, *_, **__: f"rao-kernels {name}: warning: {message}\n"
     try:
         # Each command imports its own needs: `doctor` must run where transformers is missing.
         command = importlib.import_module(f".{name}", __package__)

@@ -28,9 +28,15 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
     first.add_argument("--config")
     config, flags = first.parse_known_args(list(argv))
     from_file = _as_flags(Path(config.config), known) if config.config else []
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        from_file + flags, return_remaining_strings=True
-    )
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            from_file + flags, return_remaining_strings=True
+        )
+    except InputError:
+        raise
+    except (ImportError, OSError, ValueError) as error:
+        # What transformers finds wrong with its own options.
+        raise InputError("options", "values that work together", str(error)) from error
     for item in unknown:
         raise _unknown(item, item.lstrip("-").partition("=")[0], known)
     # The namespace of options that belong to no dataclass: --config.

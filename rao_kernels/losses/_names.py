@@ -70,10 +70,10 @@ EXPLAINED = {
 
 # Losses of the field that are not offered: none of ours is meant by these names.
 NOT_OFFERED = frozenset(
-    """a3po asft beta_dpo chi_po chipo clip_cov clipcov cppo dppo_kl dppo_tv drpo eaft gdpo gkd gpg
-    gspo_token iterative_dpo kl_cov klcov kto_pair minillm nash_md npo odpo online_dpo opo pro raft
-    reinforce reinforce++ reinforce_plus_plus remax rft rrhf simnpo step_dpo tdpo tdpo2 token_dpo
-    trpo vapo vppo xpo""".split()
+    """a3po asft beta_dpo chi_po chipo clip_cov clipcov cppo dppo dppo_kl dppo_tv drpo eaft
+    gdpo gkd gpg gspo_token iterative_dpo kl_cov klcov kto_pair minillm nash_md npo odpo
+    online_dpo opo pro raft reinforce reinforce++ reinforce_plus_plus remax rft rrhf simnpo
+    step_dpo tdpo tdpo2 token_dpo trpo vapo vppo xpo""".split()
 )
 
 

@@ -52,8 +52,9 @@ class LossTable(Mapping[str, LossSpec]):
             raise InputError(argument, "at least one loss", weights)
         for name, weight in weights.items():
             numeric = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not numeric or not math.isfinite(weight):
-                raise InputError(argument, f"a finite weight for {name!r}", repr(weight))
+            if not numeric or not 0 <= weight < math.inf:
+                expected = f"a finite weight of at least 0 for {name!r}"
+                raise InputError(argument, expected, repr(weight))
         parts = tuple((self.find(name, argument), float(w)) for name, w in weights.items())
         if len({spec.name for spec, _ in parts}) < len(parts):
             raise InputError(argument, "each loss once", list(weights))

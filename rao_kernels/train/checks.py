@@ -6,6 +6,7 @@ rows beside the model that is to read them.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -66,6 +67,22 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+# Arguments of transformers that it would use as they are: name -> lowest value, whether that is
+# excluded, and the highest, excluded.
+_RANGES: dict[str, tuple[float, bool, float]] = {
+    "per_device_train_batch_size": (1, False, math.inf),
+    "per_device_eval_batch_size": (1, False, math.inf),
+    "gradient_accumulation_steps": (1, False, math.inf),
+    "num_train_epochs": (0, True, math.inf),
+    "max_grad_norm": (0, False, math.inf),
+    "weight_decay": (0, False, math.inf),
+    "adam_beta1": (0, False, 1),
+    "adam_beta2": (0, False, 1),
+    "adam_epsilon": (0, True, math.inf),
+    "dataloader_num_workers": (0, False, math.inf),
+}
+
+
 def check_arguments(args: TrainingArguments) -> None:
     """Raise where `args` ask for something that cannot work, be it only after hours of scoring."""
     if not isinstance(args, RAOConfig):
@@ -77,6 +94,12 @@ def check_arguments(args: TrainingArguments) -> None:
             value = getattr(value, part)
         if value not in allowed:
             raise InputError(name, " or ".join(map(repr, allowed)), repr(value), f"Why: {why}.")
+    for name, (low, excluded, high) in _RANGES.items():
+        number = getattr(args, name)
+        if not (low < number < high if excluded else low <= number < high):
+            expected = f"a number {'above' if excluded else 'of at least'} {low:g}"
+            expected += f" and below {high:g}" if high < math.inf else ""
+            raise InputError(name, expected, number)
     check_runnable(args)
     _check_sharding(args)
     _check_checkpoint(args)

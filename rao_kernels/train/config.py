@@ -94,6 +94,9 @@ class RAOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         device.fall_back_to_cpu(self)
+        loss: Any = self.loss
+        if isinstance(loss, dict):
+            self.loss = json.dumps(loss)
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.log_z0, self.prefix_length = str(self.log_z0), str(self.prefix_length)
         self.grad_tolerance = str(self.grad_tolerance)
@@ -168,7 +171,10 @@ def check_runnable(args: RAOConfig) -> None:
         expected = f"True: the loss {args.loss!r} reads the reference per token"
         raise InputError("ref_per_token", expected, False)
     for need in unmet_needs(needs):
-        raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which no row has yet")
+        raise NotYetError(
+            f"the loss {args.loss!r} needs `{need}`, which no row has yet. It runs as a function, "
+            "fused_loss; `rao-kernels losses` marks what is trained from rows"
+        )
 
 
 def _is_count(text: str) -> bool:

@@ -12,7 +12,13 @@ from .config import RAOConfig
 from .plot import METRICS_FILE, PLOT_FILE
 from .prepare import say
 
-_RUN_FILES = (METRICS_FILE, PLOT_FILE, identity.FILE, checkpoints.STATE)
+# Of a run that has done something; a start that failed leaves identity.json alone.
+_RUN_FILES = (METRICS_FILE, PLOT_FILE, checkpoints.STATE)
+# What saving a model writes beside its weights.
+_MODEL_RECORDS = (
+    *("README.md", "adapter_config.json", "chat_template.jinja", "config.json"),
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+)
 _MODEL_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -56,10 +62,12 @@ class OutputFolder:
 
 
 def left_by_a_run(folder: Path) -> list[str]:
-    """Names of the checkpoints, records and weights in `folder`. The reference cache, which runs
-    may share, is none of these."""
+    """Names of what a run would overwrite or continue in `folder`: checkpoints, records that hold
+    something, weights. The reference cache, which runs may share, is none of these."""
     names = [path.name for path in checkpoints.all_checkpoints(folder)]
-    return names + [name for name in _RUN_FILES if (folder / name).exists()] + _weights(folder)
+    records = (folder / name for name in (*_RUN_FILES, *_MODEL_RECORDS))
+    names += [path.name for path in records if path.exists() and path.stat().st_size > 0]
+    return names + _weights(folder)
 
 
 def check_unused(folder: Path) -> None:
@@ -110,7 +118,7 @@ def _used(folder: Path, found: list[str]) -> InputError:
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return InputError(
         "output_dir",
-        "a folder without another run",
+        "a folder without another run, or files that this one would overwrite",
         f"{folder} with {', '.join(found[:4])}{more}",
         "To continue that run pass --resume_from_checkpoint auto (in Python "
         "train(resume_from_checkpoint=True)); for a new run choose another output_dir or remove "

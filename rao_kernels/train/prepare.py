@@ -167,7 +167,8 @@ def _rows_for_loss(
     for row in rows:
         if "rewards" in needs and row.rewards is None:
             problem = f"no rewards, which the loss {config.loss!r} needs"
-            raise DataError(row.where, problem, "Score it first.")
+            fix = "Score it first, or take a loss without rewards, such as 'dpo' for pairs."
+            raise DataError(row.where, problem, fix)
         if "preferred" in needs and row.preferred is None:
             raise DataError(row.where, f"no labels, which the loss {config.loss!r} needs")
     _check_probabilities(rows, config)

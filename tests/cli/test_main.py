@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -60,3 +61,11 @@ def test_doctor_says_what_is_built() -> None:
         assert library.isa in line and library.compiler in line
     else:
         assert library.reason in line
+
+
+def test_warnings_are_lines_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the line of source that Python shows, which users did not write."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    assert main(["losses", "rao"]) == 0
+    line = warnings.formatwarning("far off", UserWarning, "trainer.py", 7)
+    assert line == "rao-kernels losses: warning: far off\n"

@@ -225,6 +225,23 @@ def options_of(text: str) -> list[str]:
     return re.findall(r"^  (--?\w+)", text, re.M)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--logging_steps", "0"),
+        ("--warmup_steps", "-1"),
+        ("--gradient_accumulation_steps", "0"),
+        ("--loss", '{"rao": -1}'),
+    ],
+)
+def test_options_of_transformers_end_in_one_line_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    assert main(flags(folder, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rao-kernels train: error: `")
+
+
 def test_yaml_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, problem in {
         "learning-rat: 1": "Did you mean --learning-rate?",

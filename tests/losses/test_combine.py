@@ -100,9 +100,9 @@ def test_a_hyperparameter_of_a_part_is_given_once() -> None:
         both.bind({"sigmoid.beta": 0.3, "dpo.beta": 0.5})
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), None, "1", True])
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -0.1, None, "1", True])
 def test_weights_are_finite_numbers(weight: object) -> None:
-    with pytest.raises(InputError, match="`weights`.*a finite weight for 'sft'"):
+    with pytest.raises(InputError, match="`weights`.*a finite weight of at least 0 for 'sft'"):
         LOSSES.combine({"sft": weight})  # type: ignore[dict-item]
 
 
@@ -114,7 +114,7 @@ def test_wrong_arguments() -> None:
         both(make(), **{"sft.beta": 1.0})
     with pytest.raises(InputError, match="one per loss"):
         both(make(), normalizer=3.0)
-    with pytest.raises(InputError, match="`weights`.*'dppo'"):
+    with pytest.raises(InputError, match="`weights`.*'dppo'.*not offered"):
         LOSSES.combine({"dppo": 1.0})
     with pytest.raises(InputError, match="each loss once"):
         LOSSES.combine({"dpo": 1.0, "sigmoid": 1.0})

@@ -64,6 +64,31 @@ def test_hyperparameters_are_checked_before_the_reference_is_scored(
     assert not (tmp_path / "ref_cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("per_device_train_batch_size", 0),
+        ("per_device_eval_batch_size", 0),
+        ("gradient_accumulation_steps", 0),
+        ("num_train_epochs", 0),
+        ("max_grad_norm", -1.0),
+        ("weight_decay", -1.0),
+        ("adam_beta1", 2.0),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_scoring(
+    tmp_path: Path, name: str, wrong: float
+) -> None:
+    with pytest.raises(InputError, match=f"`{name}`: expected a number"):
+        trainer(tmp_path, **{name: wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_losses_as_a_mapping(tmp_path: Path) -> None:
+    args = config(tmp_path, loss={"rao": 1, "sft": 0.1})
+    assert args.spec.name == "1 rao + 0.1 sft"
+
+
 def test_every_loss_passes_at_its_defaults(tmp_path: Path) -> None:
     runnable = [loss for loss in LOSSES if is_runnable(loss, tmp_path)]
     assert {"rao", "sigmoid", "ipo", "simpo", "sft"} <= set(runnable)

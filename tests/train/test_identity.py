@@ -162,6 +162,25 @@ def test_a_finished_model_is_not_trained_over(tmp_path: Path) -> None:
         make(tmp_path).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("own", ["README.md", "config.json"])
+def test_files_of_the_users_are_not_overwritten(tmp_path: Path, own: str) -> None:
+    (tmp_path / own).write_text("mine")
+    with pytest.raises(InputError, match=f"`output_dir`.*files that this one would.*{own}"):
+        trainer(tmp_path).train()
+    assert (tmp_path / own).read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_a_start_that_failed_does_not_block_the_folder(tmp_path: Path, resume: bool | None) -> None:
+    """It left its identity, an empty metrics.jsonl and a reference cache, and trained nothing."""
+    (tmp_path / "identity.json").write_text('{"learning_rate": 5.0}')
+    (tmp_path / "metrics.jsonl").touch()
+    run = trainer(tmp_path, max_steps=1)
+    run.train(resume_from_checkpoint=resume)
+    assert run.state.global_step == 1
+    assert identity.read(tmp_path)["learning_rate"] == 1e-2
+
+
 def test_a_checkpoint_of_another_folder(tmp_path: Path) -> None:
     """It may be continued in a new folder, not in one of another run."""
     make(tmp_path / "a").train()
