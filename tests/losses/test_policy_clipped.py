@@ -233,13 +233,13 @@ def test_sequence_ratio_of_many_tokens_is_summed_exactly() -> None:
 
 def test_metrics() -> None:
     inputs = cases()
-    out = LOSSES["grpo"](inputs, clip_low=0.1, clip_high=0.1, kl_beta=0.1)
+    out = LOSSES["grpo"](inputs, clip_low=0.02, clip_high=0.02, kl_beta=0.1)
     a = standardized(inputs)
     low = high = ratio = kl = 0.0
     for response, advantage in zip(responses(inputs), a, strict=True):
         for d, ref in zip(response.ratios, response.reference, strict=True):
-            low += (math.exp(d) < 0.9 and advantage < 0) / 20
-            high += (math.exp(d) > 1.1 and advantage > 0) / 20
+            low += (math.exp(d) < 0.98 and advantage < 0) / 20
+            high += (math.exp(d) > 1.02 and advantage > 0) / 20
             ratio += math.exp(d) / 20
             kl += (math.exp(ref) - ref - 1) / 20
     assert {name: value.item() for name, value in out.metrics.items()} == pytest.approx(
