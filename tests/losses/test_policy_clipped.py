@@ -233,6 +233,9 @@ def test_sequence_ratio_of_many_tokens_is_summed_exactly() -> None:
 
 def test_metrics() -> None:
     inputs = cases()
+    # Some tokens of every response of the largest group are beyond either bound.
+    beyond = torch.tensor([0.3, -0.3], dtype=torch.float64).repeat(10)
+    inputs = replace(inputs, old_token_logps=inputs.token_logps - beyond)
     out = LOSSES["grpo"](inputs, clip_low=0.02, clip_high=0.02, kl_beta=0.1)
     a = standardized(inputs)
     low = high = ratio = kl = 0.0
