@@ -72,8 +72,8 @@ def rao_loss(
 ) -> LossOutput:
     """RAO on hidden states: ``(r - beta (D + log_z0 + DX))^2``, mean over prompts of means.
 
-    The defaults are the paper's; with rewards of another scale ``log_z0=50`` asks every response
-    to lose probability, which an `OneSidedTargetsWarning` tells.
+    The defaults are the paper's. With rewards of a few units or less ``log_z0=50`` asks every
+    response to lose probability; on a CPU a `OneSidedTargetsWarning` says so.
 
     Args:
         hidden: ``[B, T, D]`` or ``[N, D]``. weight: ``[V, D]``.

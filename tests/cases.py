@@ -59,7 +59,7 @@ PROBLEMS: dict[str, dict[str, object]] = {
     "tiny": {"rows": 3, "vocabulary": 2, "size": 1},
     "one_word": {"rows": 4, "vocabulary": 1, "size": 7},
     "ragged_by_one": {"rows": 9, "vocabulary": 2049, "size": 16},
-    "many_rows": {"rows": 211, "vocabulary": 2500, "size": 24},
+    "many_rows": {"rows": 301, "vocabulary": 2500, "size": 24},
     "flat": {"rows": 20, "vocabulary": 3000, "size": 32, "logit_std": 0.01},
     "peaked": {"rows": 20, "vocabulary": 3000, "size": 32, "logit_std": 30.0},
     "bias": {"rows": 19, "vocabulary": 2700, "size": 24, "bias": True},

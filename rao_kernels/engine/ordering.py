@@ -30,7 +30,7 @@ FLAT_WORDS = 2048  # words that are looked at first
 TILES_OF_A_KIND = 4
 EXAMPLES = 2048  # words that the kinds are found on
 ROUNDS = 4  # of k-means
-SAME = 0.99  # cosine from which two kinds are one
+COINCIDENT = 0.99  # cosine from which two centres are one kind
 MASKED = -1e4  # instead of lower logits: as unlikely, and fit to be averaged
 _LARGEST = 2**31 - 1
 
@@ -150,7 +150,7 @@ def _kinds(logits: Tensor, words: Tensor, kinds: int) -> Tensor:
         nearest = (examples @ centres.T).argmax(1)
         centres = _unit((nearest == names[:, None]).float() @ examples)
     # Between kinds that coincide rounding would choose.
-    again = ((centres @ centres.T).tril(-1) > SAME).any(1)
+    again = ((centres @ centres.T).tril(-1) > COINCIDENT).any(1)
     centres = centres.masked_fill(again[:, None], 0)
     offset = -(centres @ mean).to(logits.dtype)
     return torch.addmm(offset, logits.T, centres.T.to(logits.dtype)).argmax(1)

@@ -90,11 +90,11 @@ def advice(name: str, keys: Collection[str]) -> str:
         return f"It may mean {EXPLAINED[plain]}."
     if plain in NOT_OFFERED:
         return "This loss is not offered; `fused_loss` also takes a function of your own."
-    near = [name for names in (keys, ALIASES) for name in names if _is_slip(plain, name)]
+    near = [name for names in (keys, ALIASES) for name in names if _is_typing_error(plain, name)]
     return f"Did you mean {near[0]!r}?" if near else ""
 
 
-def _is_slip(typed: str, name: str) -> bool:
+def _is_typing_error(typed: str, name: str) -> bool:
     """Whether `typed` is `name` with letters swapped, or one doubled, left out or mistaken in a
     longer name. Short names of other losses differ by a letter too, mostly the first."""
     if typed[:1] != name[:1]:

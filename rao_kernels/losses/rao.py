@@ -112,7 +112,7 @@ def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
         return fit_log_z0(rewards, beta, groups, "auto")
     if log_z0 == "logmeanexp":
         if inputs.ref_rewards is not None:
-            rewards, groups = inputs.ref_rewards, inputs.ref_reward_groups
+            rewards, groups = inputs.ref_rewards, inputs.require("ref_reward_groups")
         return fit_log_z0(rewards, beta, groups, "logmeanexp")
     if isinstance(log_z0, str) or not math.isfinite(log_z0):
         expected = "a finite number of nats, 'auto' or 'logmeanexp'"

@@ -82,7 +82,7 @@ def find(asked: str | bool | None, output_dir: Path) -> Path | None:
             "resume_from_checkpoint",
             f"a checkpoint folder with its {MARKER}",
             f"{asked}, which is half-written or none",
-            "Pass True for the newest complete one.",
+            "Pass True (on the command line: auto) for the newest complete one.",
         )
     return Path(asked)
 

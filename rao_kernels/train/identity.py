@@ -102,10 +102,14 @@ def write(folder: Path, identity: Identity) -> None:
 
 def read(folder: Path) -> Identity | None:
     """The identity kept in a folder; None without one."""
+    path = folder / FILE
     try:
-        identity: Identity = json.loads((folder / FILE).read_bytes())
+        identity: Identity = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        fix = "Start in another output_dir."
+        raise InputError("resume_from_checkpoint", f"JSON in {path}", str(error), fix) from error
     return identity
 
 

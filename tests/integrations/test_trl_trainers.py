@@ -94,30 +94,21 @@ def sft(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
     return trl.SFTTrainer(model, args=args, train_dataset=data, processing_class=tiny_tokenizer())
 
 
-def grpo(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
-    args = trl.GRPOConfig(
-        str(folder), num_generations=4, max_completion_length=6, **COMMON, **settings
-    )
-    return trl.GRPOTrainer(
-        model,
-        reward_funcs=vowels,
-        args=args,
-        train_dataset=rows("prompt"),
-        processing_class=tiny_tokenizer(),
-    )
+def sampling(method: str) -> Callable[..., Trainer]:
+    """How a trainer that samples its completions is made."""
 
+    def make(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
+        config, kind = getattr(trl, f"{method}Config"), getattr(trl, f"{method}Trainer")
+        lengths = {"num_generations": 4, "max_completion_length": 6}
+        return kind(
+            model,
+            reward_funcs=vowels,
+            args=config(str(folder), **lengths, **COMMON, **settings),
+            train_dataset=rows("prompt"),
+            processing_class=tiny_tokenizer(),
+        )
 
-def rloo(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
-    args = trl.RLOOConfig(
-        str(folder), num_generations=4, max_completion_length=6, **COMMON, **settings
-    )
-    return trl.RLOOTrainer(
-        model,
-        reward_funcs=vowels,
-        args=args,
-        train_dataset=rows("prompt"),
-        processing_class=tiny_tokenizer(),
-    )
+    return make
 
 
 def reward(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
@@ -148,8 +139,8 @@ RUNS: dict[str, tuple[Callable[..., Trainer], dict[str, object]]] = {
     "kto": (kto, {}),
     "sft": (sft, {"completion_only_loss": True, "gradient_accumulation_steps": 2}),
     "sft_dft": (sft, {"loss_type": "dft"}),
-    "grpo": (grpo, {"beta": 0.05, "temperature": 0.8, "entropy_coef": 0.1}),
-    "rloo": (rloo, {}),
+    "grpo": (sampling("GRPO"), {"beta": 0.05, "temperature": 0.8, "entropy_coef": 0.1}),
+    "rloo": (sampling("RLOO"), {}),
 }
 
 

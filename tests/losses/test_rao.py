@@ -107,6 +107,8 @@ def test_logmeanexp_takes_reference_samples_where_there_are_any() -> None:
     inputs = replace(inputs, ref_rewards=samples, ref_reward_groups=groups)
     found = RAO(inputs, log_z0="logmeanexp", beta=BETA).metrics["rao/log_z0"]
     torch.testing.assert_close(found, fit_log_z0(samples, BETA, groups, "logmeanexp"))
+    with pytest.raises(InputError, match="`ref_reward_groups`"):
+        RAO(replace(inputs, ref_reward_groups=None), log_z0="logmeanexp")
     with pytest.raises(InputError, match="`log_z0`.*'logmeanexp'"):
         RAO(inputs, log_z0="mean")
     with pytest.raises(InputError, match="`method`"):

@@ -79,41 +79,25 @@ def a2po(inputs: LossInputs, r: list[float], d: list[float]) -> tuple[list[float
     return found, 1.0, B
 
 
-def qrpo(kind: str) -> Residuals:
+def qrpo(kind: str, clamp: str = "half_sample") -> Residuals:
+    """q away from 0 and 1 by half a sample or, as in the authors' code, by one; theirs is not held
+    away from 1 for the logarithm."""
+
     def residuals(
         inputs: LossInputs, r: list[float], d: list[float]
     ) -> tuple[list[float], float, float]:
         found = []
+        margin = 0.5 if clamp == "half_sample" else 1
+        below_one = 0 if (kind, clamp) == ("log", "authors") else margin
         for i in range(6):
             samples = samples_of(inputs, i)
-            count = sum(s <= r[i] for s in samples)
+            count, n = sum(s <= r[i] for s in samples), len(samples)
             if kind == "identity":
-                target, log_z = count / len(samples), math.log(B * (math.exp(1 / B) - 1))
+                target, log_z = count / n, math.log(B * (math.exp(1 / B) - 1))
             else:
-                q = min(max(count, 0.5), len(samples) - 0.5) / len(samples)
+                q = min(max(count, margin), n - below_one) / n
                 target = math.log(q) if kind == "log" else NormalDist().inv_cdf(q)
                 log_z = math.log(B / (1 + B)) if kind == "log" else 1 / (2 * B * B)
-            found.append(target - B * log_z - B * d[i])
-        return found, 1.0, B
-
-    return residuals
-
-
-def qrpo_of_the_authors(kind: str) -> Residuals:
-    """Their code: q at least 1 / n, and for the normal quantile at most 1 - 1 / n."""
-
-    def residuals(
-        inputs: LossInputs, r: list[float], d: list[float]
-    ) -> tuple[list[float], float, float]:
-        found = []
-        for i in range(6):
-            samples = samples_of(inputs, i)
-            n = len(samples)
-            q = max(sum(s <= r[i] for s in samples) / n, 1 / n)
-            if kind == "log":
-                target, log_z = math.log(q), math.log(B / (1 + B))
-            else:
-                target, log_z = NormalDist().inv_cdf(min(q, (n - 1) / n)), 1 / (2 * B * B)
             found.append(target - B * log_z - B * d[i])
         return found, 1.0, B
 
@@ -176,12 +160,12 @@ CASES: list[tuple[str, dict[str, object], Residuals]] = [
     (
         "qrpo",
         {"beta": B, "quantile_reward": "log", "quantile_clamp": "authors"},
-        qrpo_of_the_authors("log"),
+        qrpo("log", "authors"),
     ),
     (
         "qrpo",
         {"beta": B, "quantile_reward": "normal", "quantile_clamp": "authors"},
-        qrpo_of_the_authors("normal"),
+        qrpo("normal", "authors"),
     ),
     ("agro", {"beta": B}, agro),
 ]

@@ -117,23 +117,7 @@ def part(inputs: LossInputs, sequences: list[int]) -> LossInputs:
 
 
 @presets
-def test_extreme_log_ratios_stay_finite(name: str, hyper: dict[str, object]) -> None:
-    if hyper.get("prompt_term") == "eq7_literal":
-        pytest.skip("exp(DX) of the printed equation overflows by itself")
-    for sign in (1.0, -1.0):
-        inputs = make_for(name, dtype=torch.float32, lengths=(1,) * 6)
-        ratio = sign * torch.tensor([1e4, -1e4, 0.0, 1e4, -1e4, 0.0])
-        tokens = torch.full((6,), -1e4).requires_grad_()
-        inputs = replace(inputs, token_logps=tokens, ref_logps=-1e4 - ratio)
-        inputs = replace(inputs, old_token_logps=-1e4 - ratio)
-        out = LOSSES[name](inputs, **hyper)
-        assert out.loss.isfinite()
-        (grad,) = torch.autograd.grad(out.loss, tokens)
-        assert grad.isfinite().all()
-
-
-@presets
-def test_a_global_norm_can_sum_extreme_gradients(name: str, hyper: dict[str, object]) -> None:
+def test_extreme_log_ratios_give_a_step(name: str, hyper: dict[str, object]) -> None:
     """At a log-ratio of 1e4 nats a step is clipped, not set to zero by an infinite norm: summed in
     fp32 over 1e8 parameters, each with the gradient of the token times 100, the squares are finite.
     """
@@ -145,7 +129,9 @@ def test_a_global_norm_can_sum_extreme_gradients(name: str, hyper: dict[str, obj
         tokens = torch.full((6,), -1e4).requires_grad_()
         inputs = replace(inputs, token_logps=tokens, ref_logps=-1e4 - ratio)
         inputs = replace(inputs, old_token_logps=-1e4 - ratio)
-        (grad,) = torch.autograd.grad(LOSSES[name](inputs, **hyper).loss, tokens)
+        out = LOSSES[name](inputs, **hyper)
+        assert out.loss.isfinite()
+        (grad,) = torch.autograd.grad(out.loss, tokens)
         assert ((100 * grad).square() * 1e8).isfinite().all()
 
 

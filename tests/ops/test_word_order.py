@@ -121,7 +121,8 @@ def test_compiles() -> None:
     torch.testing.assert_close(order.affinity, again.affinity)
 
 
-def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path, dtype: torch.dtype) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     data = safetensors.load_file(shared_dir / "data" / "probe_train.safetensors")
     head = safetensors.load_file(
@@ -130,8 +131,8 @@ def test_small_batches_of_real_rows_keep_fewer_pairs(shared_dir: Path) -> None:
     codes, scales = (head[f"model.embed_tokens.weight.{part}"] for part in ("q8", "d"))
     weight = (codes.view(*scales.shape, -1) * scales.float()[..., None]).reshape(codes.shape)
     keep = data["labels"] != -100
-    hidden, targets = data["hidden"][keep].bfloat16(), data["labels"][keep]
-    weight = weight.bfloat16()
+    hidden, targets = data["hidden"][keep].to(dtype), data["labels"][keep]
+    weight = weight.to(dtype)
     kept = []
     for order in (None, WordOrder()):
         with record_work() as work:

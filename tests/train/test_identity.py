@@ -181,6 +181,12 @@ def test_a_start_that_failed_does_not_block_the_folder(tmp_path: Path, resume: b
     assert identity.read(tmp_path)["learning_rate"] == 1e-2
 
 
+def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text("{")
+    with pytest.raises(InputError, match=r"JSON in .*identity\.json"):
+        identity.read(tmp_path)
+
+
 def test_a_checkpoint_of_another_folder(tmp_path: Path) -> None:
     """It may be continued in a new folder, not in one of another run."""
     make(tmp_path / "a").train()
