@@ -98,8 +98,8 @@ def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
 
 
 def drop_unlabelled(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
-    """The rows that name their preferred response or have rewards that differ: equal rewards call
-    no response desirable and none undesirable. The others are named in the report."""
+    """Drop the rows that label nothing: they name no preferred response, and all their rewards are
+    equal. The report names them."""
     equal = [row.preferred is None and len(set(row.rewards or ())) < 2 for row in rows]
     report.rows_without_label += [row.where for row, drop in zip(rows, equal, strict=True) if drop]
     return [row for row, drop in zip(rows, equal, strict=True) if not drop]

@@ -81,7 +81,7 @@ class LossSpec:
         return tuple(need for need in self.needs if not waived(need))
 
     def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:
-        """Each loss this is a sum of, here itself, with all its hyperparameters."""
+        """The losses that are summed, each with all its hyperparameters: here this one alone."""
         return ((self, self.bind(hyper)),)
 
     def count_units(self, inputs: LossInputs) -> Tensor:

@@ -118,7 +118,8 @@ class CombinedLoss:
         )
 
     def _check_labels(self, inputs: LossInputs, hyper: Mapping[str, Any]) -> None:
-        """Beside rewards, a likelihood of every response would be taken for that of the best."""
+        """A likelihood beside a loss of rewards is meant for the preferred responses; without
+        `preferred` it would be trained on all of them."""
         rewarded = any("rewards" in need.split("|") for need in self.required_inputs(hyper))
         if rewarded and "preferred" in self.optional and inputs.preferred is None:
             expected = f"a tensor: `{self.name}` has rewards, and a part learns from preferred ones"

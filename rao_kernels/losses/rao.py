@@ -121,9 +121,9 @@ def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
 
 
 def _warn_of_one_sign(targets: Tensor) -> None:
-    """Say so where every response is to gain, or every one to lose, probability.
+    """Warn if every response is to gain log-probability, or every one to lose it.
 
-    Only on the CPU, where looking costs nothing, and of two responses or more.
+    Only for two responses or more, and only on the CPU: on other devices it would stop the host.
     """
     if targets.device.type != "cpu" or targets.numel() < 2:
         return

@@ -69,7 +69,7 @@ class DivergenceGuard(TrainerCallback):
             raise diverged(args, state.global_step, f"the norm of the gradients is {norm}")
 
     def _any_rank(self, args: TrainingArguments, flag: Tensor) -> bool:
-        """The one read of the device in a step that is well."""
+        """Whether `flag` is set on any rank: the one host read of a step without findings."""
         joined = self._reduce(flag.float(), "max") if args.world_size > 1 else flag
         return bool(joined.item())
 

@@ -82,7 +82,7 @@ def describe_run(
         ),
         **{name: getattr(args, name) for name in _SETTINGS},
     }
-    # As a file gives it back.
+    # Through JSON, which turns tuples into lists, so that it equals what a file gives back.
     return dict(json.loads(json.dumps(items, default=_plain)))
 
 

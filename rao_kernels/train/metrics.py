@@ -90,8 +90,14 @@ def record(
     *,
     with_loss: bool,
 ) -> None:
-    """Add a micro-batch's metrics, those of each loss by its own units, of a sum's parts that share
-    a name the first's; `with_loss`: the mean of the loss too. A `seen` of 0 counts nothing."""
+    """Add a micro-batch's metrics to `meter`, weighted by the units of the loss they are of.
+
+    Where two losses of a sum share a metric's name, the first one's is kept.
+
+    Args:
+        seen: 0 where the micro-batch repeats rows and is to count nothing, else 1.
+        with_loss: whether the mean of the loss is added too. Of a sum the parts' always are.
+    """
     outputs = output.parts or (output,)
     known: set[str] = set()
     for (spec, _), own in zip(loss.bound_parts({}), outputs, strict=True):
@@ -104,7 +110,7 @@ def record(
 
 
 def total_loss(loss: Loss, means: Mapping[str, float]) -> dict[str, float]:
-    """`means`, with the loss of a sum from the means of its parts."""
+    """`means`, for a sum of losses with the total: the weighted sum of its parts' means."""
     if not isinstance(loss, CombinedLoss):
         return dict(means)
     total = sum(weight * means.get(f"loss/{spec.name}", 0.0) for spec, weight in loss.parts)
