@@ -58,30 +58,17 @@ void multiply_group(const HeadTile& head, const Group& group, int64_t first_row,
                           bench.block, kGroup);
 }
 
-// What turns a group's products into logits.
-class Transform {
+// softcap * tanh(z / softcap) * scale; softcap 0 = none.
+class LogitFunction {
  public:
-  Transform(const HeadTile& head, const Group& group)
-      : scale_(head.scale),
-        softcap_(head.softcap),
-        has_bias_(head.bias != nullptr),
-        identity_(!has_bias_ && softcap_ == 0.0f && scale_ == 1.0f) {
-    if (has_bias_) {
-      std::memcpy(bias_, head.bias + group.first, group.width * sizeof(float));
-      fill_tail(bias_, group.width, 0.0f);
-    }
-  }
+  LogitFunction(float scale, float softcap) : scale_(scale), softcap_(softcap) {}
 
-  bool identity() const { return identity_; }
+  bool identity() const { return softcap_ == 0.0f && scale_ == 1.0f; }
   bool bends() const { return softcap_ != 0.0f; }
   float scale() const { return scale_; }
 
   // Logit, and the derivative of the softcap if there is one.
-  RAO_INLINE Floats operator()(Floats product, int column, Floats* slope) const {
-    Floats z = product;
-    if (has_bias_) {
-      z += load<Floats>(bias_ + column);
-    }
+  RAO_INLINE Floats operator()(Floats z, Floats* slope) const {
     if (bends()) {
       const Floats bend = hyperbolic_tangent(z / softcap_);
       *slope = 1.0f - bend * bend;
@@ -93,8 +80,31 @@ class Transform {
  private:
   float scale_;
   float softcap_;
+};
+
+// What turns a group's products into logits.
+class Transform {
+ public:
+  Transform(const HeadTile& head, const Group& group)
+      : function_(head.scale, head.softcap), has_bias_(head.bias != nullptr) {
+    if (has_bias_) {
+      std::memcpy(bias_, head.bias + group.first, group.width * sizeof(float));
+      fill_tail(bias_, group.width, 0.0f);
+    }
+  }
+
+  bool identity() const { return !has_bias_ && function_.identity(); }
+  bool bends() const { return function_.bends(); }
+  float scale() const { return function_.scale(); }
+
+  RAO_INLINE Floats operator()(Floats product, int column, Floats* slope) const {
+    const Floats z = has_bias_ ? product + load<Floats>(bias_ + column) : product;
+    return function_(z, slope);
+  }
+
+ private:
+  LogitFunction function_;
   bool has_bias_;
-  bool identity_;
   float bias_[kGroup];
 };
 

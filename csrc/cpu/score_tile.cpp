@@ -1,42 +1,9 @@
 // score_tile: a tile's logits, block by block in cache, folded into the statistics of the rows.
+#include "statistics.h"
 #include "tile_kernels_isa.h"
 
 namespace rao::RAO_ISA {
 namespace {
-
-constexpr float kInfinity = __builtin_inff();
-
-// Statistics of a row over one group of words, or over all words so far.
-struct Sums {
-  Floats max;
-  Floats sum;          // of e = exp(z - max)
-  Floats entropy_sum;  // of e (z - max)
-  Floats square_sum;   // of e^2
-};
-
-// One row of floats for each of the five statistics of each group: [groups][5][stride].
-class GroupStatistics {
- public:
-  static constexpr int kCount = 5;
-
-  GroupStatistics(std::byte* memory, int64_t rows)
-      : data_(reinterpret_cast<float*>(memory)), stride_(padded(rows)) {}
-
-  static int64_t padded(int64_t rows) { return round_up(rows, 16); }
-  static int64_t bytes(int64_t groups, int64_t rows) { return 4 * kCount * groups * padded(rows); }
-
-  float* max(int64_t group) const { return at(group, 0); }
-  float* sum(int64_t group) const { return at(group, 1); }
-  float* entropy_sum(int64_t group) const { return at(group, 2); }
-  float* square_sum(int64_t group) const { return at(group, 3); }
-  float* logit_sum(int64_t group) const { return at(group, 4); }
-
- private:
-  float* at(int64_t group, int which) const { return data_ + (group * kCount + which) * stride_; }
-
-  float* data_;
-  int64_t stride_;
-};
 
 template <class Source>
 void retain_row(const float* row, const RetainedTile& retained, int64_t group, int64_t n) {
@@ -131,57 +98,6 @@ void reduce_block(const HeadTile& head, const Group& group, int64_t first_row, i
   }
 }
 
-// a and b over disjoint words, as one.
-RAO_INLINE Sums merge(const Sums& a, const Sums& b) {
-  const Floats max = maximum(a.max, b.max);
-  const Floats shift = max == -kInfinity ? Floats{} : max;
-  const Floats a_moved = a.max == -kInfinity ? Floats{} : a.max - shift;
-  const Floats b_moved = b.max == -kInfinity ? Floats{} : b.max - shift;
-  const Floats a_decay = exponential(a_moved);
-  const Floats b_decay = exponential(b_moved);
-  return {
-      max,
-      a.sum * a_decay + b.sum * b_decay,
-      (a.entropy_sum + a.sum * a_moved) * a_decay + (b.entropy_sum + b.sum * b_moved) * b_decay,
-      a.square_sum * (a_decay * a_decay) + b.square_sum * (b_decay * b_decay),
-  };
-}
-
-// Folds the groups, in order, into kLanes rows of the running statistics.
-void fold_rows(const RowState& state, const GroupStatistics& groups, int64_t count, int64_t n,
-               int lanes) {
-  const bool more = state.entropy_sum != nullptr || state.square_sum != nullptr;
-  const auto read = [&](const float* source, float fill) {
-    return source == nullptr ? Floats{} : load_some(source + n, lanes, fill);
-  };
-  const auto write = [&](float* target, Floats value) {
-    if (target != nullptr) {
-      store_some(target + n, lanes, value);
-    }
-  };
-  Sums sums{read(state.row_max, 0.0f), read(state.row_sum, 0.0f), read(state.entropy_sum, 0.0f),
-            read(state.square_sum, 0.0f)};
-  for (int64_t g = 0; g < count; ++g) {
-    Sums group{read(groups.max(g), 0.0f), read(groups.sum(g), 0.0f), Floats{}, Floats{}};
-    if (more) {
-      group.entropy_sum = read(groups.entropy_sum(g), 0.0f);
-      group.square_sum = read(groups.square_sum(g), 0.0f);
-    }
-    sums = merge(sums, group);
-  }
-  write(state.row_max, sums.max);
-  write(state.row_sum, sums.sum);
-  write(state.entropy_sum, sums.entropy_sum);
-  write(state.square_sum, sums.square_sum);
-  if (state.logit_sum != nullptr) {
-    Floats total = read(state.logit_sum, 0.0f);
-    for (int64_t g = 0; g < count; ++g) {
-      total += read(groups.logit_sum(g), 0.0f);
-    }
-    write(state.logit_sum, total);
-  }
-}
-
 template <class Product, class Source>
 void score(const HeadTile& head, const RowState& state, const RetainedTile& retained,
            const Scratch& scratch, const Parallel& parallel) {
@@ -201,14 +117,7 @@ void score(const HeadTile& head, const RowState& state, const RetainedTile& reta
       }
     });
   });
-  parallel([&](int part) {
-    const Range mine = share(ceil_div(head.rows, kLanes), part, parallel.parts);
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const int64_t n = i * kLanes;
-      fold_rows(state, statistics, groups, n,
-                static_cast<int>(smaller<int64_t>(kLanes, head.rows - n)));
-    }
-  });
+  fold_all(state, statistics, groups, head.rows, parallel);
 }
 
 }  // namespace

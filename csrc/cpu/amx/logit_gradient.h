@@ -1,0 +1,296 @@
+// The logit gradient of a block, in the two forms that its products take it.
+#pragma once
+
+#include "rao/logit.h"
+#include "retained.h"
+#include "walk.h"
+
+namespace rao::RAO_ISA {
+
+// Row factors, padded to whole strips: a row beyond the last has no gradient.
+class PaddedFactors {
+ public:
+  static constexpr int kCount = 4;
+  static int64_t bytes(int64_t rows) { return 4 * kCount * blocks_of(rows) * kBlock; }
+
+  PaddedFactors(std::byte* memory, const RowGradients& rows, int64_t count, float scale)
+      : data_(reinterpret_cast<float*>(memory)), stride_(blocks_of(count) * kBlock) {
+    for (int64_t n = 0; n < stride_; ++n) {
+      if (n < count) {
+        const RowFactors factors(rows, n, scale);
+        set(n, factors.row_max, factors.log_sum, factors.p, factors.p_log_p);
+      } else {
+        set(n, 0.0f, __builtin_inff(), 0.0f, 0.0f);
+      }
+    }
+  }
+
+  RAO_INLINE Floats row_max(int64_t n) const { return load<Floats>(data_ + n); }
+  RAO_INLINE Floats log_sum(int64_t n) const { return load<Floats>(data_ + stride_ + n); }
+  RAO_INLINE Floats p(int64_t n) const { return load<Floats>(data_ + 2 * stride_ + n); }
+  RAO_INLINE Floats p_log_p(int64_t n) const { return load<Floats>(data_ + 3 * stride_ + n); }
+
+  // Whether three parts hold the gradient to fp32's precision: what is lost of it, below 2^-126,
+  // is then below the rounding of the row's sums.
+  bool in_range() const {
+    constexpr float kSmallest = 0x1p-80f, kLargest = 0x1p100f;
+    for (int64_t i = 2 * stride_; i < kCount * stride_; ++i) {
+      const float magnitude = data_[i] < 0.0f ? -data_[i] : data_[i];
+      if (magnitude != 0.0f && !(magnitude >= kSmallest && magnitude <= kLargest)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  void set(int64_t n, float row_max, float log_sum, float p, float p_log_p) {
+    data_[n] = row_max;
+    data_[stride_ + n] = log_sum;
+    data_[2 * stride_ + n] = p;
+    data_[3 * stride_ + n] = p_log_p;
+  }
+
+  float* data_;
+  int64_t stride_;
+};
+
+// dz as left operands. For dweight: [panels][strips][2][parts] tiles of [16 entries][32 rows], of
+// some panels and strips. For dhidden: strips of rows against panels as tiles of K.
+template <int kParts>
+struct LogitGradient {
+  std::byte* by_entries;
+  int64_t strips;            // of by_entries
+  Packed<kParts> by_rows;    // depth: all panels of the tile; data null: not wanted
+
+  static int64_t bytes(int64_t panels, int64_t strips) {
+    return 2 * panels * strips * kParts * kTileBytes;
+  }
+  RAO_INLINE std::byte* entries(int64_t panel, int64_t strip) const {
+    return by_entries + 2 * (panel * strips + strip) * kParts * kTileBytes;
+  }
+  RAO_INLINE Operand left(int64_t panel) const {
+    return {entries(panel, 0), kParts * kTileBytes, 2 * kParts * kTileBytes};
+  }
+};
+
+// What the blocks of one tile share.
+template <class Source>
+struct GradContext {
+  const RowGradients& rows;
+  RowLogits logits;
+  PaddedFactors factors;
+  TargetPlaces targets;
+  RetainedBlocks<Source> retained;
+  int64_t row_count;
+  int64_t entries;
+};
+
+// A block's products as the retained tile has them.
+template <class Source>
+class RestoredBlock {
+ public:
+  using Storage = typename Source::Storage;
+  static constexpr int64_t kBytes =
+      kBlockFloats * static_cast<int64_t>(sizeof(Storage)) + 4 * kBlock;
+
+  RestoredBlock() = default;
+  // memory: for rows that lie elsewhere in the retained tile.
+  RAO_INLINE RestoredBlock(const GradContext<Source>& context, int64_t panel, int64_t strip,
+                           std::byte* memory)
+      : values_(context.retained.values(panel, strip)),
+        maxima_(context.retained.maxima(panel, strip)) {
+    if (context.rows.retained_row != nullptr) {
+      gather(context, panel, strip, memory);
+    }
+  }
+
+  RAO_INLINE Floats operator()(int entry, int half) const {
+    return Source::load(values_ + entry * kBlock + half * kLanes) +
+           load<Floats>(maxima_ + half * kLanes);
+  }
+
+ private:
+  void gather(const GradContext<Source>& context, int64_t panel, int64_t strip, std::byte* memory) {
+    auto* maxima = reinterpret_cast<float*>(memory);
+    auto* values = reinterpret_cast<Storage*>(memory + 4 * kBlock);
+    for (int row = 0; row < kBlock; ++row) {
+      const int64_t n = smaller(strip * kBlock + row, context.row_count - 1);
+      const int64_t from = context.rows.retained_row[n];
+      const int64_t lane = from % kBlock;
+      maxima[row] = context.retained.maxima(panel, from / kBlock)[lane];
+      const Storage* source = context.retained.values(panel, from / kBlock) + lane;
+      for (int entry = 0; entry < kBlock; ++entry) {
+        values[entry * kBlock + row] = source[entry * kBlock];
+      }
+    }
+    values_ = values;
+    maxima_ = maxima;
+  }
+
+  const Storage* values_;
+  const float* maxima_;
+};
+
+// kPlain: logits are the products and there is no gradient from the entropy.
+template <class Source, bool kPlain, bool kRestored>
+class GradBlock {
+ public:
+  static constexpr int kParts = kPartsOf<Source>;
+  // Beside the block: pairs of entries, [parts][2][16 pairs][16 rows].
+  static constexpr int64_t kPairBytes = 2 * kParts * kTileBytes;
+
+  GradBlock() = default;
+  // panel, strip: of the tile; entries, rows: where the two forms of the block belong.
+  RAO_INLINE GradBlock(const GradContext<Source>& context, int64_t panel, int64_t strip,
+                       const float* block, const RestoredBlock<Source>& restored,
+                       std::byte* entries, std::byte* rows, int64_t row_half, std::byte* pairs)
+      : context_(&context),
+        block_(block),
+        restored_(restored),
+        panel_(panel),
+        strip_(strip),
+        count_(static_cast<int>(smaller<int64_t>(kBlock, context.entries - panel * kBlock))),
+        entries_(entries),
+        rows_(rows),
+        row_half_(row_half),
+        pairs_(pairs) {}
+
+  RAO_INLINE int units() const { return kTileRows + (rows_ == nullptr ? 0 : 2 * kParts); }
+
+  RAO_INLINE void unit() {
+    if (at_ >= units()) {
+      return;
+    }
+    if (at_ == 0) {
+      load_factors();
+    }
+    if (at_ < kTileRows) {
+      form_pair(at_);
+    } else {
+      transpose_pairs(at_ - kTileRows);
+    }
+    ++at_;
+  }
+
+  RAO_INLINE void finish() {
+    while (at_ < units()) {
+      unit();
+    }
+    context_->targets.for_each(panel_, strip_,
+                               [&](int row, int entry) { put_target(row, entry); });
+  }
+
+ private:
+  RAO_INLINE void load_factors() {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t n = strip_ * kBlock + half * kLanes;
+      row_max_[half] = context_->factors.row_max(n);
+      log_sum_[half] = context_->factors.log_sum(n);
+      p_[half] = context_->factors.p(n);
+      p_log_p_[half] = context_->factors.p_log_p(n);
+    }
+  }
+
+  RAO_INLINE Floats product(int entry, int half) const {
+    if constexpr (kRestored) {
+      return restored_(entry, half);
+    } else {
+      return load<Floats>(block_ + entry * kBlock + half * kLanes);
+    }
+  }
+
+  RAO_INLINE Floats gradient(int entry, int half) const {
+    Floats z = product(entry, half), slope;
+    if (!kPlain) {
+      z = context_->logits(z, panel_ * kBlock + entry, &slope);
+    }
+    const Floats log_p = (z - row_max_[half]) - log_sum_[half];
+    const Floats p = exponential(log_p);
+    Floats dz = p * p_[half];
+    if (!kPlain) {
+      dz += p == 0.0f ? Floats{} : (p * log_p) * p_log_p_[half];
+      dz *= slope;
+    }
+    return dz;
+  }
+
+  RAO_INLINE void form_entry(int entry, Words (&parts)[kParts]) const {
+    if (entry < count_) {
+      split(gradient(entry, 0), gradient(entry, 1), parts);
+    }
+    std::byte* target =
+        entries_ + entry / kTileRows * kParts * kTileBytes + entry % kTileRows * 64;
+    for (int part = 0; part < kParts; ++part) {
+      store(target + part * kTileBytes, parts[part]);
+    }
+  }
+
+  RAO_INLINE void form_pair(int pair) const {
+    Words even[kParts] = {}, odd[kParts] = {};
+    form_entry(2 * pair, even);
+    form_entry(2 * pair + 1, odd);
+    for (int part = 0; part < kParts; ++part) {
+      Words low, high;
+      interleave_rows(even[part], odd[part], &low, &high);
+      store(pairs_ + 2 * part * kTileBytes + pair * 64, low);
+      store(pairs_ + (2 * part + 1) * kTileBytes + pair * 64, high);
+    }
+  }
+
+  RAO_INLINE void transpose_pairs(int which) const {
+    Words rows[kTileRows];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      rows[i] = load<Words>(pairs_ + which * kTileBytes + i * 64);
+    }
+    transpose(rows);
+    std::byte* target = rows_ + which % 2 * row_half_ + which / 2 * kTileBytes;
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      store(target + i * 64, rows[i]);
+    }
+  }
+
+  // The target's gradient comes from its log-prob.
+  void put_target(int row, int entry) const {
+    const int64_t n = strip_ * kBlock + row;
+    Floats slope = broadcast(1.0f);
+    if (!kPlain) {
+      context_->logits(product(entry, row / kLanes), panel_ * kBlock + entry, &slope);
+    }
+    const float value =
+        target_gradient(context_->rows, n) * context_->logits.scale() * slope[row % kLanes];
+    Words parts[kParts];
+    split(broadcast(value), broadcast(value), parts);
+    for (int part = 0; part < kParts; ++part) {
+      const uint32_t bits = parts[part][0];
+      std::byte* in_entries = entries_ + (entry / kTileRows * kParts + part) * kTileBytes +
+                              entry % kTileRows * 64 + row * 2;
+      std::memcpy(in_entries, &bits, 2);
+      if (rows_ != nullptr) {
+        std::byte* in_rows = rows_ + row / kTileRows * row_half_ + part * kTileBytes +
+                             row % kTileRows * 64 + entry * 2;
+        std::memcpy(in_rows, &bits, 2);
+      }
+    }
+  }
+
+  const GradContext<Source>* context_;
+  const float* block_;
+  RestoredBlock<Source> restored_;
+  int64_t panel_;
+  int64_t strip_;
+  int count_;
+  std::byte* entries_;
+  std::byte* rows_;
+  int64_t row_half_;
+  std::byte* pairs_;
+  int at_ = 0;
+  Floats row_max_[2];
+  Floats log_sum_[2];
+  Floats p_[2];
+  Floats p_log_p_[2];
+};
+
+}  // namespace rao::RAO_ISA

@@ -1,0 +1,240 @@
+// The product of tiles: blocks of 32 x 32 sums.
+#pragma once
+
+#include "operands.h"
+
+namespace rao::RAO_ISA {
+
+// Which operand comes from the second-level cache, past the first one, which holds the other.
+enum class Streamed { kLeft, kRight };
+
+RAO_INLINE void zero_sums() {
+  RAO_TILE_ZERO(0);
+  RAO_TILE_ZERO(1);
+  RAO_TILE_ZERO(2);
+  RAO_TILE_ZERO(3);
+}
+
+// [32][stride floats] in memory.
+RAO_INLINE void load_sums(const float* c, int64_t stride) {
+  tile_fence();
+  RAO_TILE_LOAD(0, c, stride * 4);
+  RAO_TILE_LOAD(1, c + kTileRows, stride * 4);
+  RAO_TILE_LOAD(2, c + kTileRows * stride, stride * 4);
+  RAO_TILE_LOAD(3, c + kTileRows * stride + kTileRows, stride * 4);
+}
+
+RAO_INLINE void store_sums(float* c, int64_t stride) {
+  RAO_TILE_STORE(0, c, stride * 4);
+  RAO_TILE_STORE(1, c + kTileRows, stride * 4);
+  RAO_TILE_STORE(2, c + kTileRows * stride, stride * 4);
+  RAO_TILE_STORE(3, c + kTileRows * stride + kTileRows, stride * 4);
+  tile_fence();
+}
+
+template <Streamed kStreamed>
+class Multiplier {
+ public:
+  RAO_INLINE Multiplier(const Operand& left, const Operand& right) : left_(left), right_(right) {}
+
+  // A tile of K whose operands have one part.
+  RAO_INLINE void whole(int64_t k) const {
+    const std::byte* a = left_.first + k * left_.step;
+    const std::byte* b = right_.first + k * right_.step;
+    left_low(a);
+    right_low(b);
+    RAO_TILE_MULTIPLY(0, 4, 6);
+    right_high(b);
+    RAO_TILE_MULTIPLY(1, 4, 7);
+    left_high(a);
+    RAO_TILE_MULTIPLY(2, 5, 6);
+    RAO_TILE_MULTIPLY(3, 5, 7);
+  }
+
+  // Small products first; each step but the first loads one operand only.
+  template <int kParts>
+  RAO_INLINE void parts(int64_t k) const {
+    if constexpr (kParts == 2) {
+      both(k, 1, 1);
+      right(k, 0);
+      left(k, 0);
+      right(k, 1);
+    } else {
+      both(k, 0, 2);
+      right(k, 1);
+      left(k, 1);
+      right(k, 0);
+      left(k, 2);
+      left(k, 0);
+    }
+  }
+
+ private:
+  RAO_INLINE void left_low(const std::byte* a) const {
+    if constexpr (kStreamed == Streamed::kLeft) {
+      RAO_TILE_STREAM(4, a, left_.stride);
+    } else {
+      RAO_TILE_LOAD(4, a, left_.stride);
+    }
+  }
+  RAO_INLINE void left_high(const std::byte* a) const {
+    if constexpr (kStreamed == Streamed::kLeft) {
+      RAO_TILE_STREAM(5, a + left_.half, left_.stride);
+    } else {
+      RAO_TILE_LOAD(5, a + left_.half, left_.stride);
+    }
+  }
+  RAO_INLINE void right_low(const std::byte* b) const {
+    if constexpr (kStreamed == Streamed::kRight) {
+      RAO_TILE_STREAM(6, b, right_.stride);
+    } else {
+      RAO_TILE_LOAD(6, b, right_.stride);
+    }
+  }
+  RAO_INLINE void right_high(const std::byte* b) const {
+    if constexpr (kStreamed == Streamed::kRight) {
+      RAO_TILE_STREAM(7, b + right_.half, right_.stride);
+    } else {
+      RAO_TILE_LOAD(7, b + right_.half, right_.stride);
+    }
+  }
+  RAO_INLINE void load_left(int64_t k, int part) const {
+    const std::byte* a = left_.first + k * left_.step + part * kTileBytes;
+    left_low(a);
+    left_high(a);
+  }
+  RAO_INLINE void load_right(int64_t k, int part) const {
+    const std::byte* b = right_.first + k * right_.step + part * kTileBytes;
+    right_low(b);
+    right_high(b);
+  }
+  RAO_INLINE void multiply() const {
+    RAO_TILE_MULTIPLY(0, 4, 6);
+    RAO_TILE_MULTIPLY(1, 4, 7);
+    RAO_TILE_MULTIPLY(2, 5, 6);
+    RAO_TILE_MULTIPLY(3, 5, 7);
+  }
+  RAO_INLINE void left(int64_t k, int part) const {
+    load_left(k, part);
+    multiply();
+  }
+  RAO_INLINE void right(int64_t k, int part) const {
+    load_right(k, part);
+    multiply();
+  }
+  RAO_INLINE void both(int64_t k, int left_part, int right_part) const {
+    load_left(k, left_part);
+    right(k, right_part);
+  }
+
+  const Operand& left_;
+  const Operand& right_;
+};
+
+// Adds left @ right over `depth` tiles of K to the sums. side(k) is vector work that runs while the
+// unit multiplies: a tile of K takes it 64 cycles a pair of parts.
+template <int kParts, Streamed kStreamed, class Side>
+RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_t depth,
+                               Side&& side) {
+  const Multiplier<kStreamed> multiplier(left, right);
+  for (int64_t k = 0; k < depth; ++k) {
+    if constexpr (kParts == 1) {
+      multiplier.whole(k);
+    } else {
+      multiplier.template parts<kParts>(k);
+    }
+    side(k);
+  }
+}
+
+// Fetches columns of a matrix's rows into the second-level cache, some lines at a time.
+class Fetch {
+ public:
+  Fetch() = default;
+  template <class Storage>
+  Fetch(const Rows<Storage>& matrix, int64_t first_row, int64_t end_row, int64_t first_column,
+        int64_t columns)
+      : data_(reinterpret_cast<const char*>(matrix.data + first_column)),
+        index_(matrix.index),
+        stride_(matrix.size * static_cast<int64_t>(sizeof(Storage))),
+        bytes_(columns * static_cast<int64_t>(sizeof(Storage))),
+        row_(first_row),
+        end_(end_row) {}
+  // `bytes` bytes in a row.
+  Fetch(const std::byte* data, int64_t bytes) : Fetch(Rows<std::byte>{data, 0, nullptr}, 0, 1, 0, bytes) {}
+
+  // Lines a call so that `calls` of them fetch everything.
+  void spread(int64_t calls) { lines_ = ceil_div((end_ - row_) * ceil_div(bytes_, 64), calls); }
+
+  RAO_INLINE void operator()() {
+    for (int64_t i = 0; i < lines_ && row_ < end_; ++i) {
+      const int64_t row = index_ == nullptr ? row_ : index_[row_];
+      __builtin_prefetch(data_ + row * stride_ + at_, 0, 2);
+      at_ += 64;
+      if (at_ >= bytes_) {
+        at_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  const char* data_ = nullptr;
+  const int64_t* index_ = nullptr;
+  int64_t stride_ = 0;
+  int64_t bytes_ = 0;
+  int64_t row_ = 0;
+  int64_t end_ = 0;
+  int64_t at_ = 0;
+  int64_t lines_ = 0;
+};
+
+// C = A B, block by block: A is `panels` blocks of 32 rows that stay in the second-level cache and
+// are streamed; B is `strips` blocks of 32 columns, of which as many tiles of K as fit stay in the
+// first. Sums wait in `sums`, a block for each panel. begin(strip, panel) fills the unit's sums and
+// end(strip, panel) takes them.
+template <int kParts, class LeftOf, class Begin, class End>
+RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
+                                    const Packed<kParts>& right, int64_t first_k, int64_t depth,
+                                    Range strips, float* sums, const Begin& begin,
+                                    const End& end) {
+  constexpr int64_t kLongest = 19 / kParts;  // tiles of K whose strip leaves room in 48 KiB
+  const int64_t step = ceil_div(depth, ceil_div(depth, kLongest));
+  for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+    for (int64_t k = 0; k < depth; k += step) {
+      const int64_t count = smaller(step, depth - k);
+      const Operand b = right.operand(strip).from(first_k + k);
+      // The strip's next tiles, or the next strip's first.
+      const bool last = k + count == depth;
+      const bool more = !last || strip + 1 < strips.end;
+      const Operand next = right.operand(last ? strip + 1 : strip).from(first_k + (last ? 0 : k + count));
+      Fetch halves[2];
+      if (more) {
+        const int64_t tiles = smaller(step, last ? depth : depth - k - count) * kParts;
+        for (int half = 0; half < 2; ++half) {
+          halves[half] = Fetch(next.first + half * next.half, tiles * kTileBytes);
+          halves[half].spread(panels * count);
+        }
+      }
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        if (k == 0) {
+          begin(strip, panel);
+        } else {
+          load_sums(sums + panel * kBlockFloats, kBlock);
+        }
+        const Operand a = left_of(panel).from(k);
+        multiply_tiles<kParts, Streamed::kLeft>(a, b, count, [&](int64_t) {
+          halves[0]();
+          halves[1]();
+        });
+        if (last) {
+          end(strip, panel);
+        } else {
+          store_sums(sums + panel * kBlockFloats, kBlock);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace rao::RAO_ISA

@@ -1,0 +1,306 @@
+// score_tile on the tile unit: blocks of products, folded into the statistics of the rows while the
+// unit multiplies the next block.
+#include "fallback.h"
+#include "retained.h"
+#include "../statistics.h"
+#include "walk.h"
+
+namespace rao::RAO_ISA {
+namespace {
+
+constexpr int64_t kHiddenBytes = 1 << 20;  // of the second-level cache
+
+// What the blocks of one tile share.
+template <class Source>
+struct ScoreContext {
+  const RowState& state;
+  RowLogits logits;
+  GroupStatistics statistics;
+  TargetPlaces targets;
+  RetainedBlocks<Source> retained;
+  int64_t entries;
+};
+
+// Statistics of a block. kMore: entropy, square and logit sums too.
+template <class Source, bool kMore>
+class ScoreBlock {
+ public:
+  ScoreBlock() = default;
+  RAO_INLINE ScoreBlock(const ScoreContext<Source>& context, int64_t panel, int64_t strip,
+                        float* block)
+      : context_(&context),
+        block_(block),
+        panel_(panel),
+        strip_(strip),
+        count_(static_cast<int>(smaller<int64_t>(kBlock, context.entries - panel * kBlock))),
+        transforms_(context.logits.identity() ? 0 : count_) {}
+
+  RAO_INLINE int units() const { return transforms_ + count_; }
+
+  RAO_INLINE void unit() {
+    if (at_ < transforms_) {
+      if (at_ == 0 && context_->retained.has_memory()) {
+        retain_all();
+      }
+      transform(at_);
+    } else if (at_ < units()) {
+      if (at_ == transforms_) {
+        find_maxima();
+      }
+      reduce(at_ - transforms_);
+    } else {
+      return;
+    }
+    ++at_;
+  }
+
+  RAO_INLINE void finish() {
+    while (at_ < units()) {
+      unit();
+    }
+    if (context_->retained.has_memory()) {
+      zero_retained_rest();
+    }
+    join_group();
+    context_->targets.for_each(panel_, strip_, [&](int row, int entry) {
+      context_->state.target_logit[strip_ * kBlock + row] = block_[entry * kBlock + row];
+    });
+  }
+
+ private:
+  RAO_INLINE float* at(int entry, int half) const {
+    return block_ + entry * kBlock + half * kLanes;
+  }
+
+  RAO_INLINE void transform(int entry) {
+    for (int half = 0; half < 2; ++half) {
+      Floats slope;
+      store(at(entry, half),
+            context_->logits(load<Floats>(at(entry, half)), panel_ * kBlock + entry, &slope));
+    }
+  }
+
+  RAO_INLINE Floats maximum_of(int half) const {
+    // Two chains, as one would wait for itself.
+    Floats even = broadcast(-kInfinity), odd = even;
+    int entry = 0;
+    for (; entry + 2 <= count_; entry += 2) {
+      even = maximum(load<Floats>(at(entry, half)), even);
+      odd = maximum(load<Floats>(at(entry + 1, half)), odd);
+    }
+    if (entry < count_) {
+      even = maximum(load<Floats>(at(entry, half)), even);
+    }
+    return maximum(even, odd);
+  }
+
+  // The block's maxima join the group's; the logits are shifted by those.
+  RAO_INLINE void find_maxima() {
+    const int64_t group = panel_ / kGroupPanels;
+    for (int half = 0; half < 2; ++half) {
+      const Floats top = maximum_of(half);
+      if (transforms_ == 0) {
+        set_retained_maximum(half, top);
+      }
+      const float* before = context_->statistics.max(group) + place(half);
+      max_[half] = is_first() ? top : maximum(top, load<Floats>(before));
+      shift_[half] = shift_of(max_[half]);
+      sums_[half] = {max_[half], Floats{}, Floats{}, Floats{}};
+      logit_sum_[half] = Floats{};
+    }
+  }
+
+  RAO_INLINE void reduce(int entry) {
+    Floats z[2];
+    for (int half = 0; half < 2; ++half) {
+      z[half] = load<Floats>(at(entry, half));
+      const Floats centred = z[half] - shift_[half];
+      const Floats e = exponential(centred);
+      sums_[half].sum += e;
+      if (kMore) {
+        sums_[half].entropy_sum += e == 0.0f ? Floats{} : e * centred;
+        sums_[half].square_sum += e * e;
+        logit_sum_[half] += z[half];
+      }
+    }
+    if (transforms_ == 0 && context_->retained.has_memory()) {
+      retain(entry, z[0], z[1]);
+    }
+  }
+
+  // The block is summed by itself: a sum over many entries at once would lose digits.
+  RAO_INLINE void join_group() const {
+    const GroupStatistics& statistics = context_->statistics;
+    const int64_t group = panel_ / kGroupPanels;
+    for (int half = 0; half < 2; ++half) {
+      const int64_t n = place(half);
+      Sums sums = sums_[half];
+      Floats logits = logit_sum_[half];
+      if (!is_first()) {
+        const Sums before{load<Floats>(statistics.max(group) + n),
+                          load<Floats>(statistics.sum(group) + n),
+                          kMore ? load<Floats>(statistics.entropy_sum(group) + n) : Floats{},
+                          kMore ? load<Floats>(statistics.square_sum(group) + n) : Floats{}};
+        const Sums moved = with_max(before, sums.max);
+        sums = {sums.max, sums.sum + moved.sum, sums.entropy_sum + moved.entropy_sum,
+                sums.square_sum + moved.square_sum};
+        if (kMore) {
+          logits += load<Floats>(statistics.logit_sum(group) + n);
+        }
+      }
+      store(statistics.max(group) + n, sums.max);
+      store(statistics.sum(group) + n, sums.sum);
+      if (kMore) {
+        store(statistics.entropy_sum(group) + n, sums.entropy_sum);
+        store(statistics.square_sum(group) + n, sums.square_sum);
+        store(statistics.logit_sum(group) + n, logits);
+      }
+    }
+  }
+
+  RAO_INLINE void set_retained_maximum(int half, Floats top) {
+    top_[half] = top;
+    if (context_->retained.has_memory()) {
+      store(context_->retained.maxima(panel_, strip_) + half * kLanes, top);
+    }
+  }
+  RAO_INLINE void retain(int entry, Floats low, Floats high) const {
+    store_row<Source>(context_->retained.values(panel_, strip_) + entry * kBlock, low - top_[0],
+                      high - top_[1]);
+  }
+  // The products, before they become logits.
+  RAO_INLINE void retain_all() {
+    for (int half = 0; half < 2; ++half) {
+      set_retained_maximum(half, maximum_of(half));
+    }
+    for (int entry = 0; entry < count_; ++entry) {
+      retain(entry, load<Floats>(at(entry, 0)), load<Floats>(at(entry, 1)));
+    }
+  }
+  // Beyond the tile's last entry, so that equal inputs give equal memory.
+  RAO_INLINE void zero_retained_rest() const {
+    auto* values = context_->retained.values(panel_, strip_);
+    std::memset(values + count_ * kBlock, 0, (kBlock - count_) * kBlock * sizeof(values[0]));
+  }
+
+  RAO_INLINE bool is_first() const { return panel_ % kGroupPanels == 0; }
+  RAO_INLINE int64_t place(int half) const { return strip_ * kBlock + half * kLanes; }
+
+  const ScoreContext<Source>* context_;
+  float* block_;
+  int64_t panel_;
+  int64_t strip_;
+  int count_;
+  int transforms_;
+  int at_ = 0;
+  Floats top_[2];
+  Floats max_[2];
+  Floats shift_[2];
+  Sums sums_[2];
+  Floats logit_sum_[2];
+};
+
+// Strips that meet the panels of a group while their tiles stay in the second-level cache; as many
+// sets of them as the parts can share.
+int64_t strips_at_once(int64_t strips, int64_t fitting, int parts) {
+  return ceil_div(strips, parts * ceil_div(strips, parts * fitting));
+}
+
+// The part's share of all (set of strips, group, strip), set by set: body(group, strips).
+template <class Body>
+RAO_INLINE void for_sets(int part, int parts, int64_t strips, int64_t set, int64_t groups,
+                         const Body& body) {
+  const Range mine = share(strips * groups, part, parts);
+  for (int64_t at = mine.begin; at < mine.end;) {
+    const int64_t first = at / (set * groups) * set;
+    const int64_t count = smaller(set, strips - first);
+    const int64_t within = at - first * groups;
+    const int64_t group = within / count, strip = within % count;
+    const int64_t end = smaller(count, strip + mine.end - at);
+    body(group, Range{first + strip, first + end});
+    at += end - strip;
+  }
+}
+
+template <class Source, bool kMore>
+void score_blocks(const HeadTile& head, const ScoreContext<Source>& context,
+                  const PackedHidden<kPartsOf<Source>>& hidden, const Scratch& scratch,
+                  const Parallel& parallel) {
+  constexpr int kParts = kPartsOf<Source>;
+  using Block = ScoreBlock<Source, kMore>;
+  const int64_t depth = hidden.by_rows.depth;
+  const int64_t strips = blocks_of(head.rows), panels = blocks_of(head.words);
+  const int64_t set =
+      strips_at_once(strips, strips_within<kParts>(kHiddenBytes, depth), parallel.parts);
+  parallel([&](int part) {
+    const TileScope tiles;
+    std::byte* memory = scratch.threads + part * scratch.thread_bytes;
+    BlockWalk<Source, Block> walk(head, hidden.by_rows,
+                                  BlockMemory::of<kParts>(memory, depth));
+    for_sets(part, parallel.parts, strips, set, ceil_div(panels, kGroupPanels),
+             [&](int64_t group, Range rows) {
+               const int64_t first = group * kGroupPanels;
+               walk({first, smaller(panels, first + kGroupPanels)}, rows, Fetch(),
+                    [&](int64_t panel, int64_t strip, float* block) {
+                      return Block(context, panel, strip, block);
+                    });
+             });
+    walk.finish();
+  });
+}
+
+template <class Source>
+void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot,
+           const Scratch& scratch, const Parallel& parallel) {
+  constexpr int kParts = kPartsOf<Source>;
+  const auto hidden = PackedHidden<kParts>::of(scratch.packed_hidden, head.rows, head.size);
+  const Rows<typename Source::Storage> weight = weight_rows<typename Source::Storage>(head);
+  const RetainedBlocks<Source> retained(slot, head.words);
+  const bool exact = *hidden.exact && is_exact<Source>(weight, head.words, parallel);
+  retained.set_filled(exact);
+  if (!exact) {
+    return RAO_FALLBACK_ISA::score_tile(head, state, kNothingRetained, scratch, parallel);
+  }
+  const int64_t groups = ceil_div(head.words, kGroup);
+  const GroupStatistics statistics(scratch.rows, head.rows);
+  std::byte* places = scratch.rows + GroupStatistics::bytes(groups, head.rows);
+  const ScoreContext<Source> context{
+      state, RowLogits(head), statistics, TargetPlaces(places, head), retained, head.words};
+  if (state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr) {
+    score_blocks<Source, true>(head, context, hidden, scratch, parallel);
+  } else {
+    score_blocks<Source, false>(head, context, hidden, scratch, parallel);
+  }
+  fold_all(state, statistics, groups, head.rows, parallel);
+}
+
+}  // namespace
+
+int64_t retained_bytes(DType dtype, int64_t rows, int64_t words) {
+  return with_source(dtype, [&](auto source) {
+    return RetainedBlocks<decltype(source)>::bytes(rows, words);
+  });
+}
+
+ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+  return with_source(dtype, [&](auto source) {
+    constexpr int kParts = kPartsOf<decltype(source)>;
+    ScratchSizes sizes{};
+    sizes.packed_hidden = PackedHidden<kParts>::bytes(rows, size, false);
+    sizes.rows = GroupStatistics::bytes(ceil_div(words, kGroup), rows) + TargetPlaces::bytes(rows);
+    sizes.thread = BlockMemory::bytes<kParts>(blocks_of(size));
+    if (kParts == 1) {
+      return sizes;
+    }
+    return with_fallback(sizes, RAO_FALLBACK_ISA::score_scratch(dtype, rows, words, size));
+  });
+}
+
+void score_tile(const HeadTile& head, const RowState& state, const RetainedSlot& retained,
+                const Scratch& scratch, const Parallel& parallel) {
+  with_source(head.dtype, [&](auto source) {
+    score<decltype(source)>(head, state, retained, scratch, parallel);
+  });
+}
+
+}  // namespace rao::RAO_ISA

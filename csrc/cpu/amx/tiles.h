@@ -1,0 +1,67 @@
+// The instructions of the tile unit (AMX), and its state in a thread.
+//
+// Eight tiles of 16 rows of 64 bytes, named by literals because the instructions encode them:
+// 0 to 3 hold a block of 32 x 32 fp32 sums, 4 and 5 the left operand, 6 and 7 the right one.
+// RAO_TILE_MULTIPLY(c, a, b) adds a product to c: a holds [16 rows][32 bf16 of K], b holds
+// [16 pairs of K][16 columns][2].
+//
+// RAO_TILES_EMULATED: the same results, bit for bit, on a processor without the unit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(RAO_TILES_EMULATED)
+#include "tile_emulation.h"
+#else
+#include <immintrin.h>
+
+#define RAO_TILE_ZERO(tile) _tile_zero(tile)
+#define RAO_TILE_LOAD(tile, source, stride) _tile_loadd(tile, source, stride)
+// Does not displace what the first-level cache holds.
+#define RAO_TILE_STREAM(tile, source, stride) _tile_stream_loadd(tile, source, stride)
+#define RAO_TILE_STORE(tile, target, stride) _tile_stored(tile, target, stride)
+#define RAO_TILE_MULTIPLY(c, a, b) _tile_dpbf16ps(c, a, b)
+
+namespace rao::RAO_ISA {
+
+struct TileConfiguration {
+  uint8_t palette;
+  uint8_t start_row;
+  uint8_t reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+
+// The thread's tiles while it lives. Other users of the unit, such as oneDNN, configure it anew.
+class TileScope {
+ public:
+  TileScope() {
+    alignas(64) TileConfiguration configuration{};
+    configuration.palette = 1;
+    for (int tile = 0; tile < 8; ++tile) {
+      configuration.row_bytes[tile] = 64;
+      configuration.rows[tile] = 16;
+    }
+    _tile_loadconfig(&configuration);
+  }
+  ~TileScope() { _tile_release(); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+};
+
+}  // namespace rao::RAO_ISA
+#endif
+
+namespace rao::RAO_ISA {
+
+constexpr int64_t kTileBytes = 1024;
+constexpr int kTileRows = 16;
+constexpr int kTileDepth = 32;  // bf16 elements of K in a tile
+constexpr int kBlock = 32;      // rows and columns of a block of sums
+constexpr int64_t kBlockFloats = kBlock * kBlock;
+
+// The compiler does not see that tile loads read memory, nor that tile stores write it.
+inline __attribute__((always_inline)) void tile_fence() { asm volatile("" ::: "memory"); }
+
+}  // namespace rao::RAO_ISA

@@ -1,0 +1,215 @@
+// Blocks of logits: products of panels with strips, and work on each block while the unit
+// multiplies the next one.
+//
+// A block is z^T: [32 entries][32 rows]. Lanes are rows, so that maxima, sums and row factors are
+// vectors and nothing is reduced across lanes.
+#pragma once
+
+#include "../logits.h"
+#include "multiply.h"
+#include "stores.h"
+
+namespace rao::RAO_ISA {
+
+constexpr int kGroupPanels = kGroup / kBlock;
+// Longer rows go by so many tiles of K at a time, or a panel's copy would leave the first-level
+// cache; sums wait in memory then, and fewer strips' tiles fit beside them.
+constexpr int64_t kLongestDepth = 48;
+constexpr int64_t kDepthStep = 16;
+constexpr int64_t kDeepStrips = 16;
+
+RAO_INLINE bool is_deep(int64_t depth) { return depth > kLongestDepth; }
+RAO_INLINE int64_t depth_step(int64_t depth) { return is_deep(depth) ? kDepthStep : depth; }
+
+// Strips whose packed rows take at most `bytes` of the second-level cache.
+template <int kParts>
+int64_t strips_within(int64_t bytes, int64_t depth) {
+  const int64_t fitting = bytes / Packed<kParts>::bytes(1, depth_step(depth));
+  const int64_t most = is_deep(depth) ? kDeepStrips : fitting;
+  return fitting < 1 ? 1 : smaller(fitting, most);
+}
+
+// What turns products into logits: lanes are rows, and the bias is the entry's.
+class RowLogits {
+ public:
+  explicit RowLogits(const HeadTile& head) : function_(head.scale, head.softcap), bias_(head.bias) {}
+
+  bool identity() const { return bias_ == nullptr && function_.identity(); }
+  float scale() const { return function_.scale(); }
+
+  // Logit, and the derivative of the softcap (1 if there is none).
+  RAO_INLINE Floats operator()(Floats product, int64_t entry, Floats* slope) const {
+    *slope = broadcast(1.0f);
+    return function_(bias_ == nullptr ? product : product + bias_[entry], slope);
+  }
+
+ private:
+  LogitFunction function_;
+  const float* bias_;
+};
+
+// Which of 16 lanes are below a limit, a bit each.
+RAO_INLINE uint32_t lanes_below(Words values, uint32_t limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epu32_mask((__m512i)values, _mm512_set1_epi32(static_cast<int>(limit)));
+#else
+  uint32_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    found |= static_cast<uint32_t>(values[lane] < limit) << lane;
+  }
+  return found;
+#endif
+}
+
+// Where in the tile each row's target is, [strips * 32] and far outside where it is elsewhere.
+class TargetPlaces {
+ public:
+  static int64_t bytes(int64_t rows) { return 4 * blocks_of(rows) * kBlock; }
+
+  TargetPlaces(std::byte* memory, const HeadTile& head)
+      : places_(reinterpret_cast<uint32_t*>(memory)) {
+    for (int64_t n = 0; n < blocks_of(head.rows) * kBlock; ++n) {
+      const int64_t place = n < head.rows ? head.targets[n] - head.first_word : -1;
+      places_[n] = place >= 0 && place < head.words ? static_cast<uint32_t>(place) : ~0u;
+    }
+  }
+
+  // Calls body(row, entry) for each of the block's targets, by their places in it.
+  template <class Body>
+  RAO_INLINE void for_each(int64_t panel, int64_t strip, const Body& body) const {
+    const uint32_t* places = places_ + strip * kBlock;
+    const auto first = static_cast<uint32_t>(panel * kBlock);
+    uint32_t found = lanes_below(load<Words>(places) - first, kBlock) |
+                     lanes_below(load<Words>(places + kLanes) - first, kBlock) << kLanes;
+    for (; __builtin_expect(found != 0, 0); found &= found - 1) {
+      const int row = __builtin_ctz(found);
+      body(row, static_cast<int>(places[row] - first));
+    }
+  }
+
+ private:
+  uint32_t* places_;
+};
+
+// A thread's memory for blocks of logits.
+struct BlockMemory {
+  float* blocks[2];
+  std::byte* panel;  // a copy of a panel's tiles
+  float* sums;       // of deep rows: a block for each of a group's panels and strips
+
+  template <int kParts>
+  static int64_t bytes(int64_t depth) {
+    const int64_t waiting = is_deep(depth) ? kGroupPanels * kDeepStrips : 0;
+    return 4 * (2 + waiting) * kBlockFloats + Packed<kParts>::bytes(1, depth_step(depth));
+  }
+  template <int kParts>
+  static BlockMemory of(std::byte* memory, int64_t depth) {
+    auto* blocks = reinterpret_cast<float*>(memory);
+    auto* panel = memory + 4 * 2 * kBlockFloats;
+    auto* sums = reinterpret_cast<float*>(panel + Packed<kParts>::bytes(1, depth_step(depth)));
+    return {{blocks, blocks + kBlockFloats}, panel, sums};
+  }
+};
+
+// Work: units() pieces of vector work on a block, each done by unit(), then finish().
+template <class Source, class Work>
+class BlockWalk {
+ public:
+  static constexpr int kParts = kPartsOf<Source>;
+
+  RAO_INLINE BlockWalk(const HeadTile& head, const Packed<kParts>& hidden, const BlockMemory& memory)
+      : weight_(head),
+        panels_(blocks_of(head.words)),
+        hidden_(hidden),
+        memory_(memory),
+        step_(depth_step(hidden.depth)) {}
+
+  // Every block of at most kGroupPanels panels with strips (at most kDeepStrips of deep rows).
+  // make(panel, strip, block) gives the work on a block. ahead: what the caller will want next.
+  template <class Make>
+  RAO_INLINE void operator()(Range panels, Range strips, Fetch ahead, const Make& make) {
+    const int64_t count = strips.end - strips.begin;
+    ahead.spread((panels.end - panels.begin) * count * hidden_.depth);
+    for (int64_t k = 0; k < hidden_.depth; k += step_) {
+      const int64_t depth = smaller(step_, hidden_.depth - k);
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        const Operand left = weight_.operand(panel, k, depth, memory_.panel);
+        tile_fence();
+        Fetch next = next_panel(panels, panel, k);
+        next.spread(count * depth);
+        float* sums = memory_.sums + (panel - panels.begin) * count * kBlockFloats;
+        for (int64_t strip = strips.begin; strip < strips.end; ++strip, sums += kBlockFloats) {
+          const Operand right = hidden_.operand(strip).from(k);
+          k == 0 ? zero_sums() : load_sums(sums, kBlock);
+          if (k + depth < hidden_.depth) {
+            multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) {
+              next();
+              ahead();
+            });
+            store_sums(sums, kBlock);
+          } else {
+            multiply_last(left, right, depth, next, ahead);
+            float* block = memory_.blocks[flip_ ^= 1];
+            store_sums(block, kBlock);
+            work_ = make(panel, strip, block);
+            pending_ = true;
+          }
+        }
+      }
+    }
+  }
+
+  // The work on the last block.
+  RAO_INLINE void finish() {
+    if (pending_) {
+      work_.finish();
+      pending_ = false;
+    }
+    order_stores();
+  }
+
+ private:
+  RAO_INLINE void multiply_last(const Operand& left, const Operand& right, int64_t depth,
+                                Fetch& next, Fetch& ahead) {
+    if (!pending_) {
+      return multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) {
+        next();
+        ahead();
+      });
+    }
+    const int64_t each = ceil_div(work_.units(), depth);
+    multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) {
+      next();
+      ahead();
+      for (int64_t i = 0; i < each; ++i) {
+        work_.unit();
+      }
+    });
+    work_.finish();
+  }
+
+  // The tiles that come after a panel's, which are the first of the next group after the last.
+  RAO_INLINE Fetch next_panel(Range panels, int64_t panel, int64_t k) const {
+    const bool turn = panel + 1 == panels.end && k + step_ < hidden_.depth;
+    const int64_t next = turn ? panels.begin : panel + 1;
+    const bool same_depth = !turn && panel + 1 < panels.end;
+    const int64_t first_k = turn ? k + step_ : (same_depth ? k : 0);
+    if (next >= panels_) {
+      return {};
+    }
+    const int64_t first = first_k * kTileDepth;
+    return Fetch(weight_.rows(), next * kBlock, smaller((next + 1) * kBlock, weight_.entries()),
+                 first, smaller(step_ * kTileDepth, weight_.rows().size - first));
+  }
+
+  WeightPanels<Source> weight_;
+  int64_t panels_;
+  Packed<kParts> hidden_;
+  BlockMemory memory_;
+  int64_t step_;
+  Work work_;
+  bool pending_ = false;
+  int flip_ = 0;
+};
+
+}  // namespace rao::RAO_ISA

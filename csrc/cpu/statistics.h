@@ -1,0 +1,109 @@
+// Statistics of the rows over groups of words, and how they join the running ones.
+#pragma once
+
+#include "elementary.h"
+#include "product.h"
+
+namespace rao::RAO_ISA {
+
+constexpr float kInfinity = __builtin_inff();
+
+// Statistics of a row over one group of words, or over all words so far.
+struct Sums {
+  Floats max;
+  Floats sum;          // of e = exp(z - max)
+  Floats entropy_sum;  // of e (z - max)
+  Floats square_sum;   // of e^2
+};
+
+// One row of floats for each of the five statistics of each group: [groups][5][stride].
+class GroupStatistics {
+ public:
+  static constexpr int kCount = 5;
+
+  GroupStatistics(std::byte* memory, int64_t rows)
+      : data_(reinterpret_cast<float*>(memory)), stride_(padded(rows)) {}
+
+  static int64_t padded(int64_t rows) { return round_up(rows, 32); }
+  static int64_t bytes(int64_t groups, int64_t rows) { return 4 * kCount * groups * padded(rows); }
+
+  float* max(int64_t group) const { return at(group, 0); }
+  float* sum(int64_t group) const { return at(group, 1); }
+  float* entropy_sum(int64_t group) const { return at(group, 2); }
+  float* square_sum(int64_t group) const { return at(group, 3); }
+  float* logit_sum(int64_t group) const { return at(group, 4); }
+
+ private:
+  float* at(int64_t group, int which) const { return data_ + (group * kCount + which) * stride_; }
+
+  float* data_;
+  int64_t stride_;
+};
+
+// A row of -inf has no probabilities: shift it by 0, not by -inf.
+RAO_INLINE Floats shift_of(Floats max) { return max == -kInfinity ? Floats{} : max; }
+
+// `sums` relative to a maximum that is at least its own.
+RAO_INLINE Sums with_max(const Sums& sums, Floats max) {
+  const Floats moved = sums.max == -kInfinity ? Floats{} : sums.max - shift_of(max);
+  const Floats decay = exponential(moved);
+  return {max, sums.sum * decay, (sums.entropy_sum + sums.sum * moved) * decay,
+          sums.square_sum * (decay * decay)};
+}
+
+// a and b over disjoint words, as one.
+RAO_INLINE Sums merge(const Sums& a, const Sums& b) {
+  const Floats max = maximum(a.max, b.max);
+  const Sums first = with_max(a, max), second = with_max(b, max);
+  return {max, first.sum + second.sum, first.entropy_sum + second.entropy_sum,
+          first.square_sum + second.square_sum};
+}
+
+// Folds the groups, in order, into kLanes rows of the running statistics.
+inline void fold_rows(const RowState& state, const GroupStatistics& groups, int64_t count,
+                      int64_t n, int lanes) {
+  const bool more = state.entropy_sum != nullptr || state.square_sum != nullptr;
+  const auto read = [&](const float* source, float fill) {
+    return source == nullptr ? Floats{} : load_some(source + n, lanes, fill);
+  };
+  const auto write = [&](float* target, Floats value) {
+    if (target != nullptr) {
+      store_some(target + n, lanes, value);
+    }
+  };
+  Sums sums{read(state.row_max, 0.0f), read(state.row_sum, 0.0f), read(state.entropy_sum, 0.0f),
+            read(state.square_sum, 0.0f)};
+  for (int64_t g = 0; g < count; ++g) {
+    Sums group{read(groups.max(g), 0.0f), read(groups.sum(g), 0.0f), Floats{}, Floats{}};
+    if (more) {
+      group.entropy_sum = read(groups.entropy_sum(g), 0.0f);
+      group.square_sum = read(groups.square_sum(g), 0.0f);
+    }
+    sums = merge(sums, group);
+  }
+  write(state.row_max, sums.max);
+  write(state.row_sum, sums.sum);
+  write(state.entropy_sum, sums.entropy_sum);
+  write(state.square_sum, sums.square_sum);
+  if (state.logit_sum != nullptr) {
+    Floats total = read(state.logit_sum, 0.0f);
+    for (int64_t g = 0; g < count; ++g) {
+      total += read(groups.logit_sum(g), 0.0f);
+    }
+    write(state.logit_sum, total);
+  }
+}
+
+// Folds the groups into the running statistics of all rows.
+inline void fold_all(const RowState& state, const GroupStatistics& groups, int64_t count,
+                     int64_t rows, const Parallel& parallel) {
+  parallel([&](int part) {
+    const Range mine = share(ceil_div(rows, kLanes), part, parallel.parts);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int64_t n = i * kLanes;
+      fold_rows(state, groups, count, n, static_cast<int>(smaller<int64_t>(kLanes, rows - n)));
+    }
+  });
+}
+
+}  // namespace rao::RAO_ISA
