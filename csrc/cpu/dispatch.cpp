@@ -1,16 +1,18 @@
 // Which instruction sets this processor has, and the kernels built for each.
 #include "rao/tile_kernels.h"
 
-#define RAO_DECLARE(isa)                                                                           \
-  namespace rao::isa {                                                                             \
-  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                                    \
-  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                     \
-  void pack_hidden(DType, const void*, int64_t, int64_t, std::byte*, const Parallel&);             \
-  void score_tile(const HeadTile&, const RowState&, const RetainedTile&, const Scratch&,           \
-                  const Parallel&);                                                                \
-  void grad_tile(const HeadTile&, const RowGradients&, const RetainedTile&, const Gradients&,      \
-                 const Scratch&, const Parallel&);                                                 \
-  constexpr TileKernels kKernels{score_scratch, grad_scratch, pack_hidden, score_tile, grad_tile}; \
+#define RAO_DECLARE(isa)                                                                      \
+  namespace rao::isa {                                                                        \
+  int64_t retained_bytes(DType, int64_t, int64_t);                                            \
+  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                               \
+  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                \
+  void pack_hidden(DType, const void*, int64_t, int64_t, bool, std::byte*, const Parallel&);  \
+  void score_tile(const HeadTile&, const RowState&, const RetainedSlot&, const Scratch&,      \
+                  const Parallel&);                                                           \
+  void grad_tile(const HeadTile&, const RowGradients&, const RetainedSlot&, const Gradients&, \
+                 const Scratch&, const Parallel&);                                            \
+  constexpr TileKernels kKernels{retained_bytes, score_scratch, grad_scratch,                 \
+                                 pack_hidden,    score_tile,    grad_tile};                   \
   }
 
 RAO_DECLARE(portable)
