@@ -43,13 +43,16 @@ COMMON_FLAGS = [
     "-fno-trapping-math",
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 ISA_FLAGS: dict[str, list[str]] = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512,
-    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+    "avx512_bf16": AVX512_BF16,
 }
 TILE_SOURCES = ["csrc/cpu/score_tile.cpp", "csrc/cpu/grad_tile.cpp"]
+AMX_FLAGS = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-DRAO_ISA=avx512_amx"]
+AMX_SOURCES = ["csrc/cpu/amx/score_tile.cpp", "csrc/cpu/amx/grad_tile.cpp"]
 CPU_SOURCES = ["csrc/cpu/dispatch.cpp", "python_bindings/bind_cpu.cpp"]
 CUDA_SOURCES = ["csrc/cuda/score_tile.cu", "csrc/cuda/grad_tile.cu"]
 CUDA_BINDING = "python_bindings/bind_cuda.cpp"
@@ -100,21 +103,41 @@ def compile_cpp(source: str, target: Path, flags: list[str]) -> None:
          "-o", str(target)])  # fmt: skip
 
 
+def accepts(flags: list[str]) -> bool:
+    """Whether the compiler knows the flags."""
+    command = [compiler(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def build_cpu(objects: Path, target: Path) -> None:
     """One body compiled several times with different flags, which `Extension` cannot say."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     isas = ISA_FLAGS if x86 else {"portable": []}
     units = [
-        (source, objects / f"{Path(source).stem}_{isa}.o", [*flags, f"-DRAO_ISA={isa}"])
+        (source, [*flags, f"-DRAO_ISA={isa}"])
         for isa, flags in isas.items()
         for source in TILE_SOURCES
     ]
     base = [TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU"]
-    units += [(source, objects / f"{Path(source).stem}.o", base) for source in CPU_SOURCES]
+    if x86 and accepts(AMX_FLAGS):
+        units += [(source, AMX_FLAGS) for source in AMX_SOURCES]
+        base.append("-DRAO_HAS_AMX")
+    elif x86:
+        warnings.warn(f"{compiler()} knows no AMX (g++ 11 and clang++ 12 do)", stacklevel=1)
+    link_cpp([*units, *((source, base) for source in CPU_SOURCES)], objects, target)
+
+
+def link_cpp(units: list[tuple[str, list[str]]], objects: Path, target: Path) -> None:
+    """A library of sources, each compiled with its flags."""
+    files = [objects / f"{number}_{Path(unit[0]).stem}.o" for number, unit in enumerate(units)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda unit: compile_cpp(*unit), units))
-    run([compiler(), "-shared", *(str(unit[1]) for unit in units), *link_flags(),
-         "-o", str(target)])  # fmt: skip
+        jobs = [
+            pool.submit(compile_cpp, source, file, flags)
+            for (source, flags), file in zip(units, files, strict=True)
+        ]
+        for job in jobs:
+            job.result()
+    run([compiler(), "-shared", *map(str, files), *link_flags(), "-o", str(target)])
 
 
 def find_nvcc() -> str:
@@ -234,7 +257,7 @@ if __name__ == "__main__":
         ],
         package_dir={"rao_kernels.bench": "bench"},
         ext_modules=[
-            Extension(CPU_LIBRARY, [*TILE_SOURCES, *CPU_SOURCES]),
+            Extension(CPU_LIBRARY, [*TILE_SOURCES, *AMX_SOURCES, *CPU_SOURCES]),
             Extension(CUDA_LIBRARY, [*CUDA_SOURCES, CUDA_BINDING]),
         ],
         cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},

@@ -7,6 +7,11 @@
 
 #include "params.h"
 
+// The namespace of the operators.
+#if !defined(RAO_OPS)
+#define RAO_OPS rao_native
+#endif
+
 namespace rao::bindings {
 namespace {
 
@@ -25,6 +30,12 @@ Parallel parallel_of(const Tensor& threads) {
   return {static_cast<int>(threads.size(0)), run_parts};
 }
 
+ScratchSizes sizes_of(const TileKernels& kernels, bool backward, DType dtype, int64_t rows,
+                      int64_t words, int64_t size) {
+  const auto sizes = backward ? kernels.grad_scratch : kernels.score_scratch;
+  return sizes(dtype, rows, words, size);
+}
+
 // Bit i: this processor has Isa(i).
 int64_t host_isas() {
   int64_t found = 0;
@@ -32,6 +43,12 @@ int64_t host_isas() {
     found |= static_cast<int64_t>(host_has(static_cast<Isa>(isa))) << isa;
   }
   return found;
+}
+
+// Why this processor cannot run Isa::kAvx512Amx; empty if it can.
+std::string amx_problem() {
+  const char* problem = rao::amx_problem();
+  return problem == nullptr ? "" : problem;
 }
 
 std::string compiler() {
@@ -42,22 +59,28 @@ std::string compiler() {
 #endif
 }
 
+// Bytes of a retained tile.
+int64_t retained_bytes(int64_t isa, ScalarType dtype, int64_t rows, int64_t words) {
+  return kernels_of(isa).retained_bytes(dtype_of(dtype), rows, words);
+}
+
 // Bytes of packed_weight, packed_hidden, rows, and of each thread.
 std::vector<int64_t> scratch_sizes(int64_t isa, Tensor hidden, int64_t words, bool backward) {
   const TileKernels& kernels = kernels_of(isa);
-  const auto sizes_of = backward ? kernels.grad_scratch : kernels.score_scratch;
-  const ScratchSizes sizes = sizes_of(dtype_of(hidden), hidden.size(0), words, hidden.size(1));
+  const ScratchSizes sizes =
+      sizes_of(kernels, backward, dtype_of(hidden), hidden.size(0), words, hidden.size(1));
   return {sizes.packed_weight, sizes.packed_hidden, sizes.rows, sizes.thread};
 }
 
-void pack_hidden(int64_t isa, Tensor hidden, Tensor packed_hidden, Tensor threads) {
+void pack_hidden(int64_t isa, Tensor hidden, bool backward, Tensor packed_hidden, Tensor threads) {
   const TileKernels& kernels = kernels_of(isa);
   const int64_t rows = hidden.size(0);
   const int64_t size = hidden.size(1);
   const DType dtype = dtype_of(hidden);
-  const ScratchSizes sizes = kernels.grad_scratch(dtype, rows, kGroup, size);
+  const ScratchSizes sizes = sizes_of(kernels, backward, dtype, rows, kGroup, size);
   kernels.pack_hidden(dtype, data_of<void>(hidden, "hidden", hidden.scalar_type(), rows * size),
-                      rows, size, bytes_of(packed_hidden, "packed_hidden", sizes.packed_hidden),
+                      rows, size, backward,
+                      bytes_of(packed_hidden, "packed_hidden", sizes.packed_hidden),
                       parallel_of(threads));
 }
 
@@ -65,7 +88,7 @@ void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight
                 OptionalTensor bias, Tensor targets, int64_t first_word, double scale,
                 double softcap, Tensor row_max, Tensor row_sum, Tensor target_logit,
                 OptionalTensor entropy_sum, OptionalTensor square_sum, OptionalTensor logit_sum,
-                OptionalTensor values, OptionalTensor maxima, Tensor packed_weight,
+                OptionalTensor retained, int64_t retained_rows, Tensor packed_weight,
                 Tensor packed_hidden, Tensor rows, Tensor threads) {
   const TileKernels& kernels = kernels_of(isa);
   const HeadTile head =
@@ -79,7 +102,9 @@ void score_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight
       floats_of(logit_sum, "logit_sum", head.rows),
   };
   const ScratchSizes sizes = kernels.score_scratch(head.dtype, head.rows, head.words, head.size);
-  kernels.score_tile(head, state, retained_of(head, hidden, head.rows, values, maxima),
+  STD_TORCH_CHECK(!retained.has_value() || retained_rows == head.rows,
+                  "retained must be for the rows of hidden");
+  kernels.score_tile(head, state, slot_of(kernels, head, retained, retained_rows),
                      scratch_of(sizes, packed_weight, packed_hidden, rows, threads),
                      parallel_of(threads));
 }
@@ -88,7 +113,7 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_
                OptionalTensor bias, Tensor targets, int64_t first_word, double scale,
                double softcap, Tensor row_max, Tensor log_sum, Tensor logp, Tensor logp_grad,
                OptionalTensor mass_grad, OptionalTensor log_mass_grad, OptionalTensor retained_row,
-               OptionalTensor values, OptionalTensor maxima, OptionalTensor dhidden,
+               OptionalTensor retained, int64_t retained_rows, OptionalTensor dhidden,
                OptionalTensor dhidden_rows, OptionalTensor dweight, OptionalTensor dweight_rows,
                OptionalTensor dbias, OptionalTensor unscale, Tensor packed_weight,
                Tensor packed_hidden, Tensor rows, Tensor threads) {
@@ -114,13 +139,14 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_
   out.dbias = floats_of(dbias, "dbias", head.words);
   out.unscale = unscale.has_value() ? *floats_of(unscale, "unscale", 1) : 1.0f;
   if (dweight.has_value()) {
-    check_buffer(packed_hidden, "packed_hidden", sizes.packed_hidden);
     out.dweight_dtype = dtype_of(*dweight);
     out.dweight =
         data_of<void>(*dweight, "dweight", dweight->scalar_type(), head.words * head.size);
   }
-  const int64_t kept = retained_row.has_value() && values.has_value() ? values->size(1) : head.rows;
-  kernels.grad_tile(head, gradients, retained_of(head, hidden, kept, values, maxima), out,
+  STD_TORCH_CHECK(
+      !retained.has_value() || retained_row.has_value() || retained_rows == head.rows,
+      "retained must be for the rows of hidden, or retained_row must say which row is whose");
+  kernels.grad_tile(head, gradients, slot_of(kernels, head, retained, retained_rows), out,
                     scratch_of(sizes, packed_weight, packed_hidden, rows, threads),
                     parallel_of(threads));
 }
@@ -128,35 +154,41 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_
 }  // namespace
 }  // namespace rao::bindings
 
-STABLE_TORCH_LIBRARY(rao_native, m) {
+STABLE_TORCH_LIBRARY(RAO_OPS, m) {
   m.def("host_isas() -> int");
+  m.def("amx_problem() -> str");
   m.def("compiler() -> str");
   m.def("scratch_sizes(int isa, Tensor hidden, int words, bool backward) -> int[]");
-  m.def("pack_hidden(int isa, Tensor hidden, Tensor(a!) packed_hidden, Tensor(b!) threads) -> ()");
+  m.def("retained_bytes(int isa, ScalarType dtype, int rows, int words) -> int");
+  m.def(
+      "pack_hidden(int isa, Tensor hidden, bool backward, Tensor(a!) packed_hidden, "
+      "Tensor(b!) threads) -> ()");
   m.def(
       "score_tile(int isa, Tensor hidden, Tensor weight, Tensor? weight_rows, "
       "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor(a!) "
       "row_max, Tensor(b!) row_sum, "
       "Tensor(c!) target_logit, Tensor(d!)? entropy_sum, Tensor(e!)? square_sum, "
-      "Tensor(f!)? logit_sum, Tensor(g!)? values, Tensor(h!)? maxima, Tensor(i!) packed_weight, "
-      "Tensor(j!) packed_hidden, Tensor(k!) rows, Tensor(l!) threads) -> ()");
+      "Tensor(f!)? logit_sum, Tensor(g!)? retained, int retained_rows, Tensor(h!) packed_weight, "
+      "Tensor(i!) packed_hidden, Tensor(j!) rows, Tensor(k!) threads) -> ()");
   m.def(
       "grad_tile(int isa, Tensor hidden, Tensor weight, Tensor? weight_rows, "
       "Tensor? bias, Tensor targets, int first_word, float scale, float softcap, Tensor row_max, "
       "Tensor log_sum, Tensor logp, "
       "Tensor logp_grad, Tensor? mass_grad, Tensor? log_mass_grad, Tensor? retained_row, "
-      "Tensor? values, Tensor? maxima, Tensor(a!)? dhidden, Tensor? dhidden_rows, "
+      "Tensor? retained, int retained_rows, Tensor(a!)? dhidden, Tensor? dhidden_rows, "
       "Tensor(b!)? dweight, Tensor? dweight_rows, Tensor(c!)? dbias, Tensor? unscale, Tensor(d!) "
       "packed_weight, Tensor(e!) packed_hidden, "
       "Tensor(f!) rows, Tensor(g!) threads) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(rao_native, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(RAO_OPS, CompositeExplicitAutograd, m) {
   m.impl("host_isas", TORCH_BOX(&rao::bindings::host_isas));
+  m.impl("amx_problem", TORCH_BOX(&rao::bindings::amx_problem));
   m.impl("compiler", TORCH_BOX(&rao::bindings::compiler));
+  m.impl("retained_bytes", TORCH_BOX(&rao::bindings::retained_bytes));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(rao_native, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(RAO_OPS, CPU, m) {
   m.impl("scratch_sizes", TORCH_BOX(&rao::bindings::scratch_sizes));
   m.impl("pack_hidden", TORCH_BOX(&rao::bindings::pack_hidden));
   m.impl("score_tile", TORCH_BOX(&rao::bindings::score_tile));

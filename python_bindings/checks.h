@@ -17,8 +17,8 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline DType dtype_of(ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float:
       return DType::kFloat32;
     case ScalarType::BFloat16:
@@ -29,6 +29,8 @@ inline DType dtype_of(const Tensor& tensor) {
       STD_TORCH_CHECK(false, "the kernels take float32, bfloat16 and float16");
   }
 }
+
+inline DType dtype_of(const Tensor& tensor) { return dtype_of(tensor.scalar_type()); }
 
 inline void check_buffer(const Tensor& tensor, const char* name, int64_t elements) {
   STD_TORCH_CHECK(tensor.device().type() == DeviceType::RAO_BIND_DEVICE && tensor.is_contiguous(),

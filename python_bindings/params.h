@@ -36,20 +36,20 @@ inline HeadTile head_of(const Tensor& hidden, const Tensor& weight,
   };
 }
 
-// `rows` is the number of rows that the retained tile was made for.
-inline RetainedTile retained_of(const HeadTile& head, const Tensor& hidden, int64_t rows,
-                                const std::optional<Tensor>& values,
-                                const std::optional<Tensor>& maxima) {
-  if (!values.has_value() || !maxima.has_value()) {
-    return {nullptr, nullptr, 0};
-  }
-  const int64_t groups = (head.words + kGroup - 1) / kGroup;
-  return {data_of<void>(*values, "values", hidden.scalar_type(), groups * rows * kGroup),
-          floats_of(*maxima, "maxima", groups * rows), rows};
-}
-
 inline std::byte* bytes_of(const Tensor& tensor, const char* name, int64_t bytes) {
   return data_of<std::byte>(tensor, name, ScalarType::Byte, bytes);
+}
+
+// rows: of the pass that retained the tile.
+inline RetainedSlot slot_of(const TileKernels& kernels, const HeadTile& head,
+                            const std::optional<Tensor>& retained, int64_t rows) {
+  if (!retained.has_value()) {
+    return {nullptr, 0};
+  }
+  std::byte* memory =
+      bytes_of(*retained, "retained", kernels.retained_bytes(head.dtype, rows, head.words));
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "retained must begin on 64 bytes");
+  return {memory, rows};
 }
 
 // threads: [parts, bytes of each].
@@ -58,8 +58,8 @@ inline Scratch scratch_of(const ScratchSizes& sizes, const Tensor& packed_weight
   STD_TORCH_CHECK(threads.dim() == 2 && threads.size(1) >= sizes.thread, "threads must be [parts, ",
                   sizes.thread, "]");
   return {bytes_of(packed_weight, "packed_weight", sizes.packed_weight),
-          bytes_of(packed_hidden, "packed_hidden", 0), bytes_of(rows, "rows", sizes.rows),
-          bytes_of(threads, "threads", 0), threads.size(1)};
+          bytes_of(packed_hidden, "packed_hidden", sizes.packed_hidden),
+          bytes_of(rows, "rows", sizes.rows), bytes_of(threads, "threads", 0), threads.size(1)};
 }
 
 }  // namespace rao::bindings

@@ -1,65 +1,122 @@
 // Which instruction sets this processor has, and the kernels built for each.
 #include "rao/tile_kernels.h"
 
-#define RAO_DECLARE(isa)                                                                           \
-  namespace rao::isa {                                                                             \
-  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                                    \
-  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                     \
-  void pack_hidden(DType, const void*, int64_t, int64_t, std::byte*, const Parallel&);             \
-  void score_tile(const HeadTile&, const RowState&, const RetainedTile&, const Scratch&,           \
-                  const Parallel&);                                                                \
-  void grad_tile(const HeadTile&, const RowGradients&, const RetainedTile&, const Gradients&,      \
-                 const Scratch&, const Parallel&);                                                 \
-  constexpr TileKernels kKernels{score_scratch, grad_scratch, pack_hidden, score_tile, grad_tile}; \
+#if defined(RAO_HAS_AMX) && !defined(RAO_TILES_EMULATED)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#define RAO_DECLARE(isa)                                                                      \
+  namespace rao::isa {                                                                        \
+  int64_t retained_bytes(DType, int64_t, int64_t);                                            \
+  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                               \
+  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                \
+  void pack_hidden(DType, const void*, int64_t, int64_t, bool, std::byte*, const Parallel&);  \
+  void score_tile(const HeadTile&, const RowState&, const RetainedSlot&, const Scratch&,      \
+                  const Parallel&);                                                           \
+  void grad_tile(const HeadTile&, const RowGradients&, const RetainedSlot&, const Gradients&, \
+                 const Scratch&, const Parallel&);                                            \
+  constexpr TileKernels kKernels{retained_bytes, score_scratch, grad_scratch,                 \
+                                 pack_hidden,    score_tile,    grad_tile};                   \
   }
 
+// Emulated tiles come alone: with the portable kernels that they fall back to.
+#if defined(__x86_64__) && !defined(RAO_TILES_EMULATED)
+#define RAO_X86 1
+#endif
+
 RAO_DECLARE(portable)
-#if defined(__x86_64__)
+#if defined(RAO_X86)
 RAO_DECLARE(avx2)
 RAO_DECLARE(avx512)
 RAO_DECLARE(avx512_bf16)
 #endif
+#if defined(RAO_HAS_AMX)
+RAO_DECLARE(avx512_amx)
+#endif
 
 namespace rao {
+namespace {
+
+#if defined(RAO_X86)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+}  // namespace
+
+const char* amx_problem() {
+#if defined(RAO_TILES_EMULATED)
+  return nullptr;
+#elif !defined(RAO_HAS_AMX)
+  return "the library was built without it";
+#else
+  static const char* const problem = [] {
+    // Of CPUID's leaf 7, bits 22 (AMX-BF16) and 24 (AMX-TILE) of EDX.
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) {
+      return "the processor has no AMX unit for bf16";
+    }
+    if (!has_avx512_bf16()) {
+      return "the processor has no AVX-512 BF16";
+    }
+    // The process asks for the tiles' state once; threads have it from then on.
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
+      return "the kernel does not grant the tiles (arch_prctl ARCH_REQ_XCOMP_PERM)";
+    }
+    return static_cast<const char*>(nullptr);
+  }();
+  return problem;
+#endif
+}
 
 bool host_has(Isa isa) {
-  if (isa == Isa::kPortable) {
-    return true;
-  }
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
   switch (isa) {
-    case Isa::kAvx2:
-      return avx2;
-    case Isa::kAvx512:
-      return avx512;
-    case Isa::kAvx512Bf16:
-      return avx512 && __builtin_cpu_supports("avx512bf16");
     case Isa::kPortable:
-      break;
-  }
+      return true;
+    case Isa::kAvx512Amx:
+      return amx_problem() == nullptr;
+#if defined(RAO_X86)
+    case Isa::kAvx2:
+      return has_avx2();
+    case Isa::kAvx512:
+      return has_avx512();
+    case Isa::kAvx512Bf16:
+      return has_avx512_bf16();
 #endif
-  return false;
+    default:
+      return false;
+  }
 }
 
 const TileKernels& kernels_for(Isa isa) {
-#if defined(__x86_64__)
   switch (isa) {
+#if defined(RAO_X86)
     case Isa::kAvx2:
       return avx2::kKernels;
     case Isa::kAvx512:
       return avx512::kKernels;
     case Isa::kAvx512Bf16:
       return avx512_bf16::kKernels;
-    case Isa::kPortable:
-      break;
-  }
 #endif
-  return portable::kKernels;
+#if defined(RAO_HAS_AMX)
+    case Isa::kAvx512Amx:
+      return avx512_amx::kKernels;
+#endif
+    default:
+      return portable::kKernels;
+  }
 }
 
 }  // namespace rao

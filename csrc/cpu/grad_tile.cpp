@@ -4,6 +4,7 @@
 // The logit gradient dz [N, W] is written once, as the rows of A that dhidden = dz @ weight wants;
 // dweight = dz^T @ hidden transposes it block by block in cache.
 #include "rao/logit.h"
+#include "retained_tile.h"
 #include "tile_kernels_isa.h"
 
 namespace rao::RAO_ISA {
@@ -345,8 +346,9 @@ void write_dbias(const HeadTile& head, const LogitGradient<Product>& dz, const G
 }
 
 template <class Product, class Source>
-void grad(const HeadTile& head, const RowGradients& rows, const RetainedTile& retained,
+void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& slot,
           const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
+  const RetainedTile retained = retained_on<Source>(slot, head.words);
   const LogitGradient<Product> dz(scratch.rows, head.words);
   form_logit_gradient<Product, Source>(head, rows, retained, scratch, dz, parallel);
   if (out.dbias != nullptr) {
@@ -387,8 +389,11 @@ ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t words, int64_t size
   return sizes;
 }
 
-void pack_hidden(DType dtype, const void* hidden, int64_t rows, int64_t size, std::byte* packed,
-                 const Parallel& parallel) {
+void pack_hidden(DType dtype, const void* hidden, int64_t rows, int64_t size, bool backward,
+                 std::byte* packed, const Parallel& parallel) {
+  if (!backward) {
+    return;
+  }
   with_types(dtype, [&](auto product, auto source) {
     using Source = decltype(source);
     const Rows<typename Source::Storage> matrix{
@@ -397,7 +402,7 @@ void pack_hidden(DType dtype, const void* hidden, int64_t rows, int64_t size, st
   });
 }
 
-void grad_tile(const HeadTile& head, const RowGradients& rows, const RetainedTile& retained,
+void grad_tile(const HeadTile& head, const RowGradients& rows, const RetainedSlot& retained,
                const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
   with_types(head.dtype, [&](auto product, auto source) {
     grad<decltype(product), decltype(source)>(head, rows, retained, out, scratch, parallel);

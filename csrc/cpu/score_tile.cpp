@@ -1,4 +1,5 @@
 // score_tile: a tile's logits, block by block in cache, folded into the statistics of the rows.
+#include "retained_tile.h"
 #include "statistics.h"
 #include "tile_kernels_isa.h"
 
@@ -99,9 +100,10 @@ void reduce_block(const HeadTile& head, const Group& group, int64_t first_row, i
 }
 
 template <class Product, class Source>
-void score(const HeadTile& head, const RowState& state, const RetainedTile& retained,
+void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot,
            const Scratch& scratch, const Parallel& parallel) {
   using Storage = typename Source::Storage;
+  const RetainedTile retained = retained_on<Source>(slot, head.words);
   auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
   pack_transposed<Product, Source>(weight_rows<Storage>(head), head.words, packed, parallel);
   const int64_t groups = ceil_div(head.words, kGroup);
@@ -122,6 +124,14 @@ void score(const HeadTile& head, const RowState& state, const RetainedTile& reta
 
 }  // namespace
 
+int64_t retained_bytes(DType dtype, int64_t rows, int64_t words) {
+  const int64_t maxima = ceil_div(words, kGroup) * rows * static_cast<int64_t>(sizeof(float));
+  int64_t values = 0;
+  with_types(dtype,
+             [&](auto, auto source) { values = values_bytes<decltype(source)>(rows, words); });
+  return values + maxima;
+}
+
 ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
   ScratchSizes sizes{};
   with_types(dtype, [&](auto product, auto) {
@@ -132,7 +142,7 @@ ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t siz
   return sizes;
 }
 
-void score_tile(const HeadTile& head, const RowState& state, const RetainedTile& retained,
+void score_tile(const HeadTile& head, const RowState& state, const RetainedSlot& retained,
                 const Scratch& scratch, const Parallel& parallel) {
   with_types(head.dtype, [&](auto product, auto source) {
     score<decltype(product), decltype(source)>(head, state, retained, scratch, parallel);

@@ -15,7 +15,7 @@
 
 namespace rao::RAO_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(RAO_TILES_EMULATED)
 constexpr int kLanes = 16;
 constexpr int kPanelVectors = 4;
 #elif defined(__AVX2__)

@@ -13,13 +13,23 @@ from torch import Tensor
 from .. import _env
 from ..errors import BackendError
 from . import cpu, cuda, eager, triton
-from .tiles import GROUP, Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+from .tiles import (
+    GROUP,
+    Gradients,
+    Head,
+    RetainedSlot,
+    RetainedTile,
+    RowGradients,
+    RowState,
+    Tile,
+)
 
 __all__ = [
     "GROUP",
     "Backend",
     "Gradients",
     "Head",
+    "RetainedSlot",
     "RetainedTile",
     "RowGradients",
     "RowState",
@@ -40,29 +50,33 @@ class Backend(Protocol):
     def supports(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if the backend runs operands of `dtype` on `device`, else the reason it does not."""
 
+    def retained_bytes(self, rows: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of the slot of a tile of `width` words, for operands of `dtype`. Plain arithmetic:
+        under a compiler's fake tensors `rows` is symbolic."""
+
     def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
         """Buffers reused by every tile (of at most `width` words) of one pass, and by any passes
         over fewer rows."""
 
-    def begin(self, head: Head, scratch: Sequence[Tensor]) -> None:
-        """Before the first `grad_tile` of a backward pass, and when its rows have changed."""
+    def begin(self, head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
+        """Before the first tile of a pass, and when its rows have changed."""
 
     def score_tile(
         self,
         head: Head,
         tile: Tile,
         state: RowState,
-        retained: RetainedTile | None,
+        retained: RetainedSlot | None,
         scratch: Sequence[Tensor],
     ) -> None:
-        """Fold a tile's logits into `state`; fill `retained` where given."""
+        """Fold a tile's logits into `state`; fill all of `retained` where given."""
 
     def grad_tile(
         self,
         head: Head,
         tile: Tile,
         rows: RowGradients,
-        retained: RetainedTile | None,
+        retained: RetainedSlot | None,
         out: Gradients,
         scratch: Sequence[Tensor],
     ) -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .tiles import Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+from .tiles import Gradients, Head, RetainedSlot, RowGradients, RowState, Tile, grouped_bytes
 
 NAME = "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# By instruction set: the size of a retained tile, the same as csrc's TileKernels::retained_bytes.
+_RETAINED_BYTES = dict.fromkeys(_native.ISAS, grouped_bytes)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -24,6 +26,10 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it computes in {DTYPES}, not {dtype}"
     library = _native.cpu_library()
     return library.reason if isinstance(library, _native.Missing) else None
+
+
+def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
+    return _RETAINED_BYTES[_isa()](rows, width, dtype)
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
@@ -37,8 +43,8 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
         rows            N * W / 256 * 20 (forward: statistics), N * W * itemsize (backward: dz)
         threads         at most about 0.6 MB each, while D is below 16384
     """
-    isa, threads = _isa(), torch.get_num_threads()  # the first call loads the library
-    sizes = torch.ops.rao_native.scratch_sizes(isa, head.hidden, width, backward)
+    isa, threads = _isa_number(), torch.get_num_threads()  # the first call loads the library
+    sizes = _operators().scratch_sizes(isa, head.hidden, width, backward)
     *shared, thread = sizes
 
     def buffer(*shape: int) -> Tensor:
@@ -47,19 +53,19 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     return (*map(buffer, shared), buffer(threads, thread))
 
 
-def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+def begin(head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
     _, packed_hidden, _, threads = scratch
-    torch.ops.rao_native.pack_hidden(_isa(), head.hidden, packed_hidden, threads)
+    _operators().pack_hidden(_isa_number(), head.hidden, backward, packed_hidden, threads)
 
 
 def score_tile(
     head: Head,
     tile: Tile,
     state: RowState,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
 ) -> None:
-    torch.ops.rao_native.score_tile(
+    _operators().score_tile(
         *_head_arguments(head, tile),
         state.row_max,
         state.row_sum,
@@ -76,11 +82,11 @@ def grad_tile(
     head: Head,
     tile: Tile,
     rows: RowGradients,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    torch.ops.rao_native.grad_tile(
+    _operators().grad_tile(
         *_head_arguments(head, tile),
         rows.row_max,
         rows.log_sum,
@@ -100,17 +106,22 @@ def grad_tile(
     )
 
 
-def _isa() -> int:
+def _isa() -> str:
+    """The instruction set in use."""
     library = _native.cpu_library()
     assert isinstance(library, _native.CpuLibrary)
-    return _native.ISAS.index(library.isa)
+    return library.isa
+
+
+def _isa_number() -> int:
+    return _native.ISAS.index(_isa())
 
 
 def _head_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
     usable = head.weight.dtype == head.hidden.dtype and head.weight.is_contiguous()
     in_place = usable and tile.words is not None
     return (
-        _isa(),
+        _isa_number(),
         head.hidden,
         head.weight if in_place else head.weight_tile(tile),
         tile.words if in_place else None,
@@ -127,5 +138,5 @@ def _written(table: Tensor | None, tile: Tile) -> Tensor | None:
     return table if table is None or tile.words is not None else table[tile.start : tile.stop]
 
 
-def _retained_arguments(retained: RetainedTile | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if retained is None else (retained.values, retained.maxima)
+def _retained_arguments(retained: RetainedSlot | None) -> tuple[Tensor | None, int]:
+    return (None, 0) if retained is None else (retained.memory, retained.rows)

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from .. import _native
 from . import products
-from .tiles import Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+from .tiles import (
+    Gradients,
+    Head,
+    RetainedSlot,
+    RetainedTile,
+    RowGradients,
+    RowState,
+    Tile,
+    grouped_bytes,
+)
 
 NAME = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,6 +46,10 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
+    return grouped_bytes(rows, width, dtype)
+
+
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     """None: torch's allocator hands every tile the memory of the tile before.
 
@@ -46,7 +59,7 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     return ()
 
 
-def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+def begin(head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
     return None
 
 
@@ -54,7 +67,7 @@ def score_tile(
     head: Head,
     tile: Tile,
     state: RowState,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
 ) -> None:
     raw = _padded(head, tile, head.accumulator)
@@ -69,7 +82,7 @@ def score_tile(
             state.entropy_sum,
             state.square_sum,
             state.logit_sum,
-            *_retained_arguments(retained),
+            *_retained_arguments(head, tile, retained),
             stream,
         )
 
@@ -78,7 +91,7 @@ def grad_tile(
     head: Head,
     tile: Tile,
     rows: RowGradients,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
@@ -87,7 +100,7 @@ def grad_tile(
 
 
 def _product_gradient(
-    head: Head, tile: Tile, rows: RowGradients, retained: RetainedTile | None
+    head: Head, tile: Tile, rows: RowGradients, retained: RetainedSlot | None
 ) -> Tensor:
     """dz ``[N, W]``, padded, in the dtype of `hidden`; never in the memory of the retained tile."""
     raw = None
@@ -98,7 +111,7 @@ def _product_gradient(
     with _current_stream(head.hidden.device) as stream:
         torch.ops.rao_native.grad_rows(
             raw,
-            *_retained_arguments(retained),
+            *_retained_arguments(head, tile, retained),
             *_tile_arguments(head, tile),
             rows.row_max,
             rows.log_sum,
@@ -137,5 +150,10 @@ def _tile_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
     )
 
 
-def _retained_arguments(retained: RetainedTile | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if retained is None else (retained.values, retained.maxima)
+def _retained_arguments(
+    head: Head, tile: Tile, retained: RetainedSlot | None
+) -> tuple[Tensor | None, Tensor | None]:
+    if retained is None:
+        return None, None
+    kept = RetainedTile.on(retained, tile, head.hidden.dtype)
+    return kept.values, kept.maxima

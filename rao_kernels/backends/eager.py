@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from .products import add_products, logits
-from .tiles import GROUP, Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+from .tiles import (
+    GROUP,
+    Gradients,
+    Head,
+    RetainedSlot,
+    RetainedTile,
+    RowGradients,
+    RowState,
+    Tile,
+    grouped_bytes,
+)
 
 NAME = "eager"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -23,11 +33,15 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"it computes in {DTYPES}, not {dtype}"
 
 
+def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
+    return grouped_bytes(rows, width, dtype)
+
+
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     return ()
 
 
-def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+def begin(head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
     return None
 
 
@@ -35,12 +49,12 @@ def score_tile(
     head: Head,
     tile: Tile,
     state: RowState,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
 ) -> None:
     raw = logits(head, tile)
     if retained is not None:
-        _retain(raw, retained)
+        _retain(raw, RetainedTile.on(retained, tile, head.hidden.dtype))
     z, _ = _transform(head, tile, raw)
     _fold(z, state)
     local = head.targets - tile.start
@@ -53,11 +67,11 @@ def grad_tile(
     head: Head,
     tile: Tile,
     rows: RowGradients,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    raw = logits(head, tile) if retained is None else _restore(tile, retained, rows)
+    raw = logits(head, tile) if retained is None else _restore(head, tile, retained, rows)
     z, slope = _transform(head, tile, raw)
     dz = _logit_gradient(head, tile, rows, z)
     draw = (dz * slope * head.scale).to(head.hidden.dtype)
@@ -107,8 +121,9 @@ def _retain(raw: Tensor, retained: RetainedTile) -> None:
     retained.values.copy_((grouped - maxima[:, :, None]).transpose(0, 1))
 
 
-def _restore(tile: Tile, retained: RetainedTile, rows: RowGradients) -> Tensor:
-    values, maxima = retained.values, retained.maxima
+def _restore(head: Head, tile: Tile, retained: RetainedSlot, rows: RowGradients) -> Tensor:
+    kept = RetainedTile.on(retained, tile, head.hidden.dtype)
+    values, maxima = kept.values, kept.maxima
     if rows.retained_row is not None:
         values, maxima = values[:, rows.retained_row], maxima[:, rows.retained_row]
     raw = values.to(maxima.dtype) + maxima[:, :, None]

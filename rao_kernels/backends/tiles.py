@@ -6,12 +6,18 @@ Legend: N rows of the pass, V vocabulary, D hidden size, W words of a tile, G = 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-GROUP = 256  # words of a retained tile that share one maximum
+GROUP = 256  # words of a `RetainedTile` that share one maximum
+
+
+def accumulator_of(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of sums over products of operands of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Tile(NamedTuple):
@@ -68,7 +74,7 @@ class Head:
     @property
     def accumulator(self) -> torch.dtype:
         """Dtype of statistics and accumulated gradients."""
-        return torch.float64 if self.hidden.dtype == torch.float64 else torch.float32
+        return accumulator_of(self.hidden.dtype)
 
     def weight_tile(self, tile: Tile) -> Tensor:
         """``[W, D]`` contiguous, in the dtype of `hidden`; a copy only where it must be."""
@@ -99,16 +105,47 @@ class RowState:
 
 
 @dataclass(frozen=True)
+class RetainedSlot:
+    """Memory in which a backend keeps one tile for backward; the layout is its own.
+
+    memory: flat uint8 of the backend's `retained_bytes`, aligned to 64 bytes; `score_tile` writes
+    all of it. rows: of the pass that retained the tile.
+    """
+
+    memory: Tensor
+    rows: int
+
+
+def grouped_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of a `RetainedTile` of so many rows and words."""
+    groups = -(-width // GROUP)
+    return groups * rows * (GROUP * dtype.itemsize + accumulator_of(dtype).itemsize)
+
+
+@dataclass(frozen=True)
 class RetainedTile:
     """A tile's raw products (before bias, softcap and scale), kept for backward, group by group.
 
+    The layout that several backends share.
+
     values: ``[ceil(W / G), N, G]`` in the dtype of `hidden`: product minus the maximum of the
     row's group; what lies beyond the W words is of no account.
-    maxima: ``[ceil(W / G), N]`` in the accumulator dtype.
+    maxima: ``[ceil(W / G), N]`` in the accumulator dtype; in a slot directly behind the values.
     """
 
     values: Tensor
     maxima: Tensor
+
+    @classmethod
+    def on(cls, slot: RetainedSlot, tile: Tile, dtype: torch.dtype) -> RetainedTile:
+        """A view of a slot of `grouped_bytes`."""
+        shape = (tile.groups, slot.rows, GROUP)
+        end = prod(shape) * dtype.itemsize
+        values, maxima = (
+            slot.memory[:end].view(dtype),
+            slot.memory[end:].view(accumulator_of(dtype)),
+        )
+        return cls(values.view(shape), maxima.view(shape[:2]))
 
 
 @dataclass(frozen=True)

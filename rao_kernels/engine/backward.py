@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Gradients, Head, RetainedTile, RowGradients, Tile
+from ..backends import Gradients, Head, RetainedSlot, RowGradients, Tile
 from . import plan
 from .sparsity import Sparsity, in_order, needed_rows, take, take_gradients, with_words
 from .work import count
@@ -40,7 +40,7 @@ def differentiate(
     sparse: what that pass learnt about its tiles; None: nothing is dropped.
     """
     cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse is not None)
-    slots = plan.RetainedBuffer(memory, scored_rows, head.hidden.dtype).slots(cut)
+    slots = plan.RetainedBuffer(backend, memory, scored_rows, head.hidden.dtype).slots(cut)
     rows, factor = _in_range(rows, head.hidden.dtype)
     out = _buffers(head, needs, factor)
     if head.rows:
@@ -63,13 +63,13 @@ def _dense_walk(
     backend: str,
     rows: RowGradients,
     cut: list[Tile],
-    slots: list[RetainedTile | None],
+    slots: list[RetainedSlot | None],
     out: Gradients,
-) -> Iterator[tuple[Tile, RetainedTile | None, int]]:
+) -> Iterator[tuple[Tile, RetainedSlot | None, int]]:
     """Every tile with all rows; yields it, its slot, and the number of rows."""
     module = backends.get(backend)
     scratch = module.scratch(head, cut[0].width, backward=True)
-    module.begin(head, scratch)
+    module.begin(head, scratch, backward=True)
     for tile, slot in zip(cut, slots, strict=True):
         module.grad_tile(head, tile, rows, slot, out, scratch)
         yield tile, slot, head.rows
@@ -81,9 +81,9 @@ def _sparse_walk(
     backend: str,
     rows: RowGradients,
     cut: list[Tile],
-    slots: list[RetainedTile | None],
+    slots: list[RetainedSlot | None],
     out: Gradients,
-) -> Iterator[tuple[Tile, RetainedTile | None, int]]:
+) -> Iterator[tuple[Tile, RetainedSlot | None, int]]:
     """Every tile with the rows that need it, gathered."""
     module = backends.get(backend)
     ordered = in_order(head, sparse.order)
@@ -95,7 +95,7 @@ def _sparse_walk(
         own = take(ordered, index)
         if own.rows:
             if number == 0 or index is not None or needed.rows[number - 1] is not None:
-                module.begin(own, scratch)
+                module.begin(own, scratch, backward=True)
             own_rows, own_out = take_gradients(rows, index), replace(out, dhidden_row=index)
             module.grad_tile(own, tile, own_rows, slot, own_out, scratch)
         else:

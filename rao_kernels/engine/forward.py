@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Head, RetainedTile, RowState, Tile
+from ..backends import Head, RetainedSlot, RowState, Tile
 from . import plan, sparsity
 from .work import count
 
@@ -59,14 +59,15 @@ def score(
     """
     sparse = order is not None
     cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse)
-    buffer = plan.RetainedBuffer(memory, head.rows, head.hidden.dtype)
+    buffer = plan.RetainedBuffer(backend, memory, head.rows, head.hidden.dtype)
     slots = buffer.slots(cut)
+    buffer.zero_between(slots)
     states = _initial_states(head, wanted, len(cut) if sparse else 1)
     if order is None:
         _dense_walk(head, backend, cut, slots, states)
     else:
         slots = _sparse_walk(head, backend, cut, slots, states, order, tolerance)
-    buffer.zero_unused(cut, slots)
+    buffer.zero_unused(slots)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
     retained = sum(slot is not None for slot in slots)
     return _finish(states, head.weight.shape[0], retained if sparse else None)
@@ -76,13 +77,14 @@ def _dense_walk(
     head: Head,
     backend: str,
     cut: list[Tile],
-    slots: list[RetainedTile | None],
+    slots: list[RetainedSlot | None],
     states: RowState,
 ) -> None:
     """Every tile into the same statistics."""
     if head.rows:
         module, state = backends.get(backend), _row(states, 0)
         scratch = module.scratch(head, cut[0].width, backward=False)
+        module.begin(head, scratch, backward=False)
         for tile, slot in zip(cut, slots, strict=True):
             module.score_tile(head, tile, state, slot, scratch)
 
@@ -91,21 +93,22 @@ def _sparse_walk(
     head: Head,
     backend: str,
     cut: list[Tile],
-    slots: list[RetainedTile | None],
+    slots: list[RetainedSlot | None],
     states: RowState,
     order: Tensor,
     tolerance: float,
-) -> list[RetainedTile | None]:
+) -> list[RetainedSlot | None]:
     """Every tile into statistics of its own; gives the slots that were used.
 
     The tiles are taken to be lighter and lighter: once one is not worth its slot, none is.
     """
-    used: list[RetainedTile | None] = [None] * len(cut)
+    used: list[RetainedSlot | None] = [None] * len(cut)
     if not head.rows:
         return used
     head, device_type = sparsity.in_order(head, order), head.hidden.device.type
     module = backends.get(backend)
     scratch = module.scratch(head, cut[0].width, backward=False)
+    module.begin(head, scratch, backward=False)
     keep = True
     for number, tile in enumerate(sparsity.with_words(cut, order)):
         state = _row(states, number)

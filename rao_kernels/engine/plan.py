@@ -6,13 +6,13 @@ agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..backends import GROUP, RetainedTile, Tile
+from .. import backends
+from ..backends import RetainedSlot, Tile
 
 DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
@@ -39,14 +39,9 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _accumulator_size(dtype: torch.dtype) -> int:
-    return 8 if dtype == torch.float64 else 4
-
-
-def slot_bytes(rows: int, tile: Tile, dtype: torch.dtype) -> int:
-    """Bytes that one retained tile takes: its values, then its group maxima."""
-    values = _aligned(rows * tile.groups * GROUP * dtype.itemsize)
-    return values + _aligned(rows * tile.groups * _accumulator_size(dtype))
+def slot_bytes(backend: str, rows: int, tile: Tile, dtype: torch.dtype) -> int:
+    """Bytes that one retained tile takes, up to where the next may begin."""
+    return _aligned(backends.get(backend).retained_bytes(rows, tile.width, dtype))
 
 
 def workspace_bytes(
@@ -54,6 +49,7 @@ def workspace_bytes(
     rows: int,
     vocabulary: int,
     dtype: torch.dtype,
+    backend: str,
     device_type: str,
     *,
     sparse: bool,
@@ -65,13 +61,13 @@ def workspace_bytes(
     products, because its derivative magnifies their rounding. Less than one tile counts as 0.
     """
     cut = tiles(vocabulary, device_type, sparse=sparse)
-    everything = sum(slot_bytes(rows, tile, dtype) for tile in cut)
+    everything = sum(slot_bytes(backend, rows, tile, dtype) for tile in cut)
     if requested is None and bends and dtype.itemsize == 2:
         requested = 0
     if requested is None:
         requested = DEFAULT_WORKSPACE_CAP
     budget = min(requested, everything)
-    return budget if budget >= slot_bytes(rows, cut[0], dtype) else 0
+    return budget if budget >= slot_bytes(backend, rows, cut[0], dtype) else 0
 
 
 def is_reconsidered(number: int, device_type: str) -> bool:
@@ -92,42 +88,37 @@ class RetainedBuffer:
     may be less than the buffer was sized for; more tiles fit then.
     """
 
+    backend: str
     memory: Tensor
     rows: int
     dtype: torch.dtype
 
-    def slots(self, cut: list[Tile]) -> list[RetainedTile | None]:
+    def slots(self, cut: list[Tile]) -> list[RetainedSlot | None]:
         """For each tile the memory it is retained in, or None."""
-        offset, found = 0, list[RetainedTile | None]()
+        module = backends.get(self.backend)
+        offset, found = 0, list[RetainedSlot | None]()
         for tile in cut:
-            end = offset + slot_bytes(self.rows, tile, self.dtype)
-            fits = self.rows > 0 and end <= self.memory.numel()
-            found.append(self._slot(offset, tile) if fits else None)
-            offset = end
+            end = offset + module.retained_bytes(self.rows, tile.width, self.dtype)
+            fits = self.rows > 0 and _aligned(end) <= self.memory.numel()
+            found.append(RetainedSlot(self.memory[offset:end], self.rows) if fits else None)
+            offset = _aligned(end)
         return found
 
-    def zero_unused(self, cut: list[Tile], slots: list[RetainedTile | None]) -> None:
-        """Zero what lies between the first tiles, retained in `slots`, and the rest if it is short,
-        so that equal inputs give equal buffers. A long rest stays untouched: it costs no memory
-        on a CPU as long as nobody writes to it.
-        """
-        used = 0
-        for tile, slot in zip(cut, slots, strict=True):
+    def zero_between(self, slots: list[RetainedSlot | None]) -> None:
+        """Zero what lies between the slots before they are written, so that equal inputs give equal
+        buffers."""
+        offset = 0
+        for slot in slots:
             if slot is None:
                 break
-            maxima = used + _aligned(slot.values.nbytes)
-            self.memory[used + slot.values.nbytes : maxima].zero_()
-            used += slot_bytes(self.rows, tile, self.dtype)
-            self.memory[maxima + slot.maxima.nbytes : used].zero_()
+            end = offset + slot.memory.numel()
+            offset = _aligned(end)
+            self.memory[end:offset].zero_()
+
+    def zero_unused(self, slots: list[RetainedSlot | None]) -> None:
+        """Zero what lies behind the slots that were used if it is short, to the same end. More
+        stays untouched: it costs no memory on a CPU as long as nobody writes to it.
+        """
+        used = sum(_aligned(slot.memory.numel()) for slot in slots if slot is not None)
         if self.memory.numel() - used <= ZEROED_REST:
             self.memory[used:].zero_()
-
-    def _slot(self, offset: int, tile: Tile) -> RetainedTile:
-        accumulator = torch.float64 if self.dtype == torch.float64 else torch.float32
-        shape = (tile.groups, self.rows, GROUP)
-        count = math.prod(shape)
-        values = self.memory[offset : offset + count * self.dtype.itemsize].view(self.dtype)
-        offset += _aligned(count * self.dtype.itemsize)
-        count = math.prod(shape[:2])
-        maxima = self.memory[offset : offset + count * accumulator.itemsize].view(accumulator)
-        return RetainedTile(values.view(shape), maxima.view(shape[:2]))

@@ -7,7 +7,6 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .. import engine
 from ..backends import Head
 from ..errors import InputError
 from ..types import EngineOptions, TokenStats, WordOrder
@@ -129,15 +128,7 @@ def _scores(
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     tolerance = options.get("grad_tolerance", 0.0) if differentiable else 0.0
-    workspace = engine.workspace_bytes(
-        options.get("workspace_bytes") if differentiable else 0,
-        flat.shape[0],
-        weight.shape[0],
-        compute_dtype,
-        hidden.device.type,
-        sparse=tolerance > 0.0,
-        bends=logit_softcap is not None,
-    )
+    workspace = options.get("workspace_bytes") if differentiable else 0
     flat_targets, scale = targets.reshape(-1), float(logit_scale)
     softcap = None if logit_softcap is None else float(logit_softcap)
     order = options.get("word_order")

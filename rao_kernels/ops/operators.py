@@ -23,7 +23,7 @@ def linear_logprobs_op(
     scale: float,
     softcap: float | None,
     ignore_index: int | None,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     compute_dtype: torch.dtype,
     with_entropy: bool,
     with_square_sum: bool,
@@ -38,14 +38,17 @@ def linear_logprobs_op(
     The first seven ``[N]``, zero elements where not asked. tile_mass ``[N, K]`` of the K tiles,
     order ``[V]``, the words as they were cut into them, and retained_tiles ``[1]``, how many tiles
     lie in `retained`, where `grad_tolerance` is above 0, else zero elements. retained:
-    `workspace_bytes` flat bytes; what holds nothing is 0, or uninitialised where it is long.
+    `engine.workspace_bytes` flat bytes; what holds nothing is 0, or uninitialised where it is long.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         selection = row_selection.for_scoring(hidden, targets, ignore_index, weight.shape[0])
         head = _head(hidden, weight, bias, targets, scale, softcap, compute_dtype, selection)
         wanted = engine.Statistics(with_entropy, with_square_sum, with_mean)
-        retained = torch.empty(workspace_bytes, dtype=torch.uint8, device=hidden.device)
         name = backends.select(backend or None, hidden.device, compute_dtype)
+        size = _retained_size(
+            hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
+        )
+        retained = torch.empty(size, dtype=torch.uint8, device=hidden.device)
         order = _order(head, word_order, grad_tolerance) if grad_tolerance > 0.0 else None
         scores = engine.score(head, name, wanted, retained, order, grad_tolerance)
         per_row = (
@@ -80,7 +83,7 @@ def _(
     scale: float,
     softcap: float | None,
     ignore_index: int | None,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     compute_dtype: torch.dtype,
     with_entropy: bool,
     with_square_sum: bool,
@@ -94,6 +97,10 @@ def _(
 
     statistics = torch.float64 if compute_dtype == torch.float64 else torch.float32
     sparse = grad_tolerance > 0.0
+    name = backends.select(backend or None, hidden.device, compute_dtype)
+    retained_size = _retained_size(
+        hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
+    )
     tiles = len(engine.tiles(weight.shape[0], hidden.device.type, sparse=sparse))
     return (
         rows(True, statistics),
@@ -106,7 +113,7 @@ def _(
         hidden.new_empty((hidden.shape[0], tiles) if sparse else 0, dtype=statistics),
         targets.new_empty(weight.shape[0] if sparse else 0),
         targets.new_empty(1 if sparse else 0),
-        hidden.new_empty(workspace_bytes, dtype=torch.uint8),
+        hidden.new_empty(retained_size, dtype=torch.uint8),
     )
 
 
@@ -203,6 +210,28 @@ def _(
         return tensor.new_empty(tensor.shape)
 
     return like(hidden, need_dhidden), like(weight, need_dweight), like(bias, need_dbias)
+
+
+def _retained_size(
+    hidden: Tensor,
+    weight: Tensor,
+    softcap: float | None,
+    requested: int | None,
+    compute_dtype: torch.dtype,
+    grad_tolerance: float,
+    backend: str,
+) -> int:
+    """Bytes of the retained buffer; all rows count, as long as none is selected."""
+    return engine.workspace_bytes(
+        requested,
+        hidden.shape[0],
+        weight.shape[0],
+        compute_dtype,
+        backend,
+        hidden.device.type,
+        sparse=grad_tolerance > 0.0,
+        bends=softcap is not None,
+    )
 
 
 def _order(head: Head, word_order: Tensor | None, tolerance: float) -> Tensor:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from rao_kernels import _native
 from rao_kernels.backends import (
-    GROUP,
     Gradients,
     Head,
-    RetainedTile,
+    RetainedSlot,
     RowGradients,
     RowState,
     Tile,
@@ -99,7 +98,7 @@ class Result:
     dhidden: Tensor
     dweight: Tensor
     dbias: Tensor
-    retained: list[RetainedTile]
+    retained: list[RetainedSlot]
 
 
 def walk(backend: object, case: Case, *, retain: bool, kept_rows: Tensor | None = None) -> Result:
@@ -110,16 +109,15 @@ def walk(backend: object, case: Case, *, retain: bool, kept_rows: Tensor | None 
         return torch.full(shape or (head.rows,), value, dtype=dtype)
 
     state = RowState(full(-torch.inf), full(0.0), full(torch.nan), full(0.0), full(0.0), full(0.0))
-    slots: list[RetainedTile | None] = [None] * len(case.cut)
+    slots: list[RetainedSlot | None] = [None] * len(case.cut)
     if retain:
         slots = [
-            RetainedTile(
-                torch.empty(tile.groups, head.rows, GROUP, dtype=head.hidden.dtype),
-                full(torch.nan, tile.groups, head.rows),
-            )
+            RetainedSlot(torch.full((size,), 0xFF, dtype=torch.uint8), head.rows)
             for tile in case.cut
+            for size in [backend.retained_bytes(head.rows, tile.width, head.hidden.dtype)]
         ]
     scratch = backend.scratch(head, case.cut[0].width, backward=False)
+    backend.begin(head, scratch, backward=False)
     for tile, slot in zip(case.cut, slots, strict=True):
         backend.score_tile(head, tile, state, slot, scratch)
     out = differentiate(backend, case, state, slots, kept_rows)
@@ -137,7 +135,7 @@ def differentiate(
     backend: object,
     case: Case,
     state: RowState,
-    slots: list[RetainedTile | None],
+    slots: list[RetainedSlot | None],
     kept_rows: Tensor | None,
 ) -> Gradients:
     head = case.head
@@ -165,7 +163,7 @@ def differentiate(
         unscale=torch.tensor(0.5, dtype=head.accumulator),
     )
     scratch = backend.scratch(head, case.cut[0].width, backward=True)
-    backend.begin(head, scratch)
+    backend.begin(head, scratch, backward=True)
     for tile, slot in zip(case.cut, slots, strict=True):
         backend.grad_tile(head, tile, rows, slot, out, scratch)
     return out
@@ -313,8 +311,33 @@ def test_retained_rows_are_found_by_index_and_left_as_they_are(dtype: torch.dtyp
     before = walk(cpu, case, retain=True).retained
     after = walk(cpu, case, retain=True, kept_rows=kept_rows).retained
     for first, second in zip(before, after, strict=True):
-        assert torch.equal(first.values, second.values)
-        assert torch.equal(first.maxima, second.maxima)
+        assert torch.equal(first.memory, second.memory)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_size_of_a_retained_tile_is_that_of_the_library(isa: str, dtype: torch.dtype) -> None:
+    number = _native.ISAS.index(isa)
+    for rows, words in itertools.product((1, 2, 15, 16, 17, 100, 1000), (1, 255, 256, 257, 2048)):
+        size = cpu.retained_bytes(rows, words, dtype)
+        assert size == torch.ops.rao_native.retained_bytes(number, dtype, rows, words)
+
+
+@pytest.mark.usefixtures("isa")
+def test_a_short_buffer_is_refused() -> None:
+    case = make_case(5, 8, 300, 300, torch.bfloat16)
+    (tile,), head = case.cut, case.head
+    size = cpu.retained_bytes(head.rows, tile.width, head.hidden.dtype)
+    state = RowState(*(torch.zeros(head.rows) for _ in range(3)), None, None, None)
+    scratch = cpu.scratch(head, tile.width, backward=False)
+    whole = RetainedSlot(torch.empty(size, dtype=torch.uint8), head.rows)
+    cpu.score_tile(head, tile, state, whole, scratch)
+    for memory, rows in ((whole.memory[:-1], head.rows), (whole.memory, head.rows - 1)):
+        slot = RetainedSlot(memory, rows)
+        with pytest.raises(RuntimeError, match="retained"):
+            cpu.score_tile(head, tile, state, slot, scratch)
+    scratch = cpu.scratch(head, tile.width, backward=True)
+    with pytest.raises(RuntimeError, match="packed_hidden"):
+        cpu.begin(head, (scratch[0], scratch[1][:-1], *scratch[2:]), backward=True)
 
 
 @pytest.mark.usefixtures("isa")

@@ -45,7 +45,7 @@ def measured(rows: int, size: int, vocabulary: int, **options: object) -> int:
 def promised(rows: int, size: int, vocabulary: int, workspace: int | None) -> int:
     """docs/memory.md: the retained logits, one pass's scratch, the fp32 accumulator of dhidden."""
     retained = engine.workspace_bytes(
-        workspace, rows, vocabulary, torch.bfloat16, "cpu", sparse=False, bends=False
+        workspace, rows, vocabulary, torch.bfloat16, "cpu", "cpu", sparse=False, bends=False
     )
     head = Head(
         torch.empty(rows, size, dtype=torch.bfloat16),

@@ -54,8 +54,10 @@ class Call:
 def retained_words(workspace: int | None, rows: int = N) -> int:
     """Words of the tiles that a buffer of so many bytes holds the logits of."""
     cut = plan.tiles(V, "cpu")
-    size = plan.workspace_bytes(workspace, rows, V, torch.float32, "cpu", sparse=False, bends=False)
-    buffer = plan.RetainedBuffer(torch.empty(size, dtype=torch.uint8), rows, torch.float32)
+    size = plan.workspace_bytes(
+        workspace, rows, V, torch.float32, "eager", "cpu", sparse=False, bends=False
+    )
+    buffer = plan.RetainedBuffer("eager", torch.empty(size, dtype=torch.uint8), rows, torch.float32)
     kept = zip(cut, buffer.slots(cut), strict=True)
     return sum(tile.width for tile, slot in kept if slot is not None)
 
@@ -88,7 +90,7 @@ def test_products(call: Call, options: dict[str, Any], forward: float, backward:
 
 
 def test_products_of_what_was_retained_in_part() -> None:
-    one_tile = plan.slot_bytes(N, plan.tiles(V, "cpu")[0], torch.float32)
+    one_tile = plan.slot_bytes("eager", N, plan.tiles(V, "cpu")[0], torch.float32)
     words = retained_words(one_tile)
     assert 0 < words < V
     _, backward = Call().work(workspace_bytes=one_tile)
@@ -98,7 +100,7 @@ def test_products_of_what_was_retained_in_part() -> None:
 def test_fewer_rows_than_the_buffer_was_made_for() -> None:
     """The buffer is sized before rows are selected: more tiles fit when half of them go."""
     tiles = plan.tiles(V, "cpu")
-    half = sum(plan.slot_bytes(N // 2, tile, torch.float32) for tile in tiles)
+    half = sum(plan.slot_bytes("eager", N // 2, tile, torch.float32) for tile in tiles)
     _, backward = Call(ignored=N // 2).work(workspace_bytes=half)
     assert backward.gemm_flops == 4 * (N // 2) * V * D
 
@@ -177,7 +179,7 @@ def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) ->
     targets = torch.randint(0, V, (N,))
     head = Head(torch.randn(N, D), torch.randn(V, D), None, targets, scale=1.0, softcap=None)
     size = plan.workspace_bytes(
-        workspace, N, V, torch.float32, "cpu", sparse=tolerance > 0, bends=False
+        workspace, N, V, torch.float32, "eager", "cpu", sparse=tolerance > 0, bends=False
     )
     memory = torch.empty(size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as seen, record_work() as work:

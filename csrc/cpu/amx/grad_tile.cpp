@@ -82,7 +82,7 @@ struct GradMemory {
 int64_t place(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
 
 // The gradient of the weight's rows that belong to a block of panels.
-template <class Source, class Target>
+template <class Source>
 class WeightGradient {
  public:
   static constexpr int kParts = kPartsOf<Source>;
@@ -114,7 +114,19 @@ class WeightGradient {
     return memory_.waiting + (strip * cut_.panels + panel) * kBlockFloats;
   }
 
-  RAO_INLINE void write(const float* block, int64_t panel, int64_t strip) const {
+  void write(const float* block, int64_t panel, int64_t strip) const {
+    switch (out_.dweight_dtype) {
+      case DType::kFloat32:
+        return write_rows<Float32>(block, panel, strip);
+      case DType::kBFloat16:
+        return write_rows<BFloat16>(block, panel, strip);
+      case DType::kFloat16:
+        return write_rows<Float16>(block, panel, strip);
+    }
+  }
+
+  template <class Target>
+  RAO_INLINE void write_rows(const float* block, int64_t panel, int64_t strip) const {
     using Storage = typename Target::Storage;
     const int64_t first = panel * kBlock, column = strip * kBlock;
     const int64_t count = smaller<int64_t>(kBlock, head_.words - first);
@@ -127,9 +139,8 @@ class WeightGradient {
       if (columns == kBlock) {
         store_row<Target>(target, low, high);
       } else {
-        alignas(64) Storage row[kBlock];
+        Storage row[kBlock];
         store_row<Target>(row, low, high);
-        order_stores();
         std::memcpy(target, row, columns * sizeof(Storage));
       }
     }
@@ -175,7 +186,7 @@ class BiasGradient {
 };
 
 // What forms dz, and multiplies it for dweight.
-template <class Source, class Target>
+template <class Source>
 class EntryGradients {
  public:
   static constexpr int kParts = kPartsOf<Source>;
@@ -212,7 +223,7 @@ class EntryGradients {
     const auto memory = GradMemory<Source>::of(
         scratch_.threads + part * scratch_.thread_bytes, head_, cut_);
     const LogitGradient<kParts> dz{memory.logit_gradient, cut_.strips, by_rows_};
-    const WeightGradient<Source, Target> dweight(head_, out_, hidden_.by_depth, memory, cut_);
+    const WeightGradient<Source> dweight(head_, out_, hidden_.by_depth, memory, cut_);
     BiasGradient<kParts> dbias;
     const int64_t count = panels.end - panels.begin, strips = blocks_of(head_.rows);
     for (int64_t first = 0; first < strips; first += cut_.strips) {
@@ -394,12 +405,12 @@ class HiddenGradient {
   const Scratch& scratch_;
 };
 
-template <class Source, class Target>
+template <class Source>
 void form_gradients(const HeadTile& head, const GradContext<Source>& context, const Gradients& out,
                     const PackedHidden<kPartsOf<Source>>& hidden,
                     const Packed<kPartsOf<Source>>& by_rows, const Scratch& scratch,
                     const Parallel& parallel) {
-  const EntryGradients<Source, Target> form(head, context, out, hidden, by_rows, scratch);
+  const EntryGradients<Source> form(head, context, out, hidden, by_rows, scratch);
   const bool plain = context.logits.identity() && context.rows.mass_grad == nullptr;
   const bool restored = context.retained.filled();
   if (plain) {
@@ -408,21 +419,6 @@ void form_gradients(const HeadTile& head, const GradContext<Source>& context, co
   } else {
     restored ? form.template operator()<false, true>(parallel)
              : form.template operator()<false, false>(parallel);
-  }
-}
-
-template <class Source>
-void form_gradients(const HeadTile& head, const GradContext<Source>& context, const Gradients& out,
-                    const PackedHidden<kPartsOf<Source>>& hidden,
-                    const Packed<kPartsOf<Source>>& by_rows, const Scratch& scratch,
-                    const Parallel& parallel) {
-  switch (out.dweight == nullptr ? head.dtype : out.dweight_dtype) {
-    case DType::kFloat32:
-      return form_gradients<Source, Float32>(head, context, out, hidden, by_rows, scratch, parallel);
-    case DType::kBFloat16:
-      return form_gradients<Source, BFloat16>(head, context, out, hidden, by_rows, scratch, parallel);
-    case DType::kFloat16:
-      return form_gradients<Source, Float16>(head, context, out, hidden, by_rows, scratch, parallel);
   }
 }
 

@@ -48,14 +48,14 @@ inline void zero(int tile) {
   tiles[tile] = Tile{};
 }
 
-inline void load(int tile, const void* source, int64_t stride) {
+__attribute__((noinline)) inline void load(int tile, const void* source, int64_t stride) {
   require_configuration();
   for (int row = 0; row < kRows; ++row) {
     std::memcpy(tiles[tile].lanes[row], static_cast<const char*>(source) + row * stride, 64);
   }
 }
 
-inline void store(int tile, void* target, int64_t stride) {
+__attribute__((noinline)) inline void store(int tile, void* target, int64_t stride) {
   require_configuration();
   for (int row = 0; row < kRows; ++row) {
     std::memcpy(static_cast<char*>(target) + row * stride, tiles[tile].lanes[row], 64);
@@ -83,7 +83,7 @@ inline void multiply_row(const uint32_t (&a)[16], const Tile& b, uint32_t (&c)[1
   }
 }
 
-inline void multiply(int c, int a, int b) {
+__attribute__((noinline)) inline void multiply(int c, int a, int b) {
   require_configuration();
   for (int row = 0; row < kRows; ++row) {
     multiply_row(tiles[a].lanes[row], tiles[b], tiles[c].lanes[row]);

@@ -42,10 +42,17 @@ struct Gradients {
   float unscale;  // factor of dweight and dbias
 };
 
+// What one tile retains from forward to backward: TileKernels::retained_bytes long, aligned to 64
+// bytes, in a layout of the kernels' own.
+struct RetainedSlot {
+  std::byte* memory;  // null: none
+  int64_t rows;       // of the pass that retained it
+};
+
 // Buffers that one pass reuses for every tile; sizes in bytes from TileKernels::*_scratch.
 struct Scratch {
   std::byte* packed_weight;
-  std::byte* packed_hidden;  // backward: filled once by TileKernels::pack_hidden
+  std::byte* packed_hidden;  // filled once by TileKernels::pack_hidden; its size knows no words
   std::byte* rows;           // forward: statistics of each group; backward: the logit gradient
   std::byte* threads;        // one block for each part of the work
   int64_t thread_bytes;
@@ -58,22 +65,28 @@ struct ScratchSizes {
   int64_t thread;
 };
 
-enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-constexpr int kIsaCount = 4;
+enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
+constexpr int kIsaCount = 5;
 
 struct TileKernels {
+  // Bytes of a RetainedSlot for a tile of so many words.
+  int64_t (*retained_bytes)(DType dtype, int64_t rows, int64_t words);
   ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
   ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
-  void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size,
+  // Before the first tile of a pass, and when its rows have changed.
+  void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size, bool backward,
                       std::byte* packed, const Parallel& parallel);
-  void (*score_tile)(const HeadTile& head, const RowState& state, const RetainedTile& retained,
+  void (*score_tile)(const HeadTile& head, const RowState& state, const RetainedSlot& retained,
                      const Scratch& scratch, const Parallel& parallel);
-  void (*grad_tile)(const HeadTile& head, const RowGradients& rows, const RetainedTile& retained,
+  void (*grad_tile)(const HeadTile& head, const RowGradients& rows, const RetainedSlot& retained,
                     const Gradients& out, const Scratch& scratch, const Parallel& parallel);
 };
 
 // Whether this processor (and this build) can run `isa`.
 bool host_has(Isa isa);
+
+// Why this processor (and this build) cannot run kAvx512Amx, or null.
+const char* amx_problem();
 
 // The kernels built for `isa`, which the host must have.
 const TileKernels& kernels_for(Isa isa);

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from ..products import add_products, logits
-from ..tiles import Gradients, Head, RetainedTile, RowGradients, RowState, Tile
+from ..tiles import (
+    Gradients,
+    Head,
+    RetainedSlot,
+    RetainedTile,
+    RowGradients,
+    RowState,
+    Tile,
+    grouped_bytes,
+)
 from . import tuning
 
 NAME = "triton"
@@ -51,6 +60,10 @@ def _interpreting() -> bool:
     return bool(knobs.runtime.interpret)
 
 
+def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
+    return grouped_bytes(rows, width, dtype)
+
+
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     """Forward: the products of a tile, or the statistics of its groups. Backward: dz."""
     from . import blocks
@@ -63,7 +76,7 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     return (torch.empty(shape, dtype=dtype, device=head.hidden.device),)
 
 
-def begin(head: Head, scratch: Sequence[Tensor]) -> None:
+def begin(head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
     return None
 
 
@@ -71,23 +84,24 @@ def score_tile(
     head: Head,
     tile: Tile,
     state: RowState,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
 ) -> None:
     from . import score_tile_kernels as kernels
 
+    kept = None if retained is None else RetainedTile.on(retained, tile, head.hidden.dtype)
     if _is_fused("score", head):
-        kernels.fused(head, tile, scratch[0], state, retained)
+        kernels.fused(head, tile, scratch[0], state, kept)
     else:
         raw = logits(head, tile, out=scratch[0][: head.rows, : tile.width])
-        kernels.from_products(head, tile, raw, state, retained)
+        kernels.from_products(head, tile, raw, state, kept)
 
 
 def grad_tile(
     head: Head,
     tile: Tile,
     rows: RowGradients,
-    retained: RetainedTile | None,
+    retained: RetainedSlot | None,
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
@@ -95,7 +109,8 @@ def grad_tile(
 
     dz = scratch[0][: head.rows, : tile.width]
     if retained is not None:
-        kernels.from_retained(head, tile, retained, rows, dz)
+        kept = RetainedTile.on(retained, tile, head.hidden.dtype)
+        kernels.from_retained(head, tile, kept, rows, dz)
     elif _is_fused("grad", head):
         kernels.fused(head, tile, rows, dz)
     else:

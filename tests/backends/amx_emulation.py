@@ -1,0 +1,53 @@
+"""The AMX kernels on a processor without the unit: csrc/cpu/amx over csrc/cpu/amx/tile_emulation.h.
+
+A library of its own, with the operators of the real one in another namespace. The emulated tiles
+give the hardware's bits; vectors are those of AVX-512 where the processor has them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from rao_kernels import _native
+from rao_kernels.backends import cpu
+
+from .build_script import SETUP
+
+NAMESPACE = "rao_native_emulated"
+EMULATED = "-DRAO_TILES_EMULATED"
+GENERIC = ["-O1", "-mfma", "-Wno-psabi"] if SETUP.accepts(["-mfma"]) else ["-O1", "-Wno-psabi"]
+
+
+def _vector_flags() -> list[str]:
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    return ["-O2", *SETUP.AVX512_BF16] if "avx512_bf16" in library.host_isas else GENERIC
+
+
+@cache
+def load() -> _native.CpuLibrary:
+    """Compile and load the library."""
+    tiles = [EMULATED, "-DRAO_HAS_AMX"]
+    base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={NAMESPACE}"]
+    units = [
+        *((source, [*_vector_flags(), EMULATED, "-DRAO_ISA=avx512_amx"]) for source in SETUP.AMX_SOURCES),
+        *((source, ["-DRAO_ISA=portable"]) for source in SETUP.TILE_SOURCES),
+        *((source, base) for source in SETUP.CPU_SOURCES),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "emulated.so"
+        SETUP.link_cpp(units, Path(folder), path)
+        torch.ops.load_library(path)
+    return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated")
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the `cpu` backend run the emulated kernels."""
+    library = load()
+    monkeypatch.setattr(_native, "cpu_library", lambda: library)
+    monkeypatch.setattr(cpu, "_operators", lambda: getattr(torch.ops, NAMESPACE))
