@@ -22,6 +22,7 @@ from .tiles import (
     RowGradients,
     RowState,
     Tile,
+    Traits,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "RowGradients",
     "RowState",
     "Tile",
+    "Traits",
     "get",
     "reasons",
     "select",
@@ -49,6 +51,9 @@ class Backend(Protocol):
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if the backend runs operands of `dtype` on `device`, else the reason it does not."""
+
+    def traits(self, device_type: str) -> Traits:
+        """What to plan a pass on such a device by."""
 
     def retained_bytes(self, rows: int, width: int, dtype: torch.dtype) -> int:
         """Bytes of the slot of a tile of `width` words, for operands of `dtype`. Plain arithmetic:

@@ -11,11 +11,23 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .tiles import Gradients, Head, RetainedSlot, RowGradients, RowState, Tile, grouped_bytes
+from .tiles import (
+    Gradients,
+    Head,
+    RetainedSlot,
+    RowGradients,
+    RowState,
+    Tile,
+    Traits,
+    grouped_bytes,
+)
 
 NAME = "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# By instruction set: the size of a retained tile, the same as csrc's TileKernels::retained_bytes.
+# By instruction set; the size of a retained tile is that of csrc's TileKernels::retained_bytes.
+_TRAITS = dict.fromkeys(
+    _native.ISAS, Traits(dense_width=2048, sparse_width=1024, retained_cost=300)
+)
 _RETAINED_BYTES = dict.fromkeys(_native.ISAS, grouped_bytes)
 
 
@@ -26,6 +38,10 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it computes in {DTYPES}, not {dtype}"
     library = _native.cpu_library()
     return library.reason if isinstance(library, _native.Missing) else None
+
+
+def traits(device_type: str) -> Traits:
+    return _TRAITS[_isa()]
 
 
 def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:

@@ -22,6 +22,7 @@ from .tiles import (
     RowGradients,
     RowState,
     Tile,
+    Traits,
     grouped_bytes,
 )
 
@@ -44,6 +45,10 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
         built = ", ".join(library.capabilities)
         return f"its kernels, built for compute capability {built}, do not run on {name}: {problem}"
     return None
+
+
+def traits(device_type: str) -> Traits:
+    return products.traits_on(device_type)
 
 
 def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .products import add_products, logits
+from .products import add_products, logits, traits_on
 from .tiles import (
     GROUP,
     Gradients,
@@ -22,6 +22,7 @@ from .tiles import (
     RowGradients,
     RowState,
     Tile,
+    Traits,
     grouped_bytes,
 )
 
@@ -31,6 +32,10 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"it computes in {DTYPES}, not {dtype}"
+
+
+def traits(device_type: str) -> Traits:
+    return traits_on(device_type)
 
 
 def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:

@@ -9,7 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tiles import Gradients, Head, Tile
+from .tiles import Gradients, Head, Tile, Traits
+
+_TRAITS = {
+    "cpu": Traits(dense_width=2048, sparse_width=1024, retained_cost=300),
+    "cuda": Traits(dense_width=8192, sparse_width=4096, retained_cost=0),
+}
+_OTHER_TRAITS = Traits(dense_width=4096, sparse_width=4096, retained_cost=0)
+
+
+def traits_on(device_type: str) -> Traits:
+    """What suits these products on a device."""
+    return _TRAITS.get(device_type, _OTHER_TRAITS)
 
 
 def logits(head: Head, tile: Tile, out: Tensor | None = None) -> Tensor:

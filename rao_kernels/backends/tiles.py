@@ -20,6 +20,20 @@ def accumulator_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What the engine plans a pass on a backend by.
+
+    dense_width: words of a tile. sparse_width: likewise for a sparse backward, which drops more
+    with narrower ones. retained_cost: a retained logit is written and read in the time of so many
+    multiply-adds; 0: its time does not count.
+    """
+
+    dense_width: int
+    sparse_width: int
+    retained_cost: int
+
+
 class Tile(NamedTuple):
     """Places ``start:stop`` of the walk over the vocabulary.
 

@@ -39,7 +39,8 @@ def differentiate(
     memory: the retained buffer of the forward pass over `scored_rows` rows.
     sparse: what that pass learnt about its tiles; None: nothing is dropped.
     """
-    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse is not None)
+    traits = backends.get(backend).traits(head.hidden.device.type)
+    cut = plan.tiles(head.weight.shape[0], traits, sparse=sparse is not None)
     slots = plan.RetainedBuffer(backend, memory, scored_rows, head.hidden.dtype).slots(cut)
     rows, factor = _in_range(rows, head.hidden.dtype)
     out = _buffers(head, needs, factor)

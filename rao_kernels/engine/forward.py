@@ -58,7 +58,8 @@ def score(
     backward of `tolerance`, which retains only the tiles worth it; None: as they are.
     """
     sparse = order is not None
-    cut = plan.tiles(head.weight.shape[0], head.hidden.device.type, sparse=sparse)
+    traits = backends.get(backend).traits(head.hidden.device.type)
+    cut = plan.tiles(head.weight.shape[0], traits, sparse=sparse)
     buffer = plan.RetainedBuffer(backend, memory, head.rows, head.hidden.dtype)
     slots = buffer.slots(cut)
     buffer.zero_between(slots)
@@ -105,8 +106,8 @@ def _sparse_walk(
     used: list[RetainedSlot | None] = [None] * len(cut)
     if not head.rows:
         return used
-    head, device_type = sparsity.in_order(head, order), head.hidden.device.type
-    module = backends.get(backend)
+    head, module = sparsity.in_order(head, order), backends.get(backend)
+    traits = module.traits(head.hidden.device.type)
     scratch = module.scratch(head, cut[0].width, backward=False)
     module.begin(head, scratch, backward=False)
     keep = True
@@ -114,9 +115,9 @@ def _sparse_walk(
         state = _row(states, number)
         used[number] = slots[number] if keep else None
         module.score_tile(head, tile, state, used[number], scratch)
-        if used[number] is not None and plan.is_reconsidered(number, device_type):
+        if used[number] is not None and plan.is_reconsidered(number, traits):
             share = sparsity.returning_share(states, number, tolerance)
-            keep = plan.worth_retaining(share, head.hidden.shape[1], device_type)
+            keep = plan.worth_retaining(share, head.hidden.shape[1], traits)
     return used
 
 

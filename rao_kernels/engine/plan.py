@@ -1,7 +1,7 @@
 """How a pass is cut up: tile width, workspace, and the slots of the retained buffer.
 
-Widths and sizes are functions of shapes, dtype and device type, so that a compiler's fake tensors
-agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
+Widths and sizes are functions of shapes, dtype, backend and device type, so that a compiler's fake
+tensors agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -12,26 +12,21 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import RetainedSlot, Tile
+from ..backends import RetainedSlot, Tile, Traits
 
 DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
 ZEROED_REST = 1 << 24  # bytes
-_DENSE_WIDTH = {"cpu": 2048, "cuda": 8192}
-_SPARSE_WIDTH = {"cpu": 1024, "cuda": 4096}
-# A CPU writes and reads a retained logit in the time of so many multiply-adds; elsewhere in none.
-_RETAINED_COST = {"cpu": 300}
 
 
-def tile_width(vocabulary: int, device_type: str, *, sparse: bool = False) -> int:
+def tile_width(vocabulary: int, traits: Traits, *, sparse: bool = False) -> int:
     """Words of a tile: fewer for a sparse backward, which drops more of them then."""
-    widths = _SPARSE_WIDTH if sparse else _DENSE_WIDTH
-    return min(vocabulary, widths.get(device_type, 4096))
+    return min(vocabulary, traits.sparse_width if sparse else traits.dense_width)
 
 
-def tiles(vocabulary: int, device_type: str, *, sparse: bool = False) -> list[Tile]:
+def tiles(vocabulary: int, traits: Traits, *, sparse: bool = False) -> list[Tile]:
     """The vocabulary, cut into tiles; the last may be narrower."""
-    width = tile_width(vocabulary, device_type, sparse=sparse)
+    width = tile_width(vocabulary, traits, sparse=sparse)
     return [Tile(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
@@ -60,7 +55,7 @@ def workspace_bytes(
     None asks for everything, up to 1 GiB, and for nothing where a softcap bends half-precision
     products, because its derivative magnifies their rounding. Less than one tile counts as 0.
     """
-    cut = tiles(vocabulary, device_type, sparse=sparse)
+    cut = tiles(vocabulary, backends.get(backend).traits(device_type), sparse=sparse)
     everything = sum(slot_bytes(backend, rows, tile, dtype) for tile in cut)
     if requested is None and bends and dtype.itemsize == 2:
         requested = 0
@@ -70,14 +65,14 @@ def workspace_bytes(
     return budget if budget >= slot_bytes(backend, rows, cut[0], dtype) else 0
 
 
-def is_reconsidered(number: int, device_type: str) -> bool:
+def is_reconsidered(number: int, traits: Traits) -> bool:
     """Whether to ask after this tile if the next ones are worth retaining: after 1, 2, 4, 8 ..."""
-    return device_type in _RETAINED_COST and number & (number + 1) == 0
+    return traits.retained_cost > 0 and number & (number + 1) == 0
 
 
-def worth_retaining(share: float, size: int, device_type: str) -> bool:
+def worth_retaining(share: float, size: int, traits: Traits) -> bool:
     """Whether a tile that this share of the rows comes back to is better retained."""
-    return share * size >= _RETAINED_COST.get(device_type, 0)
+    return share * size >= traits.retained_cost
 
 
 @dataclass(frozen=True)

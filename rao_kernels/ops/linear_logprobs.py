@@ -131,10 +131,10 @@ def _scores(
     workspace = options.get("workspace_bytes") if differentiable else 0
     flat_targets, scale = targets.reshape(-1), float(logit_scale)
     softcap = None if logit_softcap is None else float(logit_softcap)
-    order = options.get("word_order")
+    order, backend = options.get("word_order"), options.get("backend") or ""
     if isinstance(order, WordOrder):
         head = Head(flat, weight, bias, flat_targets, scale, softcap)
-        order = word_orders.learn(order, head, ignore_index, compute_dtype, tolerance)
+        order = word_orders.learn(order, head, ignore_index, compute_dtype, tolerance, backend)
     logp, row_max, log_sum, is_top1, entropy, log_sum_sq, mean, *_ = linear_logprobs_op(
         flat,
         weight,
@@ -150,7 +150,7 @@ def _scores(
         "mean_logits" in stats,
         tolerance,
         order,
-        options.get("backend") or "",
+        backend,
     )
     shape = targets.shape
     return TokenStats(

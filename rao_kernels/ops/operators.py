@@ -49,7 +49,7 @@ def linear_logprobs_op(
             hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
         )
         retained = torch.empty(size, dtype=torch.uint8, device=hidden.device)
-        order = _order(head, word_order, grad_tolerance) if grad_tolerance > 0.0 else None
+        order = _order(head, name, word_order, grad_tolerance) if grad_tolerance > 0.0 else None
         scores = engine.score(head, name, wanted, retained, order, grad_tolerance)
         per_row = (
             scores.logp,
@@ -101,7 +101,8 @@ def _(
     retained_size = _retained_size(
         hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
     )
-    tiles = len(engine.tiles(weight.shape[0], hidden.device.type, sparse=sparse))
+    traits = backends.get(name).traits(hidden.device.type)
+    tiles = len(engine.tiles(weight.shape[0], traits, sparse=sparse))
     return (
         rows(True, statistics),
         rows(True, statistics),
@@ -234,11 +235,12 @@ def _retained_size(
     )
 
 
-def _order(head: Head, word_order: Tensor | None, tolerance: float) -> Tensor:
+def _order(head: Head, backend: str, word_order: Tensor | None, tolerance: float) -> Tensor:
     """The caller's order, checked, or one learnt from the rows at hand; a copy either way."""
     vocabulary = head.weight.shape[0]
     if word_order is None:
-        width = engine.tile_width(vocabulary, head.hidden.device.type, sparse=True)
+        traits = backends.get(backend).traits(head.hidden.device.type)
+        width = engine.tile_width(vocabulary, traits, sparse=True)
         return engine.order_by_sample(head, width, tolerance)
     inside = (word_order >= 0) & (word_order < vocabulary)
     seen = torch.zeros_like(inside)
@@ -308,7 +310,8 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     saved = (logp, row_max, log_sum, entropy, *sparse_and_retained)
     ctx.save_for_backward(hidden, weight, bias, targets, *saved)
     ctx.constants = (scale, softcap, ignore_index, compute_dtype, grad_tolerance)
-    ctx.backend = backend
+    # The one that ran: what it retained has its layout, and its tiles their widths.
+    ctx.backend = backends.select(backend or None, hidden.device, compute_dtype)
     ctx.mark_non_differentiable(row_max, is_top1, log_sum_sq, mean, *sparse_and_retained)
     ctx.set_materialize_grads(False)
 

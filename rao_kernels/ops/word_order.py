@@ -7,10 +7,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .. import engine
+from .. import backends, engine
 from ..backends import Head
 from ..errors import InputError
 from ..types import WordOrder
+
+
+@torch.library.custom_op("rao_kernels::order_words", mutates_args=())
+def order_words_op(logits: Tensor, affinity: Tensor, tolerance: float, backend: str) -> Tensor:
+    """`engine.order_words` for the tiles of the backend that will run.
+
+    An operator, because a compiler cannot trace the choice of a backend.
+    """
+    name = backends.select(backend or None, logits.device, logits.dtype)
+    traits = backends.get(name).traits(logits.device.type)
+    width = engine.tile_width(len(affinity), traits, sparse=True)
+    return engine.order_words(engine.Sample(logits, affinity), width, tolerance)
+
+
+@order_words_op.register_fake
+def _(logits: Tensor, affinity: Tensor, tolerance: float, backend: str) -> Tensor:
+    return affinity.new_empty(affinity.shape, dtype=torch.int64)
 
 
 def learn(
@@ -19,6 +36,7 @@ def learn(
     ignore_index: int | None,
     compute_dtype: torch.dtype,
     tolerance: float,
+    backend: str,
 ) -> Tensor | None:
     """``[V]`` the order for the rows of `head`, which `learner` takes in; None without rows, and
     where nothing is dropped.
@@ -41,8 +59,8 @@ def learn(
         rows = engine.take(head, _spaced(head.targets, ignore_index))
         sample = engine.sample(replace(rows, hidden=rows.hidden.to(compute_dtype)))
         affinity = learner.observe(sample.affinity.nan_to_num(), rows.rows)
-        width = engine.tile_width(len(affinity), head.hidden.device.type, sparse=True)
-        return engine.order_words(replace(sample, affinity=affinity), width, tolerance)
+        order: Tensor = order_words_op(sample.logits, affinity, tolerance, backend)
+        return order
 
 
 def _spaced(targets: Tensor, ignore_index: int | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from bench import plan, program, providers, trl_step
 from bench.cases import CASES, SUITES, Head
+from rao_kernels.backends import Traits
 from rao_kernels.cli.main import main
 from rao_kernels.engine import plan as engine_plan
 
@@ -69,7 +70,7 @@ def test_cases_have_different_names() -> None:
 def test_tile_width_is_put_back() -> None:
     before = engine_plan.tile_width
     with plan.tile_width(32):
-        assert engine_plan.tile_width(96, "cpu") == 32
+        assert engine_plan.tile_width(96, Traits(64, 64, 0)) == 32
     with plan.tile_width(None):
         assert engine_plan.tile_width is before
     assert engine_plan.tile_width is before

@@ -55,7 +55,7 @@ def promised(rows: int, size: int, vocabulary: int, workspace: int | None) -> in
         1.0,
         None,
     )
-    width = engine.tile_width(vocabulary, "cpu")
+    width = engine.tile_width(vocabulary, backends.get("cpu").traits("cpu"))
     scratch = backends.get("cpu").scratch(head, width, backward=True)
     accumulator = 4 * rows * size
     return retained + sum(buffer.nbytes for buffer in scratch) + accumulator

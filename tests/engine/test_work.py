@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rao_kernels import engine
+from rao_kernels import backends, engine
 from rao_kernels.backends import Head, RowGradients
 from rao_kernels.engine import Work, plan, record_work
 from rao_kernels.ops import linear_logprobs
@@ -21,6 +21,7 @@ from rao_kernels.ops import linear_logprobs
 from .test_memory import peak_extra, require_cpu_library
 
 N, D, V = 24, 8, 5000
+TRAITS = backends.get("eager").traits("cpu")
 DELTA = 2.0**-9
 
 
@@ -53,7 +54,7 @@ class Call:
 
 def retained_words(workspace: int | None, rows: int = N) -> int:
     """Words of the tiles that a buffer of so many bytes holds the logits of."""
-    cut = plan.tiles(V, "cpu")
+    cut = plan.tiles(V, TRAITS)
     size = plan.workspace_bytes(
         workspace, rows, V, torch.float32, "eager", "cpu", sparse=False, bends=False
     )
@@ -90,7 +91,7 @@ def test_products(call: Call, options: dict[str, Any], forward: float, backward:
 
 
 def test_products_of_what_was_retained_in_part() -> None:
-    one_tile = plan.slot_bytes("eager", N, plan.tiles(V, "cpu")[0], torch.float32)
+    one_tile = plan.slot_bytes("eager", N, plan.tiles(V, TRAITS)[0], torch.float32)
     words = retained_words(one_tile)
     assert 0 < words < V
     _, backward = Call().work(workspace_bytes=one_tile)
@@ -99,7 +100,7 @@ def test_products_of_what_was_retained_in_part() -> None:
 
 def test_fewer_rows_than_the_buffer_was_made_for() -> None:
     """The buffer is sized before rows are selected: more tiles fit when half of them go."""
-    tiles = plan.tiles(V, "cpu")
+    tiles = plan.tiles(V, TRAITS)
     half = sum(plan.slot_bytes("eager", N // 2, tile, torch.float32) for tile in tiles)
     _, backward = Call(ignored=N // 2).work(workspace_bytes=half)
     assert backward.gemm_flops == 4 * (N // 2) * V * D
@@ -109,7 +110,7 @@ def test_fewer_rows_than_the_buffer_was_made_for() -> None:
 # vocabulary and gives every other block less than e^-30; every third target is in another block.
 
 BLOCKS = 3
-WIDTH = plan.tiles(10**6, "cpu", sparse=True)[0].width
+WIDTH = plan.tiles(10**6, TRAITS, sparse=True)[0].width
 
 
 def known_mass(rows: int, size: int = BLOCKS, **options: Any) -> tuple[Work, Work, int]:
@@ -136,7 +137,7 @@ def test_products_of_the_pairs_that_stay(workspace: int, size: int) -> None:
     options = {"word_order": order, "workspace_bytes": workspace}
     forward, backward, pairs = known_mass(18, size, **options)
     # Where a third of the rows is not worth it, the first tile alone is retained before that shows.
-    worth = plan.worth_retaining(1 / 3, size, "cpu")
+    worth = plan.worth_retaining(1 / 3, size, TRAITS)
     retained = 0 if not workspace else pairs if worth else 6
     assert forward.gemm_flops == 2 * 18 * BLOCKS * WIDTH * size
     assert (backward.row_tiles, backward.row_tiles_kept) == (18 * BLOCKS, pairs)
@@ -168,7 +169,7 @@ def test_flat_rows_keep_every_pair() -> None:
         options = {"grad_tolerance": DELTA, "workspace_bytes": 0, "word_order": torch.arange(V)}
         targets = torch.zeros(N, dtype=torch.int64)
         linear_logprobs(hidden, weight, targets, **options).sum().backward()
-    assert work.row_tiles_kept == work.row_tiles == N * len(plan.tiles(V, "cpu", sparse=True))
+    assert work.row_tiles_kept == work.row_tiles == N * len(plan.tiles(V, TRAITS, sparse=True))
     assert work.gemm_flops == 8 * N * V * D
 
 
@@ -185,7 +186,7 @@ def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) ->
     with FlopCounterMode(display=False) as seen, record_work() as work:
         order = None
         if tolerance:
-            width = plan.tile_width(V, "cpu", sparse=True)
+            width = plan.tile_width(V, TRAITS, sparse=True)
             order = engine.order_by_sample(head, width, tolerance)
         scores = engine.score(head, "eager", engine.Statistics(), memory, order, tolerance)
         rows = RowGradients(
@@ -239,7 +240,7 @@ class Bytes:
     def promised(self, workspace: int, *, sparse: bool = False) -> int:
         """docs/memory.md."""
         rows, size, vocabulary = SHAPE
-        width = plan.tiles(vocabulary, "cpu", sparse=sparse)[0].width
+        width = plan.tiles(vocabulary, backends.get("cpu").traits("cpu"), sparse=sparse)[0].width
         scored = rows - self.ignored
         selected = 0 if scored == rows else 4 * scored * size
         if not (self.dhidden or self.dweight):
@@ -277,7 +278,7 @@ def test_bytes_of_a_sparse_backward() -> None:
     rows of hidden that a tile needs."""
     require_cpu_library()
     rows, size, vocabulary = SHAPE
-    tiles = len(plan.tiles(vocabulary, "cpu", sparse=True))
+    tiles = len(plan.tiles(vocabulary, backends.get("cpu").traits("cpu"), sparse=True))
     promise = Bytes().promised(0, sparse=True)
     extra = 44 * rows * tiles + 32 * vocabulary + 4 * rows * size
     found = Bytes().measured(workspace_bytes=0, grad_tolerance=DELTA)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rao_kernels import backends
 from rao_kernels.engine import record_work
 from rao_kernels.errors import BackendError, InputError, NotYetError
 from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
@@ -314,3 +315,22 @@ def test_duplicated_targets_accumulate() -> None:
     got = gradients(problem)
     truth, plain = dense(problem.to(torch.float64)), dense(problem)
     assert error(got[1], truth.dweight) <= allowed(plain.dweight, truth.dweight, torch.float32)
+
+
+def test_backward_runs_on_the_backend_of_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What forward retained is in its layout, whatever is chosen since."""
+    ran = []
+    grad_tile = backends.get("eager").grad_tile
+
+    def recorded(*arguments: object) -> None:
+        ran.append("eager")
+        grad_tile(*arguments)
+
+    monkeypatch.setattr(backends.get("eager"), "grad_tile", recorded)
+    monkeypatch.setenv("RAO_KERNELS_BACKEND", "eager")
+    problem = make(rows=9, vocabulary=300, size=8)
+    hidden = problem.hidden.clone().requires_grad_()
+    logps = linear_logprobs(hidden, problem.weight, problem.targets)
+    monkeypatch.setenv("RAO_KERNELS_BACKEND", "no such backend")
+    logps.sum().backward()
+    assert ran

@@ -52,7 +52,7 @@ struct RetainedSlot {
 // Buffers that one pass reuses for every tile; sizes in bytes from TileKernels::*_scratch.
 struct Scratch {
   std::byte* packed_weight;
-  std::byte* packed_hidden;  // filled once by TileKernels::pack_hidden; its size knows no words
+  std::byte* packed_hidden;  // filled once a pass by pack_hidden; its size is that for any tile
   std::byte* rows;           // forward: statistics of each group; backward: the logit gradient
   std::byte* threads;        // one block for each part of the work
   int64_t thread_bytes;

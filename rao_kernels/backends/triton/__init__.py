@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ..products import add_products, logits
+from ..products import add_products, logits, traits_on
 from ..tiles import (
     Gradients,
     Head,
@@ -22,6 +22,7 @@ from ..tiles import (
     RowGradients,
     RowState,
     Tile,
+    Traits,
     grouped_bytes,
 )
 from . import tuning
@@ -58,6 +59,10 @@ def _interpreting() -> bool:
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
+
+
+def traits(device_type: str) -> Traits:
+    return traits_on(device_type)
 
 
 def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
