@@ -6,6 +6,7 @@ Legend: N rows, V vocabulary, D hidden size, W words of a tile.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,11 @@ from .tiles import (
 
 NAME = "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# By instruction set; the size of a retained tile is that of csrc's TileKernels::retained_bytes.
-_TRAITS = dict.fromkeys(
-    _native.ISAS, Traits(dense_width=2048, sparse_width=1024, retained_cost=300)
-)
-_RETAINED_BYTES = dict.fromkeys(_native.ISAS, grouped_bytes)
+_TRAITS = Traits(dense_width=2048, sparse_width=1024, retained_cost=300)
+# The tile unit multiplies more in the time of a retained logit; the packed weight of wider tiles
+# leaves the second-level cache.
+_AMX_TRAITS = Traits(dense_width=1024, sparse_width=1024, retained_cost=600)
+_AMX_BLOCK = 32  # rows and words of a retained block, which shares maxima
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -41,11 +42,15 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def traits(device_type: str) -> Traits:
-    return _TRAITS[_isa()]
+    return _AMX_TRAITS if _isa() == "avx512_amx" else _TRAITS
 
 
 def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
-    return _RETAINED_BYTES[_isa()](rows, width, dtype)
+    """As csrc's TileKernels::retained_bytes of the instruction set in use."""
+    if _isa() != "avx512_amx":
+        return grouped_bytes(rows, width, dtype)
+    blocks = -(-rows // _AMX_BLOCK) * -(-width // _AMX_BLOCK)
+    return 64 + blocks * (_AMX_BLOCK * _AMX_BLOCK * dtype.itemsize + _AMX_BLOCK * 4)
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
@@ -120,6 +125,10 @@ def grad_tile(
         out.unscale,
         *scratch,
     )
+
+
+def _operators() -> Any:
+    return torch.ops.rao_native
 
 
 def _isa() -> str:

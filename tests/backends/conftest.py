@@ -9,9 +9,10 @@ import pytest
 from rao_kernels import _native
 from rao_kernels.backends.triton import tuning
 
-from . import emulation
+from . import amx_emulation, emulation
 
 FORMS = ("fused", "unfused")
+EMULATED_AMX = "avx512_amx-emulated"
 VARIANTS = ("cpu", "eager", "cuda-emulated", *(f"triton-{form}-interpret" for form in FORMS))
 
 
@@ -34,14 +35,17 @@ def fresh_library() -> Iterator[None]:
     _native.cpu_library.cache_clear()
 
 
-@pytest.fixture(params=_native.ISAS)
+@pytest.fixture(params=[*_native.ISAS, EMULATED_AMX])
 def isa(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: None
 ) -> str:
-    """Each instruction set this processor has, forced by the environment."""
+    """Each instruction set this processor has, forced by the environment; AMX on emulated tiles."""
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
+    if request.param == EMULATED_AMX:
+        amx_emulation.install(monkeypatch)
+        return "avx512_amx"
     if request.param not in library.host_isas:
         pytest.skip(f"this processor has {', '.join(library.host_isas)}, not {request.param}")
     monkeypatch.setenv("RAO_KERNELS_CPU_ISA", request.param)

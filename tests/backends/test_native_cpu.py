@@ -243,7 +243,7 @@ def test_a_broken_library_is_a_reason(
 
 def test_every_source_is_listed() -> None:
     listed = (ROOT / "setup.py").read_text()
-    for path in (*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("python_bindings/*.cpp")):
+    for path in (*ROOT.glob("csrc/cpu/**/*.cpp"), *ROOT.glob("python_bindings/*.cpp")):
         assert f'"{path.relative_to(ROOT).as_posix()}"' in listed
 
 
