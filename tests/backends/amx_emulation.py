@@ -49,5 +49,5 @@ def load() -> _native.CpuLibrary:
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the `cpu` backend run the emulated kernels."""
     library = load()
-    monkeypatch.setattr(_native, "cpu_library", lambda: library)
+    monkeypatch.setattr(_native, "cpu_library", cache(lambda: library))
     monkeypatch.setattr(cpu, "_operators", lambda: getattr(torch.ops, NAMESPACE))
