@@ -1,4 +1,4 @@
-"""The two operators that torch knows: schemas, bodies, fakes, and what joins them in autograd.
+"""Forward and backward as operators of torch: schemas, bodies, fakes, and their autograd.
 
 Legend: N rows, V vocabulary, D hidden size, K tiles.
 """
