@@ -319,7 +319,7 @@ def test_the_size_of_a_retained_tile_is_that_of_the_library(isa: str, dtype: tor
     number = _native.ISAS.index(isa)
     for rows, words in itertools.product((1, 2, 15, 16, 17, 100, 1000), (1, 255, 256, 257, 2048)):
         size = cpu.retained_bytes(rows, words, dtype)
-        assert size == torch.ops.rao_native.retained_bytes(number, dtype, rows, words)
+        assert size == cpu._operators().retained_bytes(number, dtype, rows, words)
 
 
 @pytest.mark.usefixtures("isa")
@@ -387,7 +387,7 @@ def test_scratch_stays_small() -> None:
     library = _native.cpu_library()
     assert isinstance(library, _native.CpuLibrary)
     isa = _native.ISAS.index(library.isa)
-    *shared, thread = torch.ops.rao_native.scratch_sizes(isa, hidden, 2048, True)
+    *shared, thread = cpu._operators().scratch_sizes(isa, hidden, 2048, True)
     if library.isa == "avx512_bf16":
         assert sum(shared) + 2 * thread + 4 * rows * size < 0.05 * 4 * rows * vocabulary
     assert thread < 600_000
