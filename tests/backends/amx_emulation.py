@@ -25,7 +25,8 @@ GENERIC = ["-O1", "-mfma", "-Wno-psabi"] if SETUP.accepts(["-mfma"]) else ["-O1"
 
 def _vector_flags() -> list[str]:
     library = _native.cpu_library()
-    assert isinstance(library, _native.CpuLibrary)
+    if isinstance(library, _native.Missing):
+        pytest.skip(library.reason)
     return ["-O2", *SETUP.AVX512_BF16] if "avx512_bf16" in library.host_isas else GENERIC
 
 
@@ -35,7 +36,10 @@ def load() -> _native.CpuLibrary:
     tiles = [EMULATED, "-DRAO_HAS_AMX"]
     base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={NAMESPACE}"]
     units = [
-        *((source, [*_vector_flags(), EMULATED, "-DRAO_ISA=avx512_amx"]) for source in SETUP.AMX_SOURCES),
+        *(
+            (source, [*_vector_flags(), EMULATED, "-DRAO_ISA=avx512_amx"])
+            for source in SETUP.AMX_SOURCES
+        ),
         *((source, ["-DRAO_ISA=portable"]) for source in SETUP.TILE_SOURCES),
         *((source, base) for source in SETUP.CPU_SOURCES),
     ]
@@ -44,6 +48,15 @@ def load() -> _native.CpuLibrary:
         SETUP.link_cpp(units, Path(folder), path)
         torch.ops.load_library(path)
     return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated")
+
+
+def require_hardware() -> None:
+    """Skip the test where the processor has no AMX."""
+    library = _native.cpu_library()
+    if isinstance(library, _native.Missing):
+        pytest.skip(library.reason)
+    if problem := torch.ops.rao_native.amx_problem():
+        pytest.skip(f"no AMX: {problem}")
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,3 +51,17 @@ def isa(
     monkeypatch.setenv("RAO_KERNELS_CPU_ISA", request.param)
     _native.cpu_library.cache_clear()
     return str(request.param)
+
+
+@pytest.fixture(params=["emulated", "hardware"])
+def amx(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> str:
+    """The `cpu` backend on AMX tiles: emulated, and the processor's own."""
+    if request.param == "emulated":
+        amx_emulation.install(monkeypatch)
+    else:
+        amx_emulation.require_hardware()
+        monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx512_amx")
+        _native.cpu_library.cache_clear()
+    return str(request.param)

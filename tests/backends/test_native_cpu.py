@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from statistics import median
 
 import pytest
 import torch
-from torch import Tensor
 
 from rao_kernels import _native
-from rao_kernels.backends import (
-    Gradients,
-    Head,
-    RetainedSlot,
-    RowGradients,
-    RowState,
-    Tile,
-    cpu,
-    eager,
-)
+from rao_kernels.backends import RetainedSlot, RowState, cpu, eager
 from rao_kernels.errors import BackendError
 
 from ..cases import FLOOR, error
+from .tile_walk import Case, Result, assert_as_good_as_eager, make_case, walk
 
 ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -33,168 +22,6 @@ MISSING = _native.cpu_library()
 needs_library = pytest.mark.skipif(
     isinstance(MISSING, _native.Missing), reason=str(getattr(MISSING, "reason", ""))
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One head, cut into tiles, with everything the two operations take."""
-
-    head: Head
-    cut: list[Tile]
-    logp_grad: Tensor
-    mass_grad: Tensor
-    log_mass_grad: Tensor
-
-    def to(self, dtype: torch.dtype) -> Case:
-        head = self.head
-        wide = {
-            name: None if (tensor := getattr(head, name)) is None else tensor.to(dtype)
-            for name in ("hidden", "weight", "bias")
-        }
-        return replace(
-            self,
-            head=replace(head, **wide),
-            logp_grad=self.logp_grad.double(),
-            mass_grad=self.mass_grad.double(),
-            log_mass_grad=self.log_mass_grad.double(),
-        )
-
-
-def make_case(
-    rows: int,
-    size: int,
-    words: int,
-    width: int,
-    dtype: torch.dtype,
-    *,
-    weight_dtype: torch.dtype | None = None,
-    spread: float = 2.0,
-    bias: bool = False,
-    scale: float = 1.0,
-    softcap: float | None = None,
-) -> Case:
-    head = Head(
-        hidden=torch.randn(rows, size).to(dtype),
-        weight=(torch.randn(words, size) * spread / size**0.5).to(weight_dtype or dtype),
-        bias=torch.randn(words).to(dtype) if bias else None,
-        targets=torch.randint(0, words, (rows,)),
-        scale=scale,
-        softcap=softcap,
-    )
-    cut = [Tile(start, min(start + width, words)) for start in range(0, words, width)]
-    return Case(head, cut, *(torch.randn(rows) for _ in range(3)))
-
-
-@dataclass(frozen=True)
-class Result:
-    """All that a forward and a backward walk give."""
-
-    row_max: Tensor
-    row_sum: Tensor
-    target_logit: Tensor
-    entropy_sum: Tensor
-    square_sum: Tensor
-    logit_sum: Tensor
-    dhidden: Tensor
-    dweight: Tensor
-    dbias: Tensor
-    retained: list[RetainedSlot]
-
-
-def walk(backend: object, case: Case, *, retain: bool, kept_rows: Tensor | None = None) -> Result:
-    """Forward over all rows, backward over `kept_rows`, on the case's tiles."""
-    head, dtype = case.head, case.head.accumulator
-
-    def full(value: float, *shape: int) -> Tensor:
-        return torch.full(shape or (head.rows,), value, dtype=dtype)
-
-    state = RowState(full(-torch.inf), full(0.0), full(torch.nan), full(0.0), full(0.0), full(0.0))
-    slots: list[RetainedSlot | None] = [None] * len(case.cut)
-    if retain:
-        slots = [
-            RetainedSlot(torch.full((size,), 0xFF, dtype=torch.uint8), head.rows)
-            for tile in case.cut
-            for size in [backend.retained_bytes(head.rows, tile.width, head.hidden.dtype)]
-        ]
-    scratch = backend.scratch(head, case.cut[0].width, backward=False)
-    backend.begin(head, scratch, backward=False)
-    for tile, slot in zip(case.cut, slots, strict=True):
-        backend.score_tile(head, tile, state, slot, scratch)
-    out = differentiate(backend, case, state, slots, kept_rows)
-    values = {field.name: getattr(state, field.name) for field in fields(RowState)}
-    return Result(
-        **values,
-        dhidden=out.dhidden,
-        dweight=out.dweight,
-        dbias=out.dbias,
-        retained=[slot for slot in slots if slot is not None],
-    )
-
-
-def differentiate(
-    backend: object,
-    case: Case,
-    state: RowState,
-    slots: list[RetainedSlot | None],
-    kept_rows: Tensor | None,
-) -> Gradients:
-    head = case.head
-    log_sum = state.row_sum.log()
-    logp = (state.target_logit - state.row_max) - log_sum
-
-    def pick(values: Tensor) -> Tensor:
-        return values if kept_rows is None else values[kept_rows]
-
-    retains = slots[0] is not None
-    rows = RowGradients(
-        row_max=pick(state.row_max),
-        log_sum=pick(log_sum),
-        logp=pick(logp),
-        logp_grad=pick(case.logp_grad),
-        mass_grad=pick(case.mass_grad),
-        log_mass_grad=pick(case.log_mass_grad),
-        retained_row=kept_rows if retains else None,
-    )
-    head = replace(head, hidden=pick(head.hidden), targets=pick(head.targets))
-    out = Gradients(
-        dhidden=torch.ones(head.rows, head.hidden.shape[1], dtype=head.accumulator),
-        dweight=torch.full_like(head.weight, torch.nan),
-        dbias=torch.full((head.weight.shape[0],), torch.nan, dtype=head.accumulator),
-        unscale=torch.tensor(0.5, dtype=head.accumulator),
-    )
-    scratch = backend.scratch(head, case.cut[0].width, backward=True)
-    backend.begin(head, scratch, backward=True)
-    for tile, slot in zip(case.cut, slots, strict=True):
-        backend.grad_tile(head, tile, rows, slot, out, scratch)
-    return out
-
-
-def assert_as_good_as_eager(
-    case_of: Callable[[], Case], *, retain: bool = False, kept_rows: Tensor | None = None
-) -> None:
-    """On the first draw, or else on most of 15: of a few numbers, or a sum of large terms that
-    cancel, either may have the lucky or the unlucky roundings."""
-
-    def shares() -> dict[str, float]:
-        return shares_of_the_limit(case_of(), retain, kept_rows)
-
-    worse = [name for name, share in shares().items() if share > 1]
-    draws = [shares() for _ in range(15)] if worse else []
-    for name in worse:
-        assert median(draw[name] for draw in draws) <= 1, name
-
-
-def shares_of_the_limit(case: Case, retain: bool, kept_rows: Tensor | None) -> dict[str, float]:
-    """The error of each result over what is allowed: twice eager's, and a floor."""
-    truth = walk(eager, case.to(torch.float64), retain=False, kept_rows=kept_rows)
-    plain = walk(eager, case, retain=retain, kept_rows=kept_rows)
-    got = walk(cpu, case, retain=retain, kept_rows=kept_rows)
-    shares = {}
-    for name in (field.name for field in fields(Result) if field.name != "retained"):
-        mine, true = getattr(got, name), getattr(truth, name)
-        limit = 2 * error(getattr(plain, name), true) + FLOOR[case.head.hidden.dtype]
-        shares[name] = error(mine, true) / limit
-    return shares
 
 
 @needs_library

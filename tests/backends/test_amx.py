@@ -1,0 +1,141 @@
+"""The tile unit's kernels: shapes, layouts and threads. Their precision is in test_amx_parts.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rao_kernels.backends import cpu
+
+from .tile_walk import (
+    Case,
+    assert_as_good_as_eager,
+    assert_same_bits,
+    make_case,
+    misplaced,
+    walk,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+pytestmark = pytest.mark.usefixtures("amx", "poisoned_memory")
+
+# rows, size, words, width of a tile. Panels, strips and tiles of K are 32 long; K goes by blocks
+# beyond 48 tiles.
+SHAPES = [
+    *((33, size, 70, 70) for size in (1, 7, 8, 31, 32, 33, 64, 576, 1024, 1568, 2048, 2056)),
+    (5, 4096, 70, 70),
+    (3, 8192, 40, 40),
+    *((rows, 40, 100, 64) for rows in (1, 16, 31, 32, 33, 65)),
+]
+# dz goes by chunks of at most 80 strips of bf16, 40 of fp16, 26 of fp32; sums of dweight wait.
+CHUNKED = [(2600, 24, 300, 300), (900, 2600, 40, 40)]
+
+
+@pytest.fixture(autouse=True)
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *CHUNKED], ids=str)
+def test_shapes(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    assert_as_good_as_eager(lambda: make_case(*shape, dtype, plain=True))
+    assert_as_good_as_eager(lambda: make_case(*shape, dtype, bias=True, softcap=9.0), retain=True)
+
+
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [24, 64, 1600])
+def test_scattered_words_and_rows(size: int, dtype: torch.dtype, retain: bool) -> None:
+    """Words of a tile anywhere in the weight, rows of dhidden in any order, and of the retained
+    tile only some."""
+    kept_rows = torch.randperm(70)[:37].sort().values
+    for plain in (False, True):
+        assert_as_good_as_eager(
+            lambda plain=plain: make_case(70, size, 100, 45, dtype, plain=plain, scattered=True),
+            retain=retain,
+            kept_rows=kept_rows,
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_of_another_dtype_and_layout(dtype: torch.dtype) -> None:
+    """The tile is converted, and copied where its rows do not follow one another."""
+    narrow, wide = (torch.bfloat16, torch.float32)
+    case = make_case(40, 64, 100, 64, dtype, weight_dtype=narrow if dtype == wide else wide)
+    head = case.head
+    converted = replace(case, head=replace(head, weight=head.weight.to(dtype)))
+    strided = replace(case, head=replace(head, weight=head.weight.T.contiguous().T))
+    got, expected = walk(cpu, case, retain=False), walk(cpu, converted, retain=False)
+    assert got.dweight.dtype == head.weight.dtype
+    rounded = narrow if dtype == wide else dtype
+    assert torch.equal(got.dweight.to(rounded), expected.dweight.to(rounded))
+    assert_same_bits(replace(got, dweight=expected.dweight), expected)
+    assert_same_bits(got, walk(cpu, strided, retain=False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [33, 64, 2048])
+def test_alignment_does_not_change_a_bit(size: int, dtype: torch.dtype) -> None:
+    """A misaligned weight is copied panel by panel, and results are stored another way."""
+    case = make_case(40, size, 100, 64, dtype)
+    head = case.head
+    moved = replace(head, hidden=misplaced(head.hidden), weight=misplaced(head.weight))
+    assert moved.weight.data_ptr() % 64 == case.head.weight.itemsize
+    assert_same_bits(
+        walk(cpu, case, retain=True),
+        walk(cpu, replace(case, head=moved, misaligned=True), retain=True),
+    )
+
+
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+def test_rows_that_share_a_cache_set_give_the_bits_of_those_in_place(retain: bool) -> None:
+    """Rows 4096 bytes apart are copied; 32 columns of zeros more, and they are used in place."""
+    case = make_case(40, 2048, 70, 70, torch.bfloat16)
+
+    def wider(matrix: Tensor) -> Tensor:
+        return torch.nn.functional.pad(matrix, (0, 32))
+
+    head = replace(case.head, hidden=wider(case.head.hidden), weight=wider(case.head.weight))
+    in_place = walk(cpu, replace(case, head=head), retain=retain)
+    in_place = replace(
+        in_place, dhidden=in_place.dhidden[:, :2048], dweight=in_place.dweight[:, :2048]
+    )
+    assert_same_bits(walk(cpu, case, retain=retain), in_place)
+
+
+def thread_cases() -> Iterator[tuple[Case, Tensor | None]]:
+    """With the rows of the backward pass."""
+    for dtype in (torch.bfloat16, torch.float32):
+        yield make_case(140, 40, 400, 300, dtype, bias=True), None
+        yield make_case(140, 40, 400, 300, dtype, scattered=True), torch.arange(0, 140, 3)
+    yield make_case(70, 1600, 100, 100, torch.bfloat16, plain=True), None  # K by blocks
+    yield make_case(900, 24, 100, 100, torch.float32, plain=True), None  # dz by chunks
+    yield make_case(1, 64, 700, 512, torch.bfloat16), None
+
+
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+def test_the_number_of_threads_does_not_change_a_bit(retain: bool) -> None:
+    for case, kept_rows in thread_cases():
+        results = []
+        for count in (1, 2, 3, 5, 16):
+            torch.set_num_threads(count)
+            results.append(walk(cpu, case, retain=retain, kept_rows=kept_rows))
+        for other in results[1:]:
+            assert_same_bits(results[0], other)
+
+
+def test_retained_memory_is_the_same_for_any_number_of_threads() -> None:
+    case = make_case(70, 64, 100, 64, torch.bfloat16)
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        results.append(walk(cpu, case, retain=True).retained)
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first.memory, second.memory)
