@@ -46,9 +46,9 @@ struct GradMemory {
   std::byte* blocks;
   std::byte* pairs;
   std::byte* restored;
-  float* sums;        // a block for each panel or column strip of a product
+  float* sums;  // a block for each panel or column strip of a product
   std::byte* logit_gradient;
-  float* waiting;     // of dweight, where rows come in chunks: [column strips][panels] blocks
+  float* waiting;  // of dweight, where rows come in chunks: [column strips][panels] blocks
 
   // Column strips of the weight that dhidden's products pass at once.
   static int64_t columns(int64_t panels, int64_t size) {
@@ -73,8 +73,8 @@ struct GradMemory {
     found.sums = reinterpret_cast<float*>(found.restored + kRestored);
     float* end = found.sums + kBlockFloats * sum_blocks(blocks_of(head.words), head.size);
     found.logit_gradient = reinterpret_cast<std::byte*>(end);
-    found.waiting = reinterpret_cast<float*>(
-        found.logit_gradient + LogitGradient<kParts>::bytes(cut.panels, cut.strips));
+    found.waiting = reinterpret_cast<float*>(found.logit_gradient +
+                                             LogitGradient<kParts>::bytes(cut.panels, cut.strips));
     return found;
   }
 };
@@ -159,8 +159,8 @@ class BiasGradient {
  public:
   void add(const LogitGradient<kParts>& dz, int64_t panels, int64_t strips) {
     for (int64_t i = 0; i < panels * kBlock; ++i) {
-      const std::byte* row =
-          dz.entries(i / kBlock, 0) + i % kBlock / kTileRows * kParts * kTileBytes + i % kTileRows * 64;
+      const std::byte* row = dz.entries(i / kBlock, 0) +
+                             i % kBlock / kTileRows * kParts * kTileBytes + i % kTileRows * 64;
       Floats total{};
       for (int64_t tile = 0; tile < strips * 2 * kParts; tile += 2 * kParts) {
         for (int part = 0; part < kParts; ++part) {
@@ -172,7 +172,8 @@ class BiasGradient {
       sums_[i] += sum(total);
     }
   }
-  void write(const HeadTile& head, const Gradients& out, int64_t first_panel, int64_t panels) const {
+  void write(const HeadTile& head, const Gradients& out, int64_t first_panel,
+             int64_t panels) const {
     for (int64_t i = 0; i < panels * kBlock; ++i) {
       const int64_t entry = first_panel * kBlock + i;
       if (entry < head.words) {
@@ -220,8 +221,8 @@ class EntryGradients {
  private:
   template <bool kPlain, bool kRestored>
   void form(Range panels, int part) const {
-    const auto memory = GradMemory<Source>::of(
-        scratch_.threads + part * scratch_.thread_bytes, head_, cut_);
+    const auto memory =
+        GradMemory<Source>::of(scratch_.threads + part * scratch_.thread_bytes, head_, cut_);
     const LogitGradient<kParts> dz{memory.logit_gradient, cut_.strips, by_rows_};
     const WeightGradient<Source> dweight(head_, out_, hidden_.by_depth, memory, cut_);
     BiasGradient<kParts> dbias;
@@ -257,7 +258,9 @@ class EntryGradients {
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for (int64_t strip = rows.begin; strip < rows.end; ++strip) {
           prefetch_retained(panel, strip + 2, rows.end);
-          make(panel, strip, nullptr, {context_, panel, strip, memory.restored}).finish();
+          Block work = make(panel, strip, nullptr, {context_, panel, strip, memory.restored});
+          work.start();
+          work.finish();
         }
       }
     } else {
@@ -267,7 +270,8 @@ class EntryGradients {
                                     BlockMemory::of<kParts>(memory.blocks, depth));
       for (int64_t first = rows.begin; first < rows.end; first += set) {
         const int64_t end = smaller(rows.end, first + set);
-        walk(panels, {first, end}, next_hidden(end, smaller(rows.end, end + set)),
+        const int64_t calls = (panels.end - panels.begin) * (end - first) * depth;
+        walk(panels, {first, end}, next_hidden(end, smaller(rows.end, end + set), calls),
              [&](int64_t panel, int64_t strip, float* block) {
                return make(panel, strip, block, {});
              });
@@ -286,11 +290,10 @@ class EntryGradients {
     }
   }
 
-  Fetch next_hidden(int64_t first, int64_t end) const {
+  Fetch next_hidden(int64_t first, int64_t end, int64_t calls) const {
     const Packed<kParts>& packed = hidden_.by_rows;
-    return first == end ? Fetch()
-                        : Fetch(packed.tile(first, 0, 0),
-                                packed.tile(end, 0, 0) - packed.tile(first, 0, 0));
+    const std::byte* data = packed.tile(first, 0, 0);
+    return {data, packed.tile(end, 0, 0) - data, calls};
   }
 
   const HeadTile& head_;
@@ -340,31 +343,27 @@ class HiddenGradient {
     const int64_t depth = dz_.depth, step = ceil_div(depth, ceil_div(depth, kLongest));
     const int64_t count = columns.end - columns.begin;
     more = more && (strip + 1) * kBlock < head_.rows;
-    Fetch next_dz = more ? Fetch(dz_.tile(strip + 1, 0, 0), Packed<kParts>::bytes(1, depth)) : Fetch();
-    Fetch next_sums = more && out_.dhidden_rows == nullptr ? rows_ahead(strip + 1, columns) : Fetch();
-    next_dz.spread(depth * count);
-    next_sums.spread(depth * count);
+    Fetch next_dz =
+        more ? Fetch(dz_.tile(strip + 1, 0, 0), Packed<kParts>::bytes(1, depth), depth * count)
+             : Fetch();
     for (int64_t k = 0; k < depth; k += step) {
       const int64_t tiles = smaller(step, depth - k);
       const Operand left = dz_.operand(strip).from(k);
       for (int64_t column = columns.begin; column < columns.end; ++column) {
         const Operand right = weight_.operand(column).from(k);
+        const bool fetches = more && k == 0 && in_place(strip + 1, column);
+        const int64_t each = ceil_div(kBlock, tiles);
         float* block = sums + (1 + column - columns.begin) * kBlockFloats;
         k == 0 ? begin(strip, column) : load_sums(block, kBlock);
-        multiply_tiles<kParts, Streamed::kRight>(left, right, tiles, [&](int64_t) {
+        multiply_tiles<kParts, Streamed::kRight>(left, right, tiles, [&](int64_t i) {
           next_dz();
-          next_sums();
+          if (fetches) {
+            prefetch_sums(strip + 1, column, i * each, smaller<int64_t>(kBlock, (i + 1) * each));
+          }
         });
         k + tiles == depth ? end(strip, column, sums) : store_sums(block, kBlock);
       }
     }
-  }
-
-  Fetch rows_ahead(int64_t strip, Range columns) const {
-    const Rows<float> rows{out_.dhidden, head_.size, nullptr};
-    const int64_t first = columns.begin * kBlock;
-    return Fetch(rows, strip * kBlock, smaller((strip + 1) * kBlock, head_.rows), first,
-                 smaller(columns.end * kBlock, head_.size) - first);
   }
 
   // Whole blocks are summed where they are.
@@ -376,6 +375,13 @@ class HiddenGradient {
     return out_.dhidden + place(out_.dhidden_rows, row) * head_.size + column * kBlock;
   }
 
+  RAO_INLINE void prefetch_sums(int64_t strip, int64_t column, int64_t first, int64_t end) const {
+    for (int64_t i = first; i < end; ++i) {
+      const float* row = target(strip * kBlock + i, column);
+      __builtin_prefetch(row, 1, 2);
+      __builtin_prefetch(row + kLanes, 1, 2);
+    }
+  }
   RAO_INLINE void begin(int64_t strip, int64_t column) const {
     if (in_place(strip, column)) {
       load_sums(target(strip * kBlock, column), head_.size);
@@ -447,14 +453,13 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
   const Rows<typename Source::Storage> weight = weight_rows<typename Source::Storage>(head);
   const int64_t panels = blocks_of(head.words), strips = blocks_of(head.rows);
   std::byte* factors = scratch.rows + Packed<kParts>::bytes(strips, panels);
-  const GradContext<Source> context{
-      rows,
-      RowLogits(head),
-      PaddedFactors(factors, rows, head.rows, head.scale),
-      TargetPlaces(factors + PaddedFactors::bytes(head.rows), head),
-      RetainedBlocks<Source>(slot, head.words),
-      head.rows,
-      head.words};
+  const GradContext<Source> context{rows,
+                                    RowLogits(head),
+                                    PaddedFactors(factors, rows, head.rows, head.scale),
+                                    TargetPlaces(factors + PaddedFactors::bytes(head.rows), head),
+                                    RetainedBlocks<Source>(slot, head.words),
+                                    head.rows,
+                                    head.words};
   const bool exact = kParts == 1 || (*hidden.exact && context.factors.in_range() &&
                                      is_exact<Source>(weight, head.words, parallel));
   if (!exact) {
