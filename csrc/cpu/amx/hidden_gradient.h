@@ -65,9 +65,10 @@ class HiddenGradient {
     }
   }
 
-  // Whole blocks are summed where they are.
+  // Whole blocks are summed where they are; parts by themselves, as rounding grows with the length
+  // of a sum and is all the error there is.
   RAO_INLINE bool in_place(int64_t strip, int64_t column) const {
-    return out_.dhidden_rows == nullptr && (strip + 1) * kBlock <= head_.rows &&
+    return kParts == 1 && out_.dhidden_rows == nullptr && (strip + 1) * kBlock <= head_.rows &&
            (column + 1) * kBlock <= head_.size;
   }
   RAO_INLINE float* target(int64_t row, int64_t column) const {
