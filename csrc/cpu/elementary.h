@@ -28,6 +28,24 @@ RAO_INLINE Floats exponential(Floats x) {
   return x < kSmallest ? Floats{} : p * power;
 }
 
+// e^x for x <= 0 in fewer steps: relative error 2e-7 and another 6e-8 |x|, about 1e-38 for anything
+// below -87, exactly 1 at 0, NaN for NaN. The polynomial is the minimax one of 2^f over half a
+// binade among those that are 1 at 0.
+RAO_INLINE Floats quick_exponential(Floats x) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kSmallest = -87.0f;
+  constexpr float kRound = 12582912.0f;  // as above
+  const Floats bounded = maximum(broadcast(kSmallest), x);
+  const Floats rounded = bounded * kLog2E + kRound;
+  const Floats f = bounded * kLog2E - (rounded - kRound);
+  Floats p = f * 1.3264727e-3f + 9.6715130e-3f;
+  p = p * f + 5.5507336e-2f;
+  p = p * f + 2.4022242e-1f;
+  p = p * f + 6.9314700e-1f;
+  p = p * f + 1.0f;
+  return as_floats(as_words(p) + (as_words(rounded) << 23));
+}
+
 // tanh, relative error about two units in the last place, also near 0.
 RAO_INLINE Floats hyperbolic_tangent(Floats x) {
   constexpr float kSmall = 0.625f;

@@ -60,8 +60,8 @@ class PaddedFactors {
 template <int kParts>
 struct LogitGradient {
   std::byte* by_entries;
-  int64_t strips;            // of by_entries
-  Packed<kParts> by_rows;    // depth: all panels of the tile; data null: not wanted
+  int64_t strips;          // of by_entries
+  Packed<kParts> by_rows;  // depth: all panels of the tile; data null: not wanted
 
   static int64_t bytes(int64_t panels, int64_t strips) {
     return 2 * panels * strips * kParts * kTileBytes;
@@ -158,31 +158,8 @@ class GradBlock {
 
   RAO_INLINE int units() const { return kTileRows + (rows_ == nullptr ? 0 : 2 * kParts); }
 
-  RAO_INLINE void unit() {
-    if (at_ >= units()) {
-      return;
-    }
-    if (at_ == 0) {
-      load_factors();
-    }
-    if (at_ < kTileRows) {
-      form_pair(at_);
-    } else {
-      transpose_pairs(at_ - kTileRows);
-    }
-    ++at_;
-  }
-
-  RAO_INLINE void finish() {
-    while (at_ < units()) {
-      unit();
-    }
-    context_->targets.for_each(panel_, strip_,
-                               [&](int row, int entry) { put_target(row, entry); });
-  }
-
- private:
-  RAO_INLINE void load_factors() {
+  // Before the first unit.
+  RAO_INLINE void start() {
     for (int half = 0; half < 2; ++half) {
       const int64_t n = strip_ * kBlock + half * kLanes;
       row_max_[half] = context_->factors.row_max(n);
@@ -192,6 +169,25 @@ class GradBlock {
     }
   }
 
+  RAO_INLINE void unit() {
+    if (at_ < kTileRows) {
+      form_pair(at_++);
+    } else if (at_ < units()) {
+      transpose_pairs(at_++ - kTileRows);
+    }
+  }
+
+  RAO_INLINE void finish() {
+    while (at_ < units()) {
+      unit();
+    }
+    if (count_ < kBlock) {
+      zero_rest();
+    }
+    context_->targets.for_each(panel_, strip_, [&](int row, int entry) { put_target(row, entry); });
+  }
+
+ private:
   RAO_INLINE Floats product(int entry, int half) const {
     if constexpr (kRestored) {
       return restored_(entry, half);
@@ -206,7 +202,7 @@ class GradBlock {
       z = context_->logits(z, panel_ * kBlock + entry, &slope);
     }
     const Floats log_p = (z - row_max_[half]) - log_sum_[half];
-    const Floats p = exponential(log_p);
+    const Floats p = kPlain && kParts < 3 ? quick_exponential(log_p) : exponential(log_p);
     Floats dz = p * p_[half];
     if (!kPlain) {
       dz += p == 0.0f ? Floats{} : (p * log_p) * p_log_p_[half];
@@ -215,21 +211,20 @@ class GradBlock {
     return dz;
   }
 
+  // Entries beyond the tile's last are formed too, and zeroed at the end.
   RAO_INLINE void form_entry(int entry, Words (&parts)[kParts]) const {
-    if (entry < count_) {
-      split(gradient(entry, 0), gradient(entry, 1), parts);
-    }
-    std::byte* target =
-        entries_ + entry / kTileRows * kParts * kTileBytes + entry % kTileRows * 64;
+    split(gradient(entry, 0), gradient(entry, 1), parts);
+#pragma GCC unroll 3
     for (int part = 0; part < kParts; ++part) {
-      store(target + part * kTileBytes, parts[part]);
+      store(entry_row(entry, part), parts[part]);
     }
   }
 
   RAO_INLINE void form_pair(int pair) const {
-    Words even[kParts] = {}, odd[kParts] = {};
+    Words even[kParts], odd[kParts];
     form_entry(2 * pair, even);
     form_entry(2 * pair + 1, odd);
+#pragma GCC unroll 3
     for (int part = 0; part < kParts; ++part) {
       Words low, high;
       interleave_rows(even[part], odd[part], &low, &high);
@@ -252,6 +247,28 @@ class GradBlock {
     }
   }
 
+  // Where an entry's gradients of all rows stand, and a row's of all entries.
+  RAO_INLINE std::byte* entry_row(int entry, int part) const {
+    if (kParts == 1) {
+      return entries_ + entry * 64;
+    }
+    return entries_ + (entry / kTileRows * kParts + part) * kTileBytes + entry % kTileRows * 64;
+  }
+  RAO_INLINE std::byte* row(int row, int part) const {
+    return rows_ + row / kTileRows * row_half_ + part * kTileBytes + row % kTileRows * 64;
+  }
+
+  void zero_rest() const {
+    for (int part = 0; part < kParts; ++part) {
+      for (int entry = count_; entry < kBlock; ++entry) {
+        std::memset(entry_row(entry, part), 0, 64);
+      }
+      for (int i = 0; i < kBlock && rows_ != nullptr; ++i) {
+        std::memset(row(i, part) + 2 * count_, 0, 2 * (kBlock - count_));
+      }
+    }
+  }
+
   // The target's gradient comes from its log-prob.
   void put_target(int row, int entry) const {
     const int64_t n = strip_ * kBlock + row;
@@ -265,13 +282,9 @@ class GradBlock {
     split(broadcast(value), broadcast(value), parts);
     for (int part = 0; part < kParts; ++part) {
       const uint32_t bits = parts[part][0];
-      std::byte* in_entries = entries_ + (entry / kTileRows * kParts + part) * kTileBytes +
-                              entry % kTileRows * 64 + row * 2;
-      std::memcpy(in_entries, &bits, 2);
+      std::memcpy(entry_row(entry, part) + 2 * row, &bits, 2);
       if (rows_ != nullptr) {
-        std::byte* in_rows = rows_ + row / kTileRows * row_half_ + part * kTileBytes +
-                             row % kTileRows * 64 + entry * 2;
-        std::memcpy(in_rows, &bits, 2);
+        std::memcpy(this->row(row, part) + 2 * entry, &bits, 2);
       }
     }
   }

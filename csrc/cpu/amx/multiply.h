@@ -147,48 +147,6 @@ RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_
   }
 }
 
-// Fetches columns of a matrix's rows into the second-level cache, some lines at a time.
-class Fetch {
- public:
-  Fetch() = default;
-  template <class Storage>
-  Fetch(const Rows<Storage>& matrix, int64_t first_row, int64_t end_row, int64_t first_column,
-        int64_t columns)
-      : data_(reinterpret_cast<const char*>(matrix.data + first_column)),
-        index_(matrix.index),
-        stride_(matrix.size * static_cast<int64_t>(sizeof(Storage))),
-        bytes_(columns * static_cast<int64_t>(sizeof(Storage))),
-        row_(first_row),
-        end_(end_row) {}
-  // `bytes` bytes in a row.
-  Fetch(const std::byte* data, int64_t bytes) : Fetch(Rows<std::byte>{data, 0, nullptr}, 0, 1, 0, bytes) {}
-
-  // Lines a call so that `calls` of them fetch everything.
-  void spread(int64_t calls) { lines_ = ceil_div((end_ - row_) * ceil_div(bytes_, 64), calls); }
-
-  RAO_INLINE void operator()() {
-    for (int64_t i = 0; i < lines_ && row_ < end_; ++i) {
-      const int64_t row = index_ == nullptr ? row_ : index_[row_];
-      __builtin_prefetch(data_ + row * stride_ + at_, 0, 2);
-      at_ += 64;
-      if (at_ >= bytes_) {
-        at_ = 0;
-        ++row_;
-      }
-    }
-  }
-
- private:
-  const char* data_ = nullptr;
-  const int64_t* index_ = nullptr;
-  int64_t stride_ = 0;
-  int64_t bytes_ = 0;
-  int64_t row_ = 0;
-  int64_t end_ = 0;
-  int64_t at_ = 0;
-  int64_t lines_ = 0;
-};
-
 // C = A B, block by block: A is `panels` blocks of 32 rows that stay in the second-level cache and
 // are streamed; B is `strips` blocks of 32 columns, of which as many tiles of K as fit stay in the
 // first. Sums wait in `sums`, a block for each panel. begin(strip, panel) fills the unit's sums and
@@ -196,8 +154,7 @@ class Fetch {
 template <int kParts, class LeftOf, class Begin, class End>
 RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
                                     const Packed<kParts>& right, int64_t first_k, int64_t depth,
-                                    Range strips, float* sums, const Begin& begin,
-                                    const End& end) {
+                                    Range strips, float* sums, const Begin& begin, const End& end) {
   constexpr int64_t kLongest = 19 / kParts;  // tiles of K whose strip leaves room in 48 KiB
   const int64_t step = ceil_div(depth, ceil_div(depth, kLongest));
   for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
@@ -207,13 +164,13 @@ RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
       // The strip's next tiles, or the next strip's first.
       const bool last = k + count == depth;
       const bool more = !last || strip + 1 < strips.end;
-      const Operand next = right.operand(last ? strip + 1 : strip).from(first_k + (last ? 0 : k + count));
+      const Operand next =
+          right.operand(last ? strip + 1 : strip).from(first_k + (last ? 0 : k + count));
       Fetch halves[2];
       if (more) {
         const int64_t tiles = smaller(step, last ? depth : depth - k - count) * kParts;
         for (int half = 0; half < 2; ++half) {
-          halves[half] = Fetch(next.first + half * next.half, tiles * kTileBytes);
-          halves[half].spread(panels * count);
+          halves[half] = Fetch(next.first + half * next.half, tiles * kTileBytes, panels * count);
         }
       }
       for (int64_t panel = 0; panel < panels; ++panel) {

@@ -5,6 +5,7 @@
 // after the other.
 #pragma once
 
+#include "fetch.h"
 #include "parts.h"
 
 namespace rao::RAO_ISA {
@@ -17,8 +18,8 @@ RAO_INLINE int64_t blocks_of(int64_t elements) { return ceil_div(elements, kBloc
 // Half of 32 rows (of a left operand) or columns (of a right one): where its tiles are.
 struct Operand {
   const std::byte* first;
-  int64_t half;                  // bytes to the tiles of rows (or columns) 16 to 31
-  int64_t step;                  // bytes to the next tile of K
+  int64_t half;                             // bytes to the tiles of rows (or columns) 16 to 31
+  int64_t step;                             // bytes to the next tile of K
   int64_t stride = kTileBytes / kTileRows;  // bytes between rows of a tile
 
   RAO_INLINE Operand from(int64_t k) const { return {first + k * step, half, step, stride}; }
@@ -168,6 +169,27 @@ class WeightPanels {
 
   const Rows<Storage>& rows() const { return rows_; }
   int64_t entries() const { return entries_; }
+
+  // Whether the rows of a panel follow each other in memory.
+  bool contiguous() const { return rows_.index == nullptr; }
+  // Fetches a panel at so many calls.
+  RAO_INLINE Fetch fetch(int64_t panel, int64_t calls) const {
+    const int64_t rows = smaller<int64_t>(kBlock, entries_ - panel * kBlock);
+    return {rows_[panel * kBlock], rows * rows_.size * static_cast<int64_t>(sizeof(Storage)),
+            calls};
+  }
+  // Fetches tiles of K of some of a panel's rows into the second-level cache.
+  RAO_INLINE void prefetch(int64_t panel, Range rows, int64_t k, int64_t tiles) const {
+    const int64_t first = panel * kBlock;
+    const int64_t columns = smaller(tiles * kTileDepth, rows_.size - k * kTileDepth);
+    const int64_t end = smaller(first + rows.end, entries_);
+    for (int64_t row = first + rows.begin; row < end; ++row) {
+      const Storage* data = rows_[row] + k * kTileDepth;
+      for (int64_t i = 0; i < columns; i += 64 / static_cast<int64_t>(sizeof(Storage))) {
+        __builtin_prefetch(data + i, 0, 2);
+      }
+    }
+  }
 
  private:
   Rows<Storage> rows_;

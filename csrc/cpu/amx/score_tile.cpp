@@ -1,8 +1,8 @@
 // score_tile on the tile unit: blocks of products, folded into the statistics of the rows while the
 // unit multiplies the next block.
+#include "../statistics.h"
 #include "fallback.h"
 #include "retained.h"
-#include "../statistics.h"
 #include "walk.h"
 
 namespace rao::RAO_ISA {
@@ -21,8 +21,9 @@ struct ScoreContext {
   int64_t entries;
 };
 
-// Statistics of a block. kMore: entropy, square and logit sums too.
-template <class Source, bool kMore>
+// Statistics of a block. kPlain: logits are the products, and no sums but that of the probabilities
+// are wanted.
+template <class Source, bool kPlain>
 class ScoreBlock {
  public:
   ScoreBlock() = default;
@@ -33,32 +34,40 @@ class ScoreBlock {
         panel_(panel),
         strip_(strip),
         count_(static_cast<int>(smaller<int64_t>(kBlock, context.entries - panel * kBlock))),
-        transforms_(context.logits.identity() ? 0 : count_) {}
+        transforms_(kPlain || context.logits.identity() ? 0 : count_) {}
 
   RAO_INLINE int units() const { return transforms_ + count_; }
 
+  // Before the first unit.
+  RAO_INLINE void start() {
+    retains_ = context_->retained.has_memory();
+    if (kPlain || transforms_ == 0) {
+      find_maxima();
+    } else if (retains_) {
+      retain_all();
+    }
+  }
+
   RAO_INLINE void unit() {
-    if (at_ < transforms_) {
-      if (at_ == 0 && context_->retained.has_memory()) {
-        retain_all();
+    if (kPlain) {
+      if (at_ < count_) {
+        reduce(at_++);
       }
-      transform(at_);
-    } else if (at_ < units()) {
+    } else if (at_ < transforms_) {
+      transform(at_++);
       if (at_ == transforms_) {
         find_maxima();
       }
-      reduce(at_ - transforms_);
-    } else {
-      return;
+    } else if (at_ < units()) {
+      reduce(at_++ - transforms_);
     }
-    ++at_;
   }
 
   RAO_INLINE void finish() {
     while (at_ < units()) {
       unit();
     }
-    if (context_->retained.has_memory()) {
+    if (retains_) {
       zero_retained_rest();
     }
     join_group();
@@ -99,7 +108,7 @@ class ScoreBlock {
     const int64_t group = panel_ / kGroupPanels;
     for (int half = 0; half < 2; ++half) {
       const Floats top = maximum_of(half);
-      if (transforms_ == 0) {
+      if (kPlain || transforms_ == 0) {
         set_retained_maximum(half, top);
       }
       const float* before = context_->statistics.max(group) + place(half);
@@ -115,15 +124,17 @@ class ScoreBlock {
     for (int half = 0; half < 2; ++half) {
       z[half] = load<Floats>(at(entry, half));
       const Floats centred = z[half] - shift_[half];
-      const Floats e = exponential(centred);
+      // Three parts are as precise as fp32, and only this one is exactly 0 where -inf is.
+      const Floats e =
+          kPlain && kPartsOf<Source> < 3 ? quick_exponential(centred) : exponential(centred);
       sums_[half].sum += e;
-      if (kMore) {
+      if (!kPlain) {
         sums_[half].entropy_sum += e == 0.0f ? Floats{} : e * centred;
         sums_[half].square_sum += e * e;
         logit_sum_[half] += z[half];
       }
     }
-    if (transforms_ == 0 && context_->retained.has_memory()) {
+    if (retains_ && (kPlain || transforms_ == 0)) {
       retain(entry, z[0], z[1]);
     }
   }
@@ -139,18 +150,18 @@ class ScoreBlock {
       if (!is_first()) {
         const Sums before{load<Floats>(statistics.max(group) + n),
                           load<Floats>(statistics.sum(group) + n),
-                          kMore ? load<Floats>(statistics.entropy_sum(group) + n) : Floats{},
-                          kMore ? load<Floats>(statistics.square_sum(group) + n) : Floats{}};
+                          !kPlain ? load<Floats>(statistics.entropy_sum(group) + n) : Floats{},
+                          !kPlain ? load<Floats>(statistics.square_sum(group) + n) : Floats{}};
         const Sums moved = with_max(before, sums.max);
         sums = {sums.max, sums.sum + moved.sum, sums.entropy_sum + moved.entropy_sum,
                 sums.square_sum + moved.square_sum};
-        if (kMore) {
+        if (!kPlain) {
           logits += load<Floats>(statistics.logit_sum(group) + n);
         }
       }
       store(statistics.max(group) + n, sums.max);
       store(statistics.sum(group) + n, sums.sum);
-      if (kMore) {
+      if (!kPlain) {
         store(statistics.entropy_sum(group) + n, sums.entropy_sum);
         store(statistics.square_sum(group) + n, sums.square_sum);
         store(statistics.logit_sum(group) + n, logits);
@@ -160,7 +171,7 @@ class ScoreBlock {
 
   RAO_INLINE void set_retained_maximum(int half, Floats top) {
     top_[half] = top;
-    if (context_->retained.has_memory()) {
+    if (retains_) {
       store(context_->retained.maxima(panel_, strip_) + half * kLanes, top);
     }
   }
@@ -192,6 +203,7 @@ class ScoreBlock {
   int64_t strip_;
   int count_;
   int transforms_;
+  bool retains_;
   int at_ = 0;
   Floats top_[2];
   Floats max_[2];
@@ -222,12 +234,12 @@ RAO_INLINE void for_sets(int part, int parts, int64_t strips, int64_t set, int64
   }
 }
 
-template <class Source, bool kMore>
+template <class Source, bool kPlain>
 void score_blocks(const HeadTile& head, const ScoreContext<Source>& context,
                   const PackedHidden<kPartsOf<Source>>& hidden, const Scratch& scratch,
                   const Parallel& parallel) {
   constexpr int kParts = kPartsOf<Source>;
-  using Block = ScoreBlock<Source, kMore>;
+  using Block = ScoreBlock<Source, kPlain>;
   const int64_t depth = hidden.by_rows.depth;
   const int64_t strips = blocks_of(head.rows), panels = blocks_of(head.words);
   const int64_t set =
@@ -235,8 +247,7 @@ void score_blocks(const HeadTile& head, const ScoreContext<Source>& context,
   parallel([&](int part) {
     const TileScope tiles;
     std::byte* memory = scratch.threads + part * scratch.thread_bytes;
-    BlockWalk<Source, Block> walk(head, hidden.by_rows,
-                                  BlockMemory::of<kParts>(memory, depth));
+    BlockWalk<Source, Block> walk(head, hidden.by_rows, BlockMemory::of<kParts>(memory, depth));
     for_sets(part, parallel.parts, strips, set, ceil_div(panels, kGroupPanels),
              [&](int64_t group, Range rows) {
                const int64_t first = group * kGroupPanels;
@@ -266,7 +277,9 @@ void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot
   std::byte* places = scratch.rows + GroupStatistics::bytes(groups, head.rows);
   const ScoreContext<Source> context{
       state, RowLogits(head), statistics, TargetPlaces(places, head), retained, head.words};
-  if (state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr) {
+  const bool more =
+      state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr;
+  if (context.logits.identity() && !more) {
     score_blocks<Source, true>(head, context, hidden, scratch, parallel);
   } else {
     score_blocks<Source, false>(head, context, hidden, scratch, parallel);
@@ -277,9 +290,8 @@ void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot
 }  // namespace
 
 int64_t retained_bytes(DType dtype, int64_t rows, int64_t words) {
-  return with_source(dtype, [&](auto source) {
-    return RetainedBlocks<decltype(source)>::bytes(rows, words);
-  });
+  return with_source(
+      dtype, [&](auto source) { return RetainedBlocks<decltype(source)>::bytes(rows, words); });
 }
 
 ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {

@@ -32,7 +32,8 @@ int64_t strips_within(int64_t bytes, int64_t depth) {
 // What turns products into logits: lanes are rows, and the bias is the entry's.
 class RowLogits {
  public:
-  explicit RowLogits(const HeadTile& head) : function_(head.scale, head.softcap), bias_(head.bias) {}
+  explicit RowLogits(const HeadTile& head)
+      : function_(head.scale, head.softcap), bias_(head.bias) {}
 
   bool identity() const { return bias_ == nullptr && function_.identity(); }
   float scale() const { return function_.scale(); }
@@ -111,13 +112,14 @@ struct BlockMemory {
   }
 };
 
-// Work: units() pieces of vector work on a block, each done by unit(), then finish().
+// Work: start(), then units() pieces of vector work on a block, each done by unit(), then finish().
 template <class Source, class Work>
 class BlockWalk {
  public:
   static constexpr int kParts = kPartsOf<Source>;
 
-  RAO_INLINE BlockWalk(const HeadTile& head, const Packed<kParts>& hidden, const BlockMemory& memory)
+  RAO_INLINE BlockWalk(const HeadTile& head, const Packed<kParts>& hidden,
+                       const BlockMemory& memory)
       : weight_(head),
         panels_(blocks_of(head.words)),
         hidden_(hidden),
@@ -129,26 +131,31 @@ class BlockWalk {
   template <class Make>
   RAO_INLINE void operator()(Range panels, Range strips, Fetch ahead, const Make& make) {
     const int64_t count = strips.end - strips.begin;
-    ahead.spread((panels.end - panels.begin) * count * hidden_.depth);
     for (int64_t k = 0; k < hidden_.depth; k += step_) {
       const int64_t depth = smaller(step_, hidden_.depth - k);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         const Operand left = weight_.operand(panel, k, depth, memory_.panel);
         tile_fence();
-        Fetch next = next_panel(panels, panel, k);
-        next.spread(count * depth);
+        const Tiles next = after(panels, panel, k);
+        Fetch next_panel = next.whole ? weight_.fetch(next.panel, count * depth) : Fetch();
         float* sums = memory_.sums + (panel - panels.begin) * count * kBlockFloats;
         for (int64_t strip = strips.begin; strip < strips.end; ++strip, sums += kBlockFloats) {
+          if (!next.whole && next.panel < panels_) {
+            const int64_t done = strip - strips.begin;
+            weight_.prefetch(next.panel, {done * kBlock / count, (done + 1) * kBlock / count},
+                             next.k, step_);
+          }
+          const auto fetch = [&] {
+            next_panel();
+            ahead();
+          };
           const Operand right = hidden_.operand(strip).from(k);
           k == 0 ? zero_sums() : load_sums(sums, kBlock);
           if (k + depth < hidden_.depth) {
-            multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) {
-              next();
-              ahead();
-            });
+            multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) { fetch(); });
             store_sums(sums, kBlock);
           } else {
-            multiply_last(left, right, depth, next, ahead);
+            multiply_last(left, right, depth, fetch);
             float* block = memory_.blocks[flip_ ^= 1];
             store_sums(block, kBlock);
             work_ = make(panel, strip, block);
@@ -162,6 +169,7 @@ class BlockWalk {
   // The work on the last block.
   RAO_INLINE void finish() {
     if (pending_) {
+      work_.start();
       work_.finish();
       pending_ = false;
     }
@@ -169,37 +177,41 @@ class BlockWalk {
   }
 
  private:
+  // Tiles of K of a panel, from k on. whole: all of them, with rows that follow each other.
+  struct Tiles {
+    int64_t panel;
+    int64_t k;
+    bool whole;
+  };
+
+  template <class Fetches>
   RAO_INLINE void multiply_last(const Operand& left, const Operand& right, int64_t depth,
-                                Fetch& next, Fetch& ahead) {
+                                const Fetches& fetch) {
     if (!pending_) {
-      return multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) {
-        next();
-        ahead();
-      });
+      return multiply_tiles<kParts, Streamed::kRight>(left, right, depth,
+                                                      [&](int64_t) { fetch(); });
     }
-    const int64_t each = ceil_div(work_.units(), depth);
+    Work work = work_;  // a local, so that its state can stay in registers
+    work.start();
+    const int64_t each = ceil_div(work.units(), depth);
     multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) {
-      next();
-      ahead();
+      fetch();
       for (int64_t i = 0; i < each; ++i) {
-        work_.unit();
+        work.unit();
       }
     });
-    work_.finish();
+    work.finish();
   }
 
-  // The tiles that come after a panel's, which are the first of the next group after the last.
-  RAO_INLINE Fetch next_panel(Range panels, int64_t panel, int64_t k) const {
-    const bool turn = panel + 1 == panels.end && k + step_ < hidden_.depth;
-    const int64_t next = turn ? panels.begin : panel + 1;
-    const bool same_depth = !turn && panel + 1 < panels.end;
-    const int64_t first_k = turn ? k + step_ : (same_depth ? k : 0);
-    if (next >= panels_) {
-      return {};
+  // The tiles that come after a panel's; after a group's last ones the first of the next group.
+  RAO_INLINE Tiles after(Range panels, int64_t panel, int64_t k) const {
+    Tiles next{panel + 1, k, false};
+    if (next.panel == panels.end) {
+      next.k = k + step_ < hidden_.depth ? k + step_ : 0;
+      next.panel = next.k == 0 ? panels.end : panels.begin;
     }
-    const int64_t first = first_k * kTileDepth;
-    return Fetch(weight_.rows(), next * kBlock, smaller((next + 1) * kBlock, weight_.entries()),
-                 first, smaller(step_ * kTileDepth, weight_.rows().size - first));
+    next.whole = next.panel < panels_ && step_ == hidden_.depth && weight_.contiguous();
+    return next;
   }
 
   WeightPanels<Source> weight_;
