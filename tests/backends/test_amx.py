@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import faulthandler
+import mmap
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -139,3 +143,47 @@ def test_retained_memory_is_the_same_for_any_number_of_threads() -> None:
         results.append(walk(cpu, case, retain=True).retained)
     for first, second in zip(*results, strict=True):
         assert torch.equal(first.memory, second.memory)
+
+
+def at_the_end_of_its_memory(tensor: Tensor) -> Tensor:
+    """A copy behind which the process may not read."""
+    pages = -(-tensor.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    end = base + pages * mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+    start = pages * mmap.PAGESIZE - tensor.nbytes
+    count = tensor.numel()
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=start)
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+def survives(run: Callable[[], object]) -> bool:
+    """Whether a forked process comes to the end of it."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        torch.set_num_threads(1)
+        run()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_read_beyond_the_operands(dtype: torch.dtype) -> None:
+    case = make_case(37, 50, 70, 70, dtype, bias=True)
+    head = case.head
+    assert head.bias is not None
+    guarded = replace(
+        head,
+        hidden=at_the_end_of_its_memory(head.hidden),
+        weight=at_the_end_of_its_memory(head.weight),
+        bias=at_the_end_of_its_memory(head.bias.float()),
+        targets=at_the_end_of_its_memory(head.targets),
+    )
+    case = replace(case, head=guarded)
+    for retain in (False, True):
+        assert survives(lambda retain=retain: walk(cpu, case, retain=retain))
+    weight = guarded.weight
+    assert not survives(lambda: ctypes.string_at(weight.data_ptr(), weight.nbytes + 1))

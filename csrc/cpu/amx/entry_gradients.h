@@ -22,13 +22,18 @@ class WeightGradient {
         [&](int64_t panel) { return dz.left(panel); }, panels.end - panels.begin, hidden_,
         rows.begin, rows.end - rows.begin, Range{0, blocks_of(head_.size)}, memory_.sums,
         [&](int64_t strip, int64_t panel) {
-          first ? zero_sums() : load_sums(waiting(strip, panel), kBlock);
+          first || kSumsApart<kParts> ? zero_sums() : load_sums(waiting(strip, panel), kBlock);
         },
         [&](int64_t strip, int64_t panel) {
-          float* sums = last ? memory_.sums + panel * kBlockFloats : waiting(strip, panel);
-          store_sums(sums, kBlock);
+          float* block = memory_.sums + panel * kBlockFloats;
+          float* before = waiting(strip, panel);
+          const bool adds = kSumsApart<kParts> && !first;
+          store_sums(last || adds ? block : before, kBlock);
+          if (adds) {
+            add_block(last ? before : block, last ? block : before);
+          }
           if (last) {
-            write(sums, panels.begin + panel, strip);
+            write(block, panels.begin + panel, strip);
           }
         });
   }

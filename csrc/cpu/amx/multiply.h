@@ -32,6 +32,18 @@ RAO_INLINE void store_sums(float* c, int64_t stride) {
   tile_fence();
 }
 
+// Operands of several parts: blocks of K are summed by themselves, as rounding grows with the length
+// of a sum and is all the error there is.
+template <int kParts>
+constexpr bool kSumsApart = kParts > 1;
+
+RAO_INLINE void add_block(const float* block, float* sums) {
+  for (int64_t i = 0; i < kBlockFloats; i += kLanes) {
+    store(sums + i, load<Floats>(sums + i) + load<Floats>(block + i));
+  }
+  tile_fence();
+}
+
 template <Streamed kStreamed>
 class Multiplier {
  public:
