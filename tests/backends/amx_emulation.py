@@ -23,23 +23,35 @@ EMULATED = "-DRAO_TILES_EMULATED"
 GENERIC = ["-O1", "-mfma", "-Wno-psabi"] if SETUP.accepts(["-mfma"]) else ["-O1", "-Wno-psabi"]
 
 
-def _vector_flags() -> list[str]:
+BUILDS = ("avx512", "generic")  # the vectors beside the tiles
+
+
+def host_build() -> str:
+    """The faster build that this processor runs."""
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
-    return ["-O2", *SETUP.AVX512_BF16] if "avx512_bf16" in library.host_isas else GENERIC
+    return "avx512" if "avx512_bf16" in library.host_isas else "generic"
+
+
+def flags_of(build: str) -> list[str]:
+    """The compiler's, of a build; the test is skipped where the processor cannot run it."""
+    if build == "generic":
+        return GENERIC
+    if host_build() != "avx512":
+        pytest.skip("this processor has no AVX-512 BF16")
+    return ["-O2", *SETUP.AVX512_BF16]
 
 
 @cache
-def load() -> _native.CpuLibrary:
+def load(build: str) -> _native.CpuLibrary:
     """Compile and load the library."""
+    namespace = f"{NAMESPACE}_{build}"
     tiles = [EMULATED, "-DRAO_HAS_AMX"]
-    base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={NAMESPACE}"]
+    base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={namespace}"]
+    amx_flags = [*flags_of(build), EMULATED, "-DRAO_ISA=avx512_amx"]
     units = [
-        *(
-            (source, [*_vector_flags(), EMULATED, "-DRAO_ISA=avx512_amx"])
-            for source in SETUP.AMX_SOURCES
-        ),
+        *((source, amx_flags) for source in SETUP.AMX_SOURCES),
         *((source, ["-DRAO_ISA=portable"]) for source in SETUP.TILE_SOURCES),
         *((source, base) for source in SETUP.CPU_SOURCES),
     ]
@@ -59,8 +71,10 @@ def require_hardware() -> None:
         pytest.skip(f"no AMX: {problem}")
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
+def install(monkeypatch: pytest.MonkeyPatch, build: str | None = None) -> None:
     """Let the `cpu` backend run the emulated kernels."""
-    library = load()
+    build = build or host_build()
+    library = load(build)
+    operators = getattr(torch.ops, f"{NAMESPACE}_{build}")
     monkeypatch.setattr(_native, "cpu_library", cache(lambda: library))
-    monkeypatch.setattr(cpu, "_operators", lambda: getattr(torch.ops, NAMESPACE))
+    monkeypatch.setattr(cpu, "_operators", lambda: operators)
