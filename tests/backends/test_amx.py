@@ -7,6 +7,7 @@ import faulthandler
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from rao_kernels.backends import cpu
 
+from . import amx_emulation
 from .tile_walk import (
     Case,
+    Result,
     assert_as_good_as_eager,
     assert_same_bits,
     make_case,
@@ -187,3 +190,41 @@ def test_nothing_is_read_beyond_the_operands(dtype: torch.dtype) -> None:
         assert survives(lambda retain=retain: walk(cpu, case, retain=retain))
     weight = guarded.weight
     assert not survives(lambda: ctypes.string_at(weight.data_ptr(), weight.nbytes + 1))
+
+
+def answers_beside_torch(case: Case, rounds: int) -> list[Result]:
+    """Of walks between torch's own products in bf16, which configure the tiles for themselves."""
+    left = torch.randn(64, 96).bfloat16()
+    product = left @ left.T
+    results = []
+    for round_ in range(rounds):
+        results.append(walk(cpu, case, retain=round_ % 2 == 0))
+        assert torch.equal(torch.mm(left, left.T), product)
+        assert torch.equal(torch.nn.functional.linear(left, left), product)
+    return results
+
+
+def test_torch_may_use_the_tiles_in_between() -> None:
+    """On this thread, and on threads that come and go."""
+    case = make_case(40, 64, 100, 64, torch.bfloat16, plain=True)
+    quiet = [walk(cpu, case, retain=retain) for retain in (True, False)]
+    found = answers_beside_torch(case, 4)
+    for _ in range(10):
+        with ThreadPoolExecutor(2) as pool:
+            for job in [pool.submit(answers_beside_torch, case, 4) for _ in range(2)]:
+                found += job.result()
+    assert len(found) == 84
+    for number, result in enumerate(found):
+        assert_same_bits(result, quiet[number % 2])
+
+
+@pytest.mark.parametrize("amx", ["hardware"], indirect=True)
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_emulated_tiles_give_the_bits_of_the_hardware(
+    dtype: torch.dtype, retain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(70, 100, 300, 256, dtype, bias=True)
+    hardware = walk(cpu, case, retain=retain)
+    amx_emulation.install(monkeypatch, "avx512")
+    assert_same_bits(hardware, walk(cpu, case, retain=retain))
