@@ -12,20 +12,28 @@
 namespace rao::RAO_ISA {
 
 constexpr int kGroupPanels = kGroup / kBlock;
-// Longer rows go by so many tiles of K at a time, or a panel's copy would leave the first-level
-// cache; sums wait in memory then, and fewer strips' tiles fit beside them.
-constexpr int64_t kLongestDepth = 48;
+// Longer rows go by some tiles of K at a time, or a panel's copy would leave the first-level cache,
+// and sums over parts would lose digits. Sums wait in memory then, and fewer strips' tiles fit
+// beside them.
+template <int kParts>
+constexpr int64_t kLongestDepth = kParts == 1 ? 48 : 18;
 constexpr int64_t kDepthStep = 16;
 constexpr int64_t kDeepStrips = 16;
 
-RAO_INLINE bool is_deep(int64_t depth) { return depth > kLongestDepth; }
-RAO_INLINE int64_t depth_step(int64_t depth) { return is_deep(depth) ? kDepthStep : depth; }
+template <int kParts>
+RAO_INLINE bool is_deep(int64_t depth) {
+  return depth > kLongestDepth<kParts>;
+}
+template <int kParts>
+RAO_INLINE int64_t depth_step(int64_t depth) {
+  return is_deep<kParts>(depth) ? kDepthStep : depth;
+}
 
 // Strips whose packed rows take at most `bytes` of the second-level cache.
 template <int kParts>
 int64_t strips_within(int64_t bytes, int64_t depth) {
-  const int64_t fitting = bytes / Packed<kParts>::bytes(1, depth_step(depth));
-  const int64_t most = is_deep(depth) ? kDeepStrips : fitting;
+  const int64_t fitting = bytes / Packed<kParts>::bytes(1, depth_step<kParts>(depth));
+  const int64_t most = is_deep<kParts>(depth) ? kDeepStrips : fitting;
   return fitting < 1 ? 1 : smaller(fitting, most);
 }
 
@@ -100,14 +108,15 @@ struct BlockMemory {
 
   template <int kParts>
   static int64_t bytes(int64_t depth) {
-    const int64_t waiting = is_deep(depth) ? kGroupPanels * kDeepStrips : 0;
-    return 4 * (2 + waiting) * kBlockFloats + Packed<kParts>::bytes(1, depth_step(depth));
+    const int64_t waiting = is_deep<kParts>(depth) ? kGroupPanels * kDeepStrips : 0;
+    return 4 * (2 + waiting) * kBlockFloats + Packed<kParts>::bytes(1, depth_step<kParts>(depth));
   }
   template <int kParts>
   static BlockMemory of(std::byte* memory, int64_t depth) {
     auto* blocks = reinterpret_cast<float*>(memory);
     auto* panel = memory + 4 * 2 * kBlockFloats;
-    auto* sums = reinterpret_cast<float*>(panel + Packed<kParts>::bytes(1, depth_step(depth)));
+    auto* sums =
+        reinterpret_cast<float*>(panel + Packed<kParts>::bytes(1, depth_step<kParts>(depth)));
     return {{blocks, blocks + kBlockFloats}, panel, sums};
   }
 };
@@ -124,7 +133,7 @@ class BlockWalk {
         panels_(blocks_of(head.words)),
         hidden_(hidden),
         memory_(memory),
-        step_(depth_step(hidden.depth)) {}
+        step_(depth_step<kParts>(hidden.depth)) {}
 
   // Every block of at most kGroupPanels panels with strips (at most kDeepStrips of deep rows).
   // make(panel, strip, block) gives the work on a block. ahead: what the caller will want next.
@@ -150,14 +159,15 @@ class BlockWalk {
             ahead();
           };
           const Operand right = hidden_.operand(strip).from(k);
-          k == 0 ? zero_sums() : load_sums(sums, kBlock);
+          const float* from = k == 0 ? nullptr : sums;
+          open_sums<kParts>(from);
           if (k + depth < hidden_.depth) {
             multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) { fetch(); });
-            store_sums(sums, kBlock);
+            close_sums<kParts>(from, sums);
           } else {
             multiply_last(left, right, depth, fetch);
             float* block = memory_.blocks[flip_ ^= 1];
-            store_sums(block, kBlock);
+            close_sums<kParts>(from, block);
             work_ = make(panel, strip, block);
             pending_ = true;
           }
