@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from statistics import median
 
 import pytest
 import torch
-from torch import Tensor
 
-from rao_kernels.backends import RetainedSlot, cpu, eager
-from rao_kernels.engine import record_work
-from rao_kernels.ops import linear_logprobs
+from rao_kernels.backends import cpu, eager
 
 from ..cases import error
-from .tile_walk import Case, Result, differentiate, make_case, score, walk
+from .tile_walk import Case, make_case, walk
 
 pytestmark = pytest.mark.usefixtures("amx", "poisoned_memory")
 STATISTICS = ("row_max", "row_sum", "target_logit", "entropy_sum", "square_sum", "logit_sum")

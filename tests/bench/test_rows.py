@@ -94,6 +94,30 @@ def test_readme_tables() -> None:
     assert "Liger" not in text
 
 
+def test_each_machine_has_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    measured(tmp_path / "one" / "a.jsonl", 1.0)
+    write(tmp_path / "other" / "plan" / "a.jsonl", [row("rao_kernels", 1.0)])
+    write(tmp_path / "capped" / "a.jsonl", [row("rao_kernels", 1.0, suite="rows")])
+    assert record.folders("readme") == [tmp_path / "one"]
+    assert "###" not in readme.tables()
+    path = tmp_path / "two" / "a.jsonl"
+    rows = [row("bare GEMMs", 1.0), row("rao_kernels", 0.25), row("plain torch", 4.0)]
+    write(path, [{**one, "device": "Another CPU"} for one in rows])
+    text = readme.tables()
+    assert text.count("###") == 2 and "### Another CPU" in text and "| 0.250 |" in text
+
+
+def test_rows_of_instruction_sets_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_cpu", lambda: "Some(R) CPU @ 2.0GHz")
+    folders = set()
+    for isa in ("avx2", "avx512_bf16"):
+        monkeypatch.setattr(record, "_isa", lambda isa=isa: isa)
+        folders.add(record.folder_of(torch.device("cpu")).name)
+    assert folders == {"some-r-cpu-2-0ghz-avx2", "some-r-cpu-2-0ghz-avx512-bf16"}
+
+
 def test_readme_tells_of_the_step_of_trl() -> None:
     steps = [row(WITHOUT, 4.0, suite="trl"), row(WITH, 1.0, suite="trl")]
     assert "4.00 s and 8 MiB with TRL 1.16.0 alone, 1.00 s" in readme._trl(steps)
