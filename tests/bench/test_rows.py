@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import compare, readme, record, table
 from bench.trl_step import WITH, WITHOUT
