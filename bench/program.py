@@ -169,14 +169,22 @@ def _compare(argv: Sequence[str]) -> int:
 
 def _plot(argv: Sequence[str]) -> int:
     parser = _parser("plot", "Draws time, memory, errors and the cost of the vocabulary.")
-    help_ = "files of rows, or folders: their newest; all are drawn (default: each suite's newest)"
+    help_ = (
+        "files of rows, or folders: their newest; all are drawn (default: each suite's newest of "
+        "the first machine)"
+    )
     parser.add_argument("rows", type=Path, nargs="*", help=help_)
     out = Path("benchmarks.png")
     parser.add_argument("--out", type=Path, default=out, help=f"picture; default {out}")
     options = parser.parse_args(argv)
     from .plot import draw
 
-    paths = options.rows or record.newest_of_each(record.FOLDER / "cpu", cases.SUITES).values()
+    paths = options.rows
+    if not paths:
+        machine = next(iter(record.folders(cases.SUITES[0])), None)
+        if machine is None:
+            parser.error(f"there are no rows in {record.FOLDER}; say which to draw")
+        paths = list(record.newest_of_each(machine, cases.SUITES).values())
     draw([row for path in dict.fromkeys(paths) for row in record.read(path)], options.out)
     print("picture:", options.out)
     return NOTHING

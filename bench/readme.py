@@ -15,7 +15,6 @@ from .table import errors
 from .trl_step import SUITE as TRL
 from .trl_step import WITH, WITHOUT
 
-FOLDER = record.FOLDER
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
 MIB = 2**20
@@ -44,7 +43,20 @@ NAMES = {
 }
 
 
-def table(folder: Path = FOLDER / "cpu") -> str:
+def tables() -> str:
+    """Markdown: the tables of every machine whose rows are committed."""
+    machines = record.folders(SUITES[0])
+    if len(machines) == 1:
+        return table(machines[0])
+    return "\n".join(f"### {_machine(folder)}\n\n{table(folder)}" for folder in machines)
+
+
+def _machine(folder: Path) -> str:
+    first = record.read(record.newest(folder, SUITES[0]))[0]
+    return f"{first['device']} ({first['isa']})"
+
+
+def table(folder: Path) -> str:
     """Markdown: the first case in full, then our time and every peer's beside it, case by case.
 
     Each suite is shown as it was last run.
@@ -191,7 +203,7 @@ def filled(text: str, numbers: str) -> str:
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text(), table()))
+    README.write_text(filled(README.read_text(), tables()))
 
 
 if __name__ == "__main__":

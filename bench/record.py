@@ -91,11 +91,16 @@ def surroundings(device: torch.device) -> Row:
 
 
 def folder_of(device: torch.device) -> Path:
-    """``results/cpu``, or one named after the GPU."""
-    if device.type == "cpu":
-        return FOLDER / "cpu"
-    name = torch.cuda.get_device_name(device).lower()
-    return FOLDER / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    """Where a machine's rows lie: named after the GPU, or the processor and the instruction set."""
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else f"{_cpu()} {_isa()}"
+    return FOLDER / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def folders(suite: str) -> list[Path]:
+    """The machines' folders that hold rows of the suite."""
+    found = sorted({path.parent for path in FOLDER.glob("*/*.jsonl")})
+    return [folder for folder in found if newest_of_each(folder, [suite])]
 
 
 def write(rows: Iterable[Row], folder: Path, facts: Mapping[str, Any]) -> Path:

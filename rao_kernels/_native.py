@@ -12,7 +12,13 @@ from . import _env
 from .errors import BackendError
 
 BUILD_COMMAND = "pip install --no-build-isolation ."
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "avx512_amx")  # in the order of csrc's enum Isa
+ISAS = (
+    "portable",
+    "avx2",
+    "avx512",
+    "avx512_bf16",
+    "avx512_amx",
+)  # in the order of csrc's enum Isa
 CUDA_BUILD_COMMAND = f"RAO_BUILD_CUDA=1 {BUILD_COMMAND}"
 _LIBRARY = Path(__file__).with_name("_native_cpu.so")
 _CUDA_LIBRARY = Path(__file__).with_name("_native_cuda.so")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bench import readme
+from bench import readme, record
 
 
 def test_readme_shows_the_newest_rows() -> None:
-    if not list((readme.FOLDER / "cpu").glob("*.jsonl")):
+    if not record.folders("readme"):
         pytest.skip("there are no result rows yet")
     text = readme.README.read_text()
-    assert readme.filled(text, readme.table()) == text
+    assert readme.filled(text, readme.tables()) == text

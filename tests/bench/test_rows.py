@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import compare, readme, record, table
 from bench.trl_step import WITH, WITHOUT
@@ -92,6 +93,30 @@ def test_readme_tables() -> None:
     assert "| 0.500 | 0.50 |  | 2.00x | over 62x |" in text
     assert "TRL chunked log-probs: wrong (errors above 2.0)." in text
     assert "Liger" not in text
+
+
+def test_each_machine_has_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    measured(tmp_path / "one" / "a.jsonl", 1.0)
+    write(tmp_path / "other" / "plan" / "a.jsonl", [row("rao_kernels", 1.0)])
+    write(tmp_path / "capped" / "a.jsonl", [row("rao_kernels", 1.0, suite="rows")])
+    assert record.folders("readme") == [tmp_path / "one"]
+    assert "###" not in readme.tables()
+    path = tmp_path / "two" / "a.jsonl"
+    rows = [row("bare GEMMs", 1.0), row("rao_kernels", 0.25), row("plain torch", 4.0)]
+    write(path, [{**one, "device": "Another CPU"} for one in rows])
+    text = readme.tables()
+    assert text.count("###") == 2 and "### Another CPU" in text and "| 0.250 |" in text
+
+
+def test_rows_of_instruction_sets_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_cpu", lambda: "Some(R) CPU @ 2.0GHz")
+    folders = set()
+    for isa in ("avx2", "avx512_bf16"):
+        monkeypatch.setattr(record, "_isa", lambda isa=isa: isa)
+        folders.add(record.folder_of(torch.device("cpu")).name)
+    assert folders == {"some-r-cpu-2-0ghz-avx2", "some-r-cpu-2-0ghz-avx512-bf16"}
 
 
 def test_readme_tells_of_the_step_of_trl() -> None:

@@ -21,19 +21,14 @@ class WeightGradient {
     multiply_stationary<kParts>(
         [&](int64_t panel) { return dz.left(panel); }, panels.end - panels.begin, hidden_,
         rows.begin, rows.end - rows.begin, Range{0, blocks_of(head_.size)}, memory_.sums,
-        [&](int64_t strip, int64_t panel) {
-          first || kSumsApart<kParts> ? zero_sums() : load_sums(waiting(strip, panel), kBlock);
+        [&](int64_t strip, int64_t panel) -> const float* {
+          return first ? nullptr : waiting(strip, panel);
         },
-        [&](int64_t strip, int64_t panel) {
-          float* block = memory_.sums + panel * kBlockFloats;
-          float* before = waiting(strip, panel);
-          const bool adds = kSumsApart<kParts> && !first;
-          store_sums(last || adds ? block : before, kBlock);
-          if (adds) {
-            add_block(last ? before : block, last ? block : before);
-          }
+        [&](int64_t strip, int64_t panel, const float* block) {
           if (last) {
             write(block, panels.begin + panel, strip);
+          } else {
+            std::memcpy(waiting(strip, panel), block, kBlockFloats * sizeof(float));
           }
         });
   }

@@ -56,7 +56,7 @@ struct GradMemory {
     return smaller(blocks_of(size), larger(1, fitting));
   }
   static int64_t sum_blocks(int64_t panels, int64_t size) {
-    return larger(kGroupPanels, columns(panels, size)) + 1;
+    return larger(kGroupPanels, columns(panels, size));
   }
   // Never less for more rows: smaller passes use the same memory.
   static int64_t bytes(int64_t rows, int64_t entries, int64_t size) {

@@ -52,15 +52,27 @@ class HiddenGradient {
         const Operand right = weight_.operand(column).from(k);
         const bool fetches = more && k == 0 && in_place(strip + 1, column);
         const int64_t each = ceil_div(kBlock, tiles);
-        float* block = sums + (1 + column - columns.begin) * kBlockFloats;
-        k == 0 ? begin(strip, column) : load_sums(block, kBlock);
+        float* block = sums + (column - columns.begin) * kBlockFloats;
+        const float* from = k == 0 ? nullptr : block;
+        if (k == 0 && in_place(strip, column)) {
+          load_sums(target(strip * kBlock, column), head_.size);
+        } else {
+          open_sums<kParts>(from);
+        }
         multiply_tiles<kParts, Streamed::kRight>(left, right, tiles, [&](int64_t i) {
           next_dz();
           if (fetches) {
             prefetch_sums(strip + 1, column, i * each, smaller<int64_t>(kBlock, (i + 1) * each));
           }
         });
-        k + tiles == depth ? end(strip, column, sums) : store_sums(block, kBlock);
+        if (k + tiles == depth && in_place(strip, column)) {
+          store_sums(target(strip * kBlock, column), head_.size);
+          continue;
+        }
+        close_sums<kParts>(from, block);
+        if (k + tiles == depth) {
+          add_rows(strip, column, block);
+        }
       }
     }
   }
@@ -82,18 +94,7 @@ class HiddenGradient {
       __builtin_prefetch(row + kLanes, 1, 2);
     }
   }
-  RAO_INLINE void begin(int64_t strip, int64_t column) const {
-    if (in_place(strip, column)) {
-      load_sums(target(strip * kBlock, column), head_.size);
-    } else {
-      zero_sums();
-    }
-  }
-  RAO_INLINE void end(int64_t strip, int64_t column, float* block) const {
-    if (in_place(strip, column)) {
-      return store_sums(target(strip * kBlock, column), head_.size);
-    }
-    store_sums(block, kBlock);
+  RAO_INLINE void add_rows(int64_t strip, int64_t column, const float* block) const {
     const int64_t rows = smaller<int64_t>(kBlock, head_.rows - strip * kBlock);
     const int64_t count = smaller<int64_t>(kBlock, head_.size - column * kBlock);
     for (int64_t i = 0; i < rows; ++i) {

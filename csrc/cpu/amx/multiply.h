@@ -32,14 +32,28 @@ RAO_INLINE void store_sums(float* c, int64_t stride) {
   tile_fence();
 }
 
-// Operands of several parts: blocks of K are summed by themselves, as rounding grows with the length
+// Sums that go on from a block in memory (null: from nothing). The unit goes on where operands have
+// one part; sums over parts start anew and are added, because fp32's rounding grows with the length
 // of a sum and is all the error there is.
 template <int kParts>
-constexpr bool kSumsApart = kParts > 1;
+RAO_INLINE void open_sums(const float* from) {
+  if (kParts == 1 && from != nullptr) {
+    load_sums(from, kBlock);
+  } else {
+    zero_sums();
+  }
+}
 
-RAO_INLINE void add_block(const float* block, float* sums) {
+// Stores what began with open_sums(from) in `to`, which may be the same.
+template <int kParts>
+RAO_INLINE void close_sums(const float* from, float* to) {
+  if (kParts == 1 || from == nullptr) {
+    return store_sums(to, kBlock);
+  }
+  alignas(64) float block[kBlockFloats];
+  store_sums(block, kBlock);
   for (int64_t i = 0; i < kBlockFloats; i += kLanes) {
-    store(sums + i, load<Floats>(sums + i) + load<Floats>(block + i));
+    RAO_ISA::store(to + i, load<Floats>(from + i) + load<Floats>(block + i));
   }
   tile_fence();
 }
@@ -161,8 +175,8 @@ RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_
 
 // C = A B, block by block: A is `panels` blocks of 32 rows that stay in the second-level cache and
 // are streamed; B is `strips` blocks of 32 columns, of which as many tiles of K as fit stay in the
-// first. Sums wait in `sums`, a block for each panel. begin(strip, panel) fills the unit's sums and
-// end(strip, panel) takes them.
+// first. Sums wait in `sums`, a block for each panel. begin(strip, panel) gives the block that the
+// sums go on from, or null; end(strip, panel, block) takes them.
 template <int kParts, class LeftOf, class Begin, class End>
 RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
                                     const Packed<kParts>& right, int64_t first_k, int64_t depth,
@@ -186,20 +200,17 @@ RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
         }
       }
       for (int64_t panel = 0; panel < panels; ++panel) {
-        if (k == 0) {
-          begin(strip, panel);
-        } else {
-          load_sums(sums + panel * kBlockFloats, kBlock);
-        }
+        float* block = sums + panel * kBlockFloats;
+        const float* from = k == 0 ? begin(strip, panel) : block;
+        open_sums<kParts>(from);
         const Operand a = left_of(panel).from(k);
         multiply_tiles<kParts, Streamed::kLeft>(a, b, count, [&](int64_t) {
           halves[0]();
           halves[1]();
         });
+        close_sums<kParts>(from, block);
         if (last) {
-          end(strip, panel);
-        } else {
-          store_sums(sums + panel * kBlockFloats, kBlock);
+          end(strip, panel, block);
         }
       }
     }

@@ -12,15 +12,17 @@
 namespace rao::RAO_ISA {
 
 constexpr int kGroupPanels = kGroup / kBlock;
-// Longer rows go by so many tiles of K at a time, or a panel's copy would leave the first-level
-// cache; sums wait in memory then, and fewer strips' tiles fit beside them.
-constexpr int64_t kLongestDepth = 48;
+// Longer rows go by some tiles of K at a time, or a panel's copy would leave the first-level cache,
+// and sums over parts would lose digits. Sums wait in memory then, and fewer strips' tiles fit
+// beside them.
+template <int kParts>
+constexpr int64_t kLongestDepth = kParts == 1 ? 48 : 18;
 constexpr int64_t kDepthStep = 16;
 constexpr int64_t kDeepStrips = 16;
 
 template <int kParts>
 RAO_INLINE bool is_deep(int64_t depth) {
-  return depth > (kSumsApart<kParts> ? kLongestDepth / 2 : kLongestDepth);
+  return depth > kLongestDepth<kParts>;
 }
 template <int kParts>
 RAO_INLINE int64_t depth_step(int64_t depth) {
@@ -113,7 +115,8 @@ struct BlockMemory {
   static BlockMemory of(std::byte* memory, int64_t depth) {
     auto* blocks = reinterpret_cast<float*>(memory);
     auto* panel = memory + 4 * 2 * kBlockFloats;
-    auto* sums = reinterpret_cast<float*>(panel + Packed<kParts>::bytes(1, depth_step<kParts>(depth)));
+    auto* sums =
+        reinterpret_cast<float*>(panel + Packed<kParts>::bytes(1, depth_step<kParts>(depth)));
     return {{blocks, blocks + kBlockFloats}, panel, sums};
   }
 };
@@ -156,17 +159,15 @@ class BlockWalk {
             ahead();
           };
           const Operand right = hidden_.operand(strip).from(k);
-          k == 0 || kSumsApart<kParts> ? zero_sums() : load_sums(sums, kBlock);
+          const float* from = k == 0 ? nullptr : sums;
+          open_sums<kParts>(from);
           if (k + depth < hidden_.depth) {
             multiply_tiles<kParts, Streamed::kRight>(left, right, depth, [&](int64_t) { fetch(); });
-            store_waiting(sums, k == 0);
+            close_sums<kParts>(from, sums);
           } else {
             multiply_last(left, right, depth, fetch);
             float* block = memory_.blocks[flip_ ^= 1];
-            store_sums(block, kBlock);
-            if (kSumsApart<kParts> && k > 0) {
-              add_block(sums, block);
-            }
+            close_sums<kParts>(from, block);
             work_ = make(panel, strip, block);
             pending_ = true;
           }
@@ -192,16 +193,6 @@ class BlockWalk {
     int64_t k;
     bool whole;
   };
-
-  // The block that no work is pending on takes the sums that are added.
-  RAO_INLINE void store_waiting(float* sums, bool first) const {
-    if (first || !kSumsApart<kParts>) {
-      return store_sums(sums, kBlock);
-    }
-    float* block = memory_.blocks[flip_ ^ 1];
-    store_sums(block, kBlock);
-    add_block(block, sums);
-  }
 
   template <class Fetches>
   RAO_INLINE void multiply_last(const Operand& left, const Operand& right, int64_t depth,
