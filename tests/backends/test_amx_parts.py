@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from rao_kernels.backends import cpu, eager
-<<<<<<< HEAD
 from rao_kernels.engine import record_work
 from rao_kernels.ops import linear_logprobs
 
@@ -19,11 +18,6 @@ from ..cases import error, make
 from ..oracle import dense
 from .test_contract import run, worse_than_torch
 from .tile_walk import Case, make_case, score, shares_of_the_limit, walk
-=======
-
-from ..cases import error
-from .tile_walk import Case, make_case, walk
->>>>>>> other
 
 pytestmark = pytest.mark.usefixtures("amx", "poisoned_memory")
 STATISTICS = ("row_max", "row_sum", "target_logit", "entropy_sum", "square_sum", "logit_sum")
