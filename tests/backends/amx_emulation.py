@@ -60,7 +60,7 @@ def load(build: str) -> _native.CpuLibrary:
         path = Path(folder) / "emulated.so"
         SETUP.link_cpp(units, Path(folder), path)
         torch.ops.load_library(path)
-    return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated")
+    return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated", None)
 
 
 def require_hardware() -> None:
@@ -68,8 +68,8 @@ def require_hardware() -> None:
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
-    if problem := torch.ops.rao_native.amx_problem():
-        pytest.skip(f"no AMX: {problem}")
+    if library.amx_problem is not None:
+        pytest.skip(f"no AMX: {library.amx_problem}")
 
 
 def install(monkeypatch: pytest.MonkeyPatch, build: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import itertools
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rao_kernels import _native
 from rao_kernels.backends import cpu
 
 from . import amx_emulation
@@ -115,6 +117,17 @@ def test_rows_that_share_a_cache_set_give_the_bits_of_those_in_place(retain: boo
         in_place, dhidden=in_place.dhidden[:, :2048], dweight=in_place.dweight[:, :2048]
     )
     assert_same_bits(walk(cpu, case, retain=retain), in_place)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_memory_of_a_thread_stays_small(dtype: torch.dtype) -> None:
+    """docs/memory.md: at most 4.6 MB."""
+    for rows, size in itertools.product((1, 512, 4096, 1 << 16), (1, 576, 1600, 2600, 4096, 8192)):
+        hidden = torch.empty(1, dtype=dtype).expand(rows, size)
+        width, isa = cpu.traits("cpu").dense_width, _native.ISAS.index("avx512_amx")
+        for backward in (False, True):
+            *_, thread = cpu._operators().scratch_sizes(isa, hidden, width, backward)
+            assert thread < 4_650_000, (rows, size)
 
 
 def thread_cases() -> Iterator[tuple[Case, Tensor | None]]:

@@ -9,6 +9,7 @@ from statistics import median
 
 import pytest
 import torch
+from torch import Tensor
 
 from rao_kernels.backends import cpu, eager
 from rao_kernels.engine import record_work
