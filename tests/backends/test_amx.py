@@ -60,6 +60,21 @@ def test_shapes(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_fills_up_a_panel_has_no_gradient(dtype: torch.dtype, retain: bool) -> None:
+    """Its products, 0, are so far above every logit that their probability overflows."""
+
+    def negative(plain: bool) -> Case:
+        case = make_case(40, 64, 70, 70, dtype, plain=plain, spread=0.1)
+        largest = torch.linspace(88, 100, 40)[:, None].repeat(1, 64)
+        head = replace(case.head, hidden=largest.to(dtype), weight=case.head.weight - 1 / 64)
+        return replace(case, head=head)
+
+    for plain in (False, True):
+        assert_as_good_as_eager(lambda plain=plain: negative(plain), retain=retain)
+
+
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [24, 64, 1600])
 def test_scattered_words_and_rows(size: int, dtype: torch.dtype, retain: bool) -> None:
     """Words of a tile anywhere in the weight, rows of dhidden in any order, and of the retained
