@@ -209,11 +209,12 @@ def test_threads_never_share_a_buffer(mapped: list[int]) -> None:
 
 
 def test_the_smallest_that_fits_is_taken(mapped: list[int]) -> None:
-    sizes = [MIB, 3 * MIB, 2 * MIB]
+    sizes = [MIB, 2 * MIB, 3 * MIB]
     held = [buffer(size) for size in sizes]
     pointers = dict(zip(sizes, [one.data_ptr() for one in held], strict=True))
-    held.clear()
-    assert sorted(free()) == sorted(sizes)
+    while held:
+        held.pop()
+    assert free() == sizes[::-1]
     assert buffer(MIB + 1).data_ptr() == pointers[2 * MIB]
     small = buffer(512 * KIB - 1)  # less than half of the smallest
     assert small.data_ptr() not in pointers.values()
@@ -475,17 +476,18 @@ def _double(there, back, read) -> None:  # type: ignore[no-untyped-def]
 )
 def test_tensors_may_outlive_the_interpreter(ending: str) -> None:
     _run(
-        SETUP
+        """
+import atexit
+
+@atexit.register  # first, so that it runs last
+def at_exit():
+    assert buffer(2).data_ptr() != held.data_ptr()
+"""
+        + SETUP
         + f"""
-import atexit, torch
 held = buffer(1)
 torch.held = held.view(torch.float32)
 graph = (torch.ones(1 << 18, requires_grad=True) * torch.held).sum()
-
-@atexit.register
-def at_exit():
-    assert buffer(2).data_ptr() != held.data_ptr()
-
 {ending}
 """
     )

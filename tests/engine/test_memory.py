@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rao_kernels import backends, engine
+from rao_kernels import _memory, backends, engine
 from rao_kernels.backends import Head
 from rao_kernels.ops import linear_logprobs
 
@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 def peak_extra(call: Callable[[], Tensor]) -> int:
     """Most bytes of tensors alive at once inside the call, less those of what it returns, which
     must be alive then."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    activities = [ProfilerActivity.CPU]
+    with _memory.unpooled(), profile(activities=activities, profile_memory=True) as recorded:
         result = call().untyped_storage().nbytes()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0
