@@ -209,16 +209,16 @@ def test_threads_never_share_a_buffer(mapped: list[int]) -> None:
 
 
 def test_the_smallest_that_fits_is_taken(mapped: list[int]) -> None:
-    sizes = [MIB, 2 * MIB, 3 * MIB]
+    sizes = [4 * MIB, 5 * MIB, 6 * MIB]
     held = [buffer(size) for size in sizes]
     pointers = dict(zip(sizes, [one.data_ptr() for one in held], strict=True))
     while held:
         held.pop()
     assert free() == sizes[::-1]
-    assert buffer(MIB + 1).data_ptr() == pointers[2 * MIB]
-    small = buffer(512 * KIB - 1)  # less than half of the smallest
+    assert buffer(4 * MIB + 1).data_ptr() == pointers[5 * MIB]
+    small = buffer(2 * MIB - 1)  # less than half of the smallest
     assert small.data_ptr() not in pointers.values()
-    assert mapped == [*sizes, 512 * KIB - 1]
+    assert mapped == [*sizes, 2 * MIB - 1]
 
 
 def test_a_larger_one_takes_the_place_of_the_nearest(mapped: list[int]) -> None:
