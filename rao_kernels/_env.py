@@ -9,8 +9,8 @@ VARIABLES = {
         "Backend to use where no `backend=` is given: `cpu`, `triton`, `cuda` or `eager`."
     ),
     "RAO_KERNELS_CPU_ISA": (
-        "Instruction set of the CPU kernels: `avx512_bf16`, `avx512`, `avx2` or `portable`. "
-        "Unset: the best the processor has. Read once, when the library is loaded."
+        "Instruction set of the CPU kernels: `avx512_amx`, `avx512_bf16`, `avx512`, `avx2` or "
+        "`portable`. Unset: the best the processor has. Read once, when the library is loaded."
     ),
     "RAO_BUILD_CPU": "At build time: `1` the CPU library must build, `0` skip, unset best effort.",
     "RAO_BUILD_CUDA": (

@@ -29,12 +29,14 @@ class CpuLibrary:
     """The loaded library of the CPU kernels.
 
     host_isas: the instruction sets this processor can run, best first. isa: the one in use.
+    amx_problem: why "avx512_amx" is not among them, or None.
     """
 
     path: Path
     host_isas: tuple[str, ...]
     isa: str
     compiler: str
+    amx_problem: str | None
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ def cpu_library() -> CpuLibrary | Missing:
     """
     if missing := _load(_LIBRARY, BUILD_COMMAND):
         return missing
-    found = torch.ops.rao_native.host_isas()
+    operators = torch.ops.rao_native
+    found = operators.host_isas()
     host = tuple(name for bit, name in reversed(list(enumerate(ISAS))) if found >> bit & 1)
-    return CpuLibrary(_LIBRARY, host, _choose(host), torch.ops.rao_native.compiler())
+    problem = operators.amx_problem() or None
+    return CpuLibrary(_LIBRARY, host, _choose(host), operators.compiler(), problem)
 
 
 @cache

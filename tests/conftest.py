@@ -30,6 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[seeds.VARIABLE] = str(config.getoption("seed"))
 
 
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The backend that a test's parameter names; "cpu-amx" is `cpu` on emulated AMX tiles."""
+    name, _, form = str(request.param).partition("-")
+    if form == "amx":
+        from .backends import amx_emulation
+
+        amx_emulation.install(monkeypatch)
+    return name
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder `shared` beside the project: real data and weights that are not part of it."""

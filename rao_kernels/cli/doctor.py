@@ -67,6 +67,8 @@ def _cpu_library() -> str:
     if isinstance(library, _native.Missing):
         return library.reason
     others = ", ".join(library.host_isas)
+    if library.amx_problem is not None:
+        others += f"; no avx512_amx: {library.amx_problem}"
     return f"{library.path}, built by {library.compiler}, runs {library.isa} (host: {others})"
 
 

@@ -20,26 +20,39 @@ from .build_script import SETUP
 
 NAMESPACE = "rao_native_emulated"
 EMULATED = "-DRAO_TILES_EMULATED"
-GENERIC = ["-O1", "-mfma", "-Wno-psabi"] if SETUP.accepts(["-mfma"]) else ["-O1", "-Wno-psabi"]
+GENERIC = ["-Og", "-Wno-psabi", *(["-mfma"] if SETUP.accepts(["-mfma"]) else [])]
 
 
-def _vector_flags() -> list[str]:
-    library = _native.cpu_library()
-    if isinstance(library, _native.Missing):
-        pytest.skip(library.reason)
-    return ["-O2", *SETUP.AVX512_BF16] if "avx512_bf16" in library.host_isas else GENERIC
+BUILDS = ("avx512", "generic")  # the vectors beside the tiles
 
 
 @cache
-def load() -> _native.CpuLibrary:
+def host_build() -> str:
+    """The faster build that this processor runs."""
+    library = _native.cpu_library()
+    if isinstance(library, _native.Missing):
+        pytest.skip(library.reason)
+    return "avx512" if "avx512_bf16" in library.host_isas else "generic"
+
+
+def flags_of(build: str) -> list[str]:
+    """The compiler's, of a build; the test is skipped where the processor cannot run it."""
+    if build == "generic":
+        return GENERIC
+    if host_build() != "avx512":
+        pytest.skip("this processor has no AVX-512 BF16")
+    return ["-O2", *SETUP.AVX512_BF16]
+
+
+@cache
+def load(build: str) -> _native.CpuLibrary:
     """Compile and load the library."""
+    namespace = f"{NAMESPACE}_{build}"
     tiles = [EMULATED, "-DRAO_HAS_AMX"]
-    base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={NAMESPACE}"]
+    base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={namespace}"]
+    amx_flags = [*flags_of(build), EMULATED, "-DRAO_ISA=avx512_amx"]
     units = [
-        *(
-            (source, [*_vector_flags(), EMULATED, "-DRAO_ISA=avx512_amx"])
-            for source in SETUP.AMX_SOURCES
-        ),
+        *((source, amx_flags) for source in SETUP.AMX_SOURCES),
         *((source, ["-DRAO_ISA=portable"]) for source in SETUP.TILE_SOURCES),
         *((source, base) for source in SETUP.CPU_SOURCES),
     ]
@@ -47,7 +60,7 @@ def load() -> _native.CpuLibrary:
         path = Path(folder) / "emulated.so"
         SETUP.link_cpp(units, Path(folder), path)
         torch.ops.load_library(path)
-    return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated")
+    return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated", None)
 
 
 def require_hardware() -> None:
@@ -55,12 +68,15 @@ def require_hardware() -> None:
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
-    if problem := torch.ops.rao_native.amx_problem():
-        pytest.skip(f"no AMX: {problem}")
+    if library.amx_problem is not None:
+        pytest.skip(f"no AMX: {library.amx_problem}")
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
+def install(monkeypatch: pytest.MonkeyPatch, build: str | None = None) -> None:
     """Let the `cpu` backend run the emulated kernels."""
-    library = load()
+    fastest = host_build()  # asked while the real library is in place
+    build = build or fastest
+    library = load(build)
+    operators = getattr(torch.ops, f"{NAMESPACE}_{build}")
     monkeypatch.setattr(_native, "cpu_library", cache(lambda: library))
-    monkeypatch.setattr(cpu, "_operators", lambda: getattr(torch.ops, NAMESPACE))
+    monkeypatch.setattr(cpu, "_operators", lambda: operators)

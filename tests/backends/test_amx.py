@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import faulthandler
+import itertools
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from rao_kernels import _native
 from rao_kernels.backends import cpu
 
+from . import amx_emulation
 from .tile_walk import (
     Case,
+    Result,
     assert_as_good_as_eager,
     assert_same_bits,
     make_case,
@@ -110,6 +119,17 @@ def test_rows_that_share_a_cache_set_give_the_bits_of_those_in_place(retain: boo
     assert_same_bits(walk(cpu, case, retain=retain), in_place)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_memory_of_a_thread_stays_small(dtype: torch.dtype) -> None:
+    """docs/memory.md: at most 4.6 MB."""
+    for rows, size in itertools.product((1, 512, 4096, 1 << 16), (1, 576, 1600, 2600, 4096, 8192)):
+        hidden = torch.empty(1, dtype=dtype).expand(rows, size)
+        width, isa = cpu.traits("cpu").dense_width, _native.ISAS.index("avx512_amx")
+        for backward in (False, True):
+            *_, thread = cpu._operators().scratch_sizes(isa, hidden, width, backward)
+            assert thread < 4_650_000, (rows, size)
+
+
 def thread_cases() -> Iterator[tuple[Case, Tensor | None]]:
     """With the rows of the backward pass."""
     for dtype in (torch.bfloat16, torch.float32):
@@ -139,3 +159,85 @@ def test_retained_memory_is_the_same_for_any_number_of_threads() -> None:
         results.append(walk(cpu, case, retain=True).retained)
     for first, second in zip(*results, strict=True):
         assert torch.equal(first.memory, second.memory)
+
+
+def at_the_end_of_its_memory(tensor: Tensor) -> Tensor:
+    """A copy behind which the process may not read."""
+    pages = -(-tensor.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    end = base + pages * mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+    start = pages * mmap.PAGESIZE - tensor.nbytes
+    count = tensor.numel()
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=start)
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+def survives(run: Callable[[], object]) -> bool:
+    """Whether a forked process comes to the end of it."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        torch.set_num_threads(1)
+        run()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_read_beyond_the_operands(dtype: torch.dtype) -> None:
+    case = make_case(37, 50, 70, 70, dtype, bias=True)
+    head = case.head
+    assert head.bias is not None
+    guarded = replace(
+        head,
+        hidden=at_the_end_of_its_memory(head.hidden),
+        weight=at_the_end_of_its_memory(head.weight),
+        bias=at_the_end_of_its_memory(head.bias.float()),
+        targets=at_the_end_of_its_memory(head.targets),
+    )
+    case = replace(case, head=guarded)
+    for retain in (False, True):
+        assert survives(lambda retain=retain: walk(cpu, case, retain=retain))
+    weight = guarded.weight
+    assert not survives(lambda: ctypes.string_at(weight.data_ptr(), weight.nbytes + 1))
+
+
+def answers_beside_torch(case: Case, rounds: int) -> list[Result]:
+    """Of walks between torch's own products in bf16, which configure the tiles for themselves."""
+    left = torch.randn(64, 96).bfloat16()
+    product = left @ left.T
+    results = []
+    for round_ in range(rounds):
+        results.append(walk(cpu, case, retain=round_ % 2 == 0))
+        assert torch.equal(torch.mm(left, left.T), product)
+        assert torch.equal(torch.nn.functional.linear(left, left), product)
+    return results
+
+
+def test_torch_may_use_the_tiles_in_between() -> None:
+    """On this thread, and on threads that come and go."""
+    case = make_case(40, 64, 100, 64, torch.bfloat16, plain=True)
+    quiet = [walk(cpu, case, retain=retain) for retain in (True, False)]
+    found = answers_beside_torch(case, 4)
+    for _ in range(10):
+        with ThreadPoolExecutor(2) as pool:
+            for job in [pool.submit(answers_beside_torch, case, 4) for _ in range(2)]:
+                found += job.result()
+    assert len(found) == 84
+    for number, result in enumerate(found):
+        assert_same_bits(result, quiet[number % 2])
+
+
+@pytest.mark.parametrize("amx", ["hardware"], indirect=True)
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_emulated_tiles_give_the_bits_of_the_hardware(
+    dtype: torch.dtype, retain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(70, 100, 300, 256, dtype, bias=True)
+    hardware = walk(cpu, case, retain=retain)
+    amx_emulation.install(monkeypatch, "avx512")
+    assert_same_bits(hardware, walk(cpu, case, retain=retain))

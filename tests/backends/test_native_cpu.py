@@ -14,6 +14,7 @@ from rao_kernels.backends import RetainedSlot, RowState, cpu, eager
 from rao_kernels.errors import BackendError
 
 from ..cases import FLOOR, error
+from . import amx_emulation
 from .tile_walk import Case, Result, assert_as_good_as_eager, make_case, walk
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,36 @@ def test_an_impossible_instruction_set_names_what_the_processor_has(
     monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx9000")
     with pytest.raises(BackendError, match="avx9000: this processor has .*portable"):
         _native.cpu_library()
+
+
+@needs_library
+def test_a_processor_without_amx_says_so(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    monkeypatch.delenv("RAO_KERNELS_CPU_ISA", raising=False)
+    _native.cpu_library.cache_clear()
+    library = _native.cpu_library()
+    assert isinstance(library, _native.CpuLibrary)
+    assert (library.amx_problem is None) == ("avx512_amx" in library.host_isas)
+    if library.amx_problem is None:
+        pytest.skip("this processor has AMX")
+    assert library.amx_problem
+    monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx512_amx")
+    _native.cpu_library.cache_clear()
+    with pytest.raises(BackendError, match=f"avx512_amx: .*has {', '.join(library.host_isas)}"):
+        _native.cpu_library()
+
+
+def test_amx_is_not_used_where_another_set_is_forced(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    """The retained tile and the widths are then the other's too."""
+    amx_emulation.require_hardware()
+    monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx512_bf16")
+    _native.cpu_library.cache_clear()
+    assert cpu.traits("cpu").dense_width == 2048
+    assert cpu.retained_bytes(33, 64, torch.bfloat16) == 33 * (256 * 2 + 4)
+    assert_as_good_as_eager(lambda: make_case(37, 70, 100, 64, torch.bfloat16), retain=True)
 
 
 def test_a_missing_library_is_a_reason_that_says_how_to_build_it(
@@ -206,15 +237,15 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
             assert all(torch.equal(first, other) for other in others), field.name
 
 
-@needs_library
+@pytest.mark.usefixtures("isa")
 def test_scratch_stays_small() -> None:
     """With the fp32 dhidden, under 5 % of full fp32 logits at N=4096, D=1024, V=65536."""
     rows, size, vocabulary = 4096, 1024, 65536
     hidden = torch.empty(rows, size, dtype=torch.bfloat16)
     library = _native.cpu_library()
     assert isinstance(library, _native.CpuLibrary)
-    isa = _native.ISAS.index(library.isa)
-    *shared, thread = cpu._operators().scratch_sizes(isa, hidden, 2048, True)
-    if library.isa == "avx512_bf16":
+    isa, width = _native.ISAS.index(library.isa), cpu.traits("cpu").dense_width
+    *shared, thread = cpu._operators().scratch_sizes(isa, hidden, width, True)
+    if library.isa in ("avx512_bf16", "avx512_amx"):
         assert sum(shared) + 2 * thread + 4 * rows * size < 0.05 * 4 * rows * vocabulary
-    assert thread < 600_000
+    assert thread < (2_550_000 if library.isa == "avx512_amx" else 600_000)

@@ -59,6 +59,8 @@ def test_doctor_says_what_is_built() -> None:
     line = next(line for line in doctor.report() if line.startswith("CPU library: "))
     if isinstance(library, _native.CpuLibrary):
         assert library.isa in line and library.compiler in line
+        assert ("no avx512_amx" in line) == ("avx512_amx" not in library.host_isas)
+        assert (library.amx_problem or "") in line
     else:
         assert library.reason in line
 

@@ -67,17 +67,30 @@ def require_cpu_library() -> None:
         pytest.skip(f"backend 'cpu': {reason}")
 
 
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [("cpu", (1024, 256, 16384)), ("cpu-amx", (512, 64, 8192))],
+    indirect=["backend"],
+)
 @pytest.mark.parametrize("workspace", [0, 4 << 20, None])
-def test_extra_memory_is_what_was_promised(workspace: int | None) -> None:
+def test_extra_memory_is_what_was_promised(
+    workspace: int | None, backend: str, shape: tuple[int, int, int]
+) -> None:
     require_cpu_library()
-    shape = (1024, 256, 16384)
     promise = promised(*shape, workspace)
     assert measured(*shape, workspace_bytes=workspace) == pytest.approx(promise, rel=0.1)
 
 
-def test_nothing_retained_is_a_twentieth_of_the_logits() -> None:
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [("cpu", (1024, 128, 131072)), ("cpu-amx", (512, 32, 131072))],
+    indirect=["backend"],
+)
+def test_nothing_retained_is_a_twentieth_of_the_logits(
+    backend: str, shape: tuple[int, int, int]
+) -> None:
     require_cpu_library()
-    rows, size, vocabulary = 1024, 128, 131072
+    rows, size, vocabulary = shape
     extra = measured(rows, size, vocabulary, workspace_bytes=0)
     assert extra < 0.05 * 4 * rows * vocabulary
     assert extra == pytest.approx(promised(rows, size, vocabulary, 0), rel=0.1)

@@ -35,7 +35,13 @@ CASES: dict[str, dict[str, object]] = {
         "entropy": True,
     },
 }
-RUNS = [("eager", torch.float64), ("eager", torch.float32), ("cpu", torch.float32)]
+RUNS = [
+    ("eager", torch.float64),
+    ("eager", torch.float32),
+    ("cpu", torch.float32),
+    ("cpu-amx", torch.float32),
+    ("cpu-amx", torch.bfloat16),
+]
 
 
 def gradients(problem: Problem, **options: object) -> tuple[Tensor, ...]:
@@ -59,7 +65,7 @@ def row_bounds(problem: Problem, entropy: Tensor, delta: float) -> Tensor:
     return bound * problem.logit_scale * (problem.targets != -100)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), RUNS, ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), RUNS, ids=str, indirect=["backend"])
 @pytest.mark.parametrize("workspace_bytes", [0, None])
 @pytest.mark.parametrize("case", CASES)
 def test_certificates(

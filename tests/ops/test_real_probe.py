@@ -35,8 +35,17 @@ def probe(shared_dir: Path) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-def test_fp32_against_the_goldens(probe: dict[str, Tensor], backend: str) -> None:
+def some(probe: dict[str, Tensor], rows: int | None) -> dict[str, Tensor]:
+    """The first rows, or all."""
+    return {name: t if name == "weight" else t[:rows] for name, t in probe.items()}
+
+
+# Rows: emulated tiles take their time.
+@pytest.mark.parametrize(
+    ("backend", "rows"), [("cpu", None), ("cpu-amx", 64), ("eager", None)], indirect=["backend"]
+)
+def test_fp32_against_the_goldens(probe: dict[str, Tensor], backend: str, rows: int | None) -> None:
+    probe = some(probe, rows)
     if reason := backends.reasons(CPU, torch.float32)[backend]:
         pytest.skip(f"backend {backend!r}: {reason}")
     stats = linear_token_stats(probe["hidden"], probe["weight"], probe["targets"], backend=backend)
@@ -57,14 +66,19 @@ def truth(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(blocks)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-def test_bf16_keeps_fp32_logits(probe: dict[str, Tensor], backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "rows"), [("cpu", 1024), ("cpu-amx", 256), ("eager", 1024)], indirect=["backend"]
+)
+def test_bf16_keeps_fp32_logits(probe: dict[str, Tensor], backend: str, rows: int) -> None:
     """Plain torch, whose logits are bf16, is off by more than 0.1 on the same operands."""
     if reason := backends.reasons(CPU, torch.bfloat16)[backend]:
         pytest.skip(f"backend {backend!r}: {reason}")
-    rows = slice(0, 1024)
-    hidden, weight = probe["hidden"][rows].bfloat16(), probe["weight"].bfloat16()
-    targets = probe["targets"][rows]
+    probe = some(probe, rows)
+    hidden, weight, targets = (
+        probe["hidden"].bfloat16(),
+        probe["weight"].bfloat16(),
+        probe["targets"],
+    )
     exact = truth(hidden, weight, targets)
     logps = linear_logprobs(hidden, weight, targets, backend=backend)
     assert float((logps - exact).abs().max()) < 1e-4

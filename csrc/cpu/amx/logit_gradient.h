@@ -19,6 +19,9 @@ class PaddedFactors {
       if (n < count) {
         const RowFactors factors(rows, n, scale);
         set(n, factors.row_max, factors.log_sum, factors.p, factors.p_log_p);
+        in_range_ = in_range_ && in_range(scale * rows.logp_grad[n]) &&
+                    (rows.mass_grad == nullptr || (in_range(scale * rows.mass_grad[n]) &&
+                                                   in_range(scale * rows.log_mass_grad[n])));
       } else {
         set(n, 0.0f, __builtin_inff(), 0.0f, 0.0f);
       }
@@ -32,18 +35,14 @@ class PaddedFactors {
 
   // Whether three parts hold the gradient to fp32's precision: what is lost of it, below 2^-126,
   // is then below the rounding of the row's sums.
-  bool in_range() const {
-    constexpr float kSmallest = 0x1p-80f, kLargest = 0x1p100f;
-    for (int64_t i = 2 * stride_; i < kCount * stride_; ++i) {
-      const float magnitude = data_[i] < 0.0f ? -data_[i] : data_[i];
-      if (magnitude != 0.0f && !(magnitude >= kSmallest && magnitude <= kLargest)) {
-        return false;
-      }
-    }
-    return true;
-  }
+  bool in_range() const { return in_range_; }
 
  private:
+  static bool in_range(float gradient) {
+    constexpr float kSmallest = 0x1p-80f, kLargest = 0x1p100f;
+    const float magnitude = gradient < 0.0f ? -gradient : gradient;
+    return magnitude == 0.0f || (magnitude >= kSmallest && magnitude <= kLargest);
+  }
   void set(int64_t n, float row_max, float log_sum, float p, float p_log_p) {
     data_[n] = row_max;
     data_[stride_ + n] = log_sum;
@@ -53,6 +52,7 @@ class PaddedFactors {
 
   float* data_;
   int64_t stride_;
+  bool in_range_ = true;
 };
 
 // dz as left operands. For dweight: [panels][strips][2][parts] tiles of [16 entries][32 rows], of
@@ -199,7 +199,8 @@ class GradBlock {
   RAO_INLINE Floats gradient(int entry, int half) const {
     Floats z = product(entry, half), slope;
     if (!kPlain) {
-      z = context_->logits(z, panel_ * kBlock + entry, &slope);
+      const int64_t last = context_->entries - 1;  // of which alone there is a bias
+      z = context_->logits(z, smaller(panel_ * kBlock + entry, last), &slope);
     }
     const Floats log_p = (z - row_max_[half]) - log_sum_[half];
     const Floats p = kPlain && kParts < 3 ? quick_exponential(log_p) : exponential(log_p);
