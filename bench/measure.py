@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from rao_kernels import _memory, release_memory
+
 from .cases import OP
 from .problems import Problem
 from .providers import Call, Outcome
@@ -58,7 +60,8 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         result = _result_bytes(call())
         return torch.cuda.max_memory_allocated(device) - before - result
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    activities = [ProfilerActivity.CPU]
+    with _memory.unpooled(), profile(activities=activities, profile_memory=True) as recorded:
         result = _result_bytes(call())
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0
@@ -77,6 +80,7 @@ def peak_rss_growth(call: Callable[[], object]) -> int | None:
     take beside tensors counts too. None where Linux does not tell."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
+        release_memory()
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         call()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rao_kernels import _memory
+
 from . import seeds
 
 # Without a GPU Triton's kernels run under its interpreter, which they ask for as they are defined.
@@ -59,3 +61,20 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def mapped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The length of every new mapping, from 64 KiB on; the pool is empty before and after."""
+    lengths: list[int] = []
+    new = _memory._map
+
+    def recorded(nbytes: int) -> object:
+        lengths.append(nbytes)
+        return new(nbytes)
+
+    monkeypatch.setattr(_memory, "THRESHOLD", 64 << 10)
+    monkeypatch.setattr(_memory, "_map", recorded)
+    _memory.release_memory()
+    yield lengths
+    _memory.release_memory()

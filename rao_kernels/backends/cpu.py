@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _native
+from .. import _memory, _native
 from .tiles import (
     Gradients,
     Head,
@@ -69,7 +69,7 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     *shared, thread = sizes
 
     def buffer(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.uint8, device=head.hidden.device)
+        return _memory.empty(shape, torch.uint8, head.hidden.device)
 
     return (*map(buffer, shared), buffer(threads, thread))
 

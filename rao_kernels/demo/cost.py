@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
+from .. import _memory
 from ..data import Collator, PreferenceDataset, TokenizedRow
 from ..fused import rao_loss, sequence_and_prompt_logps
 from ..losses import LOSSES
@@ -123,7 +124,8 @@ def _step(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 def _peak_bytes(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
     """Most bytes of tensors alive at once, both gradients included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    activities = [ProfilerActivity.CPU]
+    with _memory.unpooled(), profile(activities=activities, profile_memory=True) as recorded:
         _step(problem, loss)
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0

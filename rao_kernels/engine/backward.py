@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import _memory, backends
 from ..backends import Gradients, Head, RetainedSlot, RowGradients, Tile
 from . import plan
 from .sparsity import Sparsity, in_order, needed_rows, take, take_gradients, with_words
@@ -140,18 +140,21 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
 
 
 def _buffers(head: Head, needs: Needs, unscale: Tensor | None) -> Gradients:
-    """Without rows nothing is written, so the outputs start at zero then."""
+    """dhidden is added to; the others are written, unless there are no rows, and are zero then."""
     vocabulary, size = head.weight.shape
-    device = head.hidden.device
-    make = torch.empty if head.rows else torch.zeros
 
+    def buffer(*shape: int, dtype: torch.dtype, zero: bool) -> Tensor:
+        made = _memory.empty(shape, dtype, head.hidden.device)
+        return made.zero_() if zero else made
+
+    unwritten = not head.rows
     return Gradients(
-        dhidden=torch.zeros(head.rows, size, dtype=head.accumulator, device=device)
+        dhidden=buffer(head.rows, size, dtype=head.accumulator, zero=True)
         if needs.dhidden
         else None,
-        dweight=make(vocabulary, size, dtype=head.weight.dtype, device=device)
+        dweight=buffer(vocabulary, size, dtype=head.weight.dtype, zero=unwritten)
         if needs.dweight
         else None,
-        dbias=make(vocabulary, dtype=head.accumulator, device=device) if needs.dbias else None,
+        dbias=buffer(vocabulary, dtype=head.accumulator, zero=unwritten) if needs.dbias else None,
         unscale=unscale,
     )

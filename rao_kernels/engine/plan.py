@@ -112,7 +112,7 @@ class RetainedBuffer:
 
     def zero_unused(self, slots: list[RetainedSlot | None]) -> None:
         """Zero what lies behind the slots that were used if it is short, to the same end. More
-        stays untouched: it costs no memory on a CPU as long as nobody writes to it.
+        stays uninitialised: fresh memory of a CPU costs nothing as long as nobody writes to it.
         """
         used = sum(_aligned(slot.memory.numel()) for slot in slots if slot is not None)
         if self.memory.numel() - used <= ZEROED_REST:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends, engine
+from .. import _memory, backends, engine
 from ..backends import Head, RowGradients
 from ..errors import InputError, NotYetError
 from . import rows as row_selection
@@ -48,7 +48,7 @@ def linear_logprobs_op(
         size = _retained_size(
             hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
         )
-        retained = torch.empty(size, dtype=torch.uint8, device=hidden.device)
+        retained = _memory.empty((size,), torch.uint8, hidden.device)
         order = _order(head, name, word_order, grad_tolerance) if grad_tolerance > 0.0 else None
         scores = engine.score(head, name, wanted, retained, order, grad_tolerance)
         per_row = (

@@ -7,6 +7,7 @@ import torch
 from bench import measure
 from bench.cases import BOTH, OP
 from bench.providers import Outcome
+from rao_kernels import _memory
 
 from .tiny import tiny_problem
 
@@ -40,6 +41,20 @@ def test_peak_counts_what_is_alive_at_once_less_dweight() -> None:
 def test_growth_of_the_process() -> None:
     grown = measure.peak_rss_growth(lambda: torch.ones(16 << 20))
     assert grown is None or 0.9 * (64 << 20) < grown < 1.5 * (64 << 20)
+
+
+def test_memory_that_is_used_again_counts() -> None:
+    """As if each call were the first."""
+    nbytes = _memory.THRESHOLD
+
+    def call() -> Outcome:
+        return Outcome(_memory.empty((nbytes,), torch.uint8, CPU).fill_(1), None, None)
+
+    call()
+    assert measure.peak_extra_bytes(call, CPU) == nbytes
+    call()
+    grown = measure.peak_rss_growth(call)
+    assert grown is None or grown > 0.9 * nbytes
 
 
 def test_errors_of_the_truth_are_zero() -> None:

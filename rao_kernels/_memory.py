@@ -1,0 +1,110 @@
+"""Memory of the large CPU buffers of the op, kept from call to call.
+
+glibc maps each block above 32 MiB anew and unmaps it when it is freed, and the first write to a
+fresh page takes several times as long as one to a page that is there. So large buffers are taken
+from anonymous mappings that come back here, still resident, once no tensor uses them any more.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+THRESHOLD = 32 << 20  # bytes; the largest block that glibc ever keeps (DEFAULT_MMAP_THRESHOLD_MAX)
+KEPT = 2 << 30  # bytes of free mappings at most
+
+# Free mappings, the one that came back last at the end. Tensors die on any thread, and inside
+# anything that allocates, so there is no lock: each step below is one operation of a list, which is
+# atomic. After a fork, parent and child have a list each, and private mappings are copied on write,
+# so neither sees what the other writes.
+_free: list[mmap.mmap] = []
+_enabled = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.empty`, which it is below `THRESHOLD` and on other devices than a CPU."""
+    numel = math.prod(shape)
+    nbytes = numel * dtype.itemsize
+    if nbytes < THRESHOLD or device.type != "cpu" or not _enabled or _must_be_filled():
+        return torch.empty(shape, dtype=dtype, device=device)
+    mapping = _take(nbytes)
+    if mapping is None:
+        try:
+            mapping = _map(nbytes)
+        except OSError:  # no memory: torch tries with what is kept here, and has the message
+            release_memory()
+            return torch.empty(shape, dtype=dtype, device=device)
+    # The storage keeps its view of the mapping alive, whoever shares that storage.
+    view = memoryview(mapping)
+    weakref.finalize(view, _give_back, mapping).atexit = False  # tensors live on at exit
+    return torch.frombuffer(view, dtype=dtype, count=numel).resize_(shape)
+
+
+def release_memory() -> None:
+    """Give the memory that the op keeps for later calls back to the operating system.
+
+    On a CPU up to 2 GiB of large buffers stay with the process between calls
+    (docs/memory.md). What tensors still use is kept until they are gone, and then for later calls.
+    """
+    _free.clear()
+
+
+@contextmanager
+def unpooled() -> Iterator[None]:
+    """Inside, every buffer is `torch.empty`'s, for measurements: torch's profiler sees no other."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def _must_be_filled() -> bool:
+    """Whether torch fills what is uninitialised, so that results are deterministic."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    return bool(filled) and torch.are_deterministic_algorithms_enabled()
+
+
+def _map(nbytes: int) -> mmap.mmap:
+    # Python's default, MAP_SHARED, would be one memory for a process and its forks.
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _take(nbytes: int) -> mmap.mmap | None:
+    """The smallest free mapping that is large enough and at most twice as large.
+
+    Where there is none, the largest that is too small by less than half is unmapped: the new one
+    takes its place, so that calls of varying size do not fill up memory.
+    """
+    found = sorted(_free, key=len)
+    for mapping in found:
+        if nbytes <= len(mapping) <= 2 * nbytes and _claim(mapping):
+            return mapping
+    for mapping in reversed(found):
+        if len(mapping) < nbytes < 2 * len(mapping) and _claim(mapping):
+            break
+    return None
+
+
+def _claim(mapping: mmap.mmap) -> bool:
+    """Take a mapping off the list, unless another thread was faster."""
+    try:
+        _free.remove(mapping)
+    except ValueError:
+        return False
+    return True
+
+
+def _give_back(mapping: mmap.mmap) -> None:
+    """Keep a mapping that no tensor uses any more; the oldest go beyond `KEPT` bytes."""
+    if len(mapping) <= KEPT:
+        _free.append(mapping)
+        while sum(map(len, tuple(_free))) > KEPT:
+            del _free[:1]
