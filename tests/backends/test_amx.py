@@ -64,7 +64,7 @@ def test_what_fills_up_a_panel_has_no_gradient(dtype: torch.dtype, retain: bool)
     """Its products, 0, are so far above every logit that their probability overflows."""
 
     def negative(plain: bool) -> Case:
-        case = make_case(40, 64, 70, 70, dtype, plain=plain, spread=0.1)
+        case = make_case(40, 64, 70, 70, dtype, plain=plain, spread=0.001)
         largest = torch.linspace(88, 100, 40)[:, None].repeat(1, 64)
         head = replace(case.head, hidden=largest.to(dtype), weight=case.head.weight - 1 / 64)
         return replace(case, head=head)
