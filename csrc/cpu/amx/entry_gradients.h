@@ -154,7 +154,6 @@ class EntryGradients {
     for (int64_t first = 0; first < strips; first += cut_.strips) {
       const Range rows{first, smaller(strips, first + cut_.strips)};
       form_chunk<kPlain, kRestored>(panels, rows, dz, memory);
-      tile_fence();
       if (out_.dbias != nullptr) {
         dbias.add(dz, count, rows.end - rows.begin);
       }

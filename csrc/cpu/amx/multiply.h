@@ -25,6 +25,7 @@ RAO_INLINE void load_sums(const float* c, int64_t stride) {
 }
 
 RAO_INLINE void store_sums(float* c, int64_t stride) {
+  tile_fence();
   RAO_TILE_STORE(0, c, stride * 4);
   RAO_TILE_STORE(1, c + kTileRows, stride * 4);
   RAO_TILE_STORE(2, c + kTileRows * stride, stride * 4);
@@ -163,6 +164,7 @@ template <int kParts, Streamed kStreamed, class Side>
 RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_t depth,
                                Side&& side) {
   const Multiplier<kStreamed> multiplier(left, right);
+  tile_fence();
   for (int64_t k = 0; k < depth; ++k) {
     if constexpr (kParts == 1) {
       multiplier.whole(k);
@@ -171,6 +173,7 @@ RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_
     }
     side(k);
   }
+  tile_fence();
 }
 
 // C = A B, block by block: A is `panels` blocks of 32 rows that stay in the second-level cache and

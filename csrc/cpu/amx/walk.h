@@ -144,7 +144,6 @@ class BlockWalk {
       const int64_t depth = smaller(step_, hidden_.depth - k);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         const Operand left = weight_.operand(panel, k, depth, memory_.panel);
-        tile_fence();
         const Tiles next = after(panels, panel, k);
         Fetch next_panel = next.whole ? weight_.fetch(next.panel, count * depth) : Fetch();
         float* sums = memory_.sums + (panel - panels.begin) * count * kBlockFloats;
