@@ -47,17 +47,21 @@ def flags_of(build: str) -> list[str]:
 @cache
 def load(build: str) -> _native.CpuLibrary:
     """Compile and load the library."""
-    namespace = f"{NAMESPACE}_{build}"
-    tiles = [EMULATED, "-DRAO_HAS_AMX"]
-    base = [*tiles, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={namespace}"]
     amx_flags = [*flags_of(build), EMULATED, "-DRAO_ISA=avx512_amx"]
+    return load_units(f"{NAMESPACE}_{build}", [(source, amx_flags) for source in SETUP.AMX_SOURCES])
+
+
+def load_units(namespace: str, amx_units: list[tuple[str, list[str]]]) -> _native.CpuLibrary:
+    """A library of sources of AMX, each with its flags, and of all that they need."""
+    base = [EMULATED, "-DRAO_HAS_AMX"]  # AMX is usable, whatever the processor
+    base += [SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={namespace}"]
     units = [
-        *((source, amx_flags) for source in SETUP.AMX_SOURCES),
+        *amx_units,
         *((source, ["-DRAO_ISA=portable"]) for source in SETUP.TILE_SOURCES),
         *((source, base) for source in SETUP.CPU_SOURCES),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "emulated.so"
+        path = Path(folder) / f"{namespace}.so"
         SETUP.link_cpp(units, Path(folder), path)
         torch.ops.load_library(path)
     return _native.CpuLibrary(path, ("avx512_amx", "portable"), "avx512_amx", "emulated", None)
@@ -76,7 +80,11 @@ def install(monkeypatch: pytest.MonkeyPatch, build: str | None = None) -> None:
     """Let the `cpu` backend run the emulated kernels."""
     fastest = host_build()  # asked while the real library is in place
     build = build or fastest
-    library = load(build)
-    operators = getattr(torch.ops, f"{NAMESPACE}_{build}")
+    use(monkeypatch, load(build), f"{NAMESPACE}_{build}")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, library: _native.CpuLibrary, namespace: str) -> None:
+    """Let the `cpu` backend run a library whose operators are in a namespace of its own."""
+    operators = getattr(torch.ops, namespace)
     monkeypatch.setattr(_native, "cpu_library", cache(lambda: library))
     monkeypatch.setattr(cpu, "_operators", lambda: operators)
