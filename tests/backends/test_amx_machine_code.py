@@ -154,7 +154,7 @@ def configuration(palette: int = 1, bytes_of_6: int = 64, rows_of_6: int = 16) -
 
 
 @pytest.mark.parametrize(
-    "code, memory, problem",
+    ("code", "memory", "problem"),
     [
         (CONFIGURE + MULTIPLY + RELEASE, configuration(), None),
         (MULTIPLY, configuration(), b"without a configuration"),
