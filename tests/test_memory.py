@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import warnings
 from collections.abc import Callable
@@ -178,13 +177,12 @@ def test_a_larger_one_takes_the_place_of_the_nearest(mapped: list[int]) -> None:
 
 
 def test_sizes_that_vary_do_not_fill_up_memory(mapped: list[int]) -> None:
-    draws = random.Random(0)
-    sizes = [draws.randrange(MIB, 2 * MIB) for _ in range(50)]
+    sizes = torch.randint(MIB, 2 * MIB, (50,)).tolist()
     for size in sizes:
         buffer(size)
         assert len(free()) == 1  # as many as were in use at once
     assert free() == [max(sizes)]
-    assert len(mapped) < 10
+    assert len(mapped) < 20  # as often as one is larger than all before
 
 
 def test_what_is_kept_is_bounded(mapped: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
