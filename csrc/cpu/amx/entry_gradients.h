@@ -188,7 +188,10 @@ class EntryGradients {
       }
     } else {
       const int64_t depth = hidden_.by_rows.depth;
-      const int64_t set = strips_within<kParts>(kHiddenBytes, depth);
+      // What dz of few rows leaves of the cache takes more strips: a panel is loaded less often.
+      const int64_t dz_bytes =
+          LogitGradient<kParts>::bytes(panels.end - panels.begin, rows.end - rows.begin);
+      const int64_t set = strips_within<kParts>(kHiddenBytes + kGradientBytes - dz_bytes, depth);
       BlockWalk<Source, Block> walk(head_, hidden_.by_rows,
                                     BlockMemory::of<kParts>(memory.blocks, depth));
       for (int64_t first = rows.begin; first < rows.end; first += set) {
