@@ -68,6 +68,10 @@ def cpu_library() -> CpuLibrary | Missing:
     if missing := _load(_LIBRARY, BUILD_COMMAND):
         return missing
     operators = torch.ops.rao_native
+    if not hasattr(operators, "amx_problem"):  # the operator that was added last
+        return Missing(
+            f"its library {_LIBRARY.name} is an older one; `{BUILD_COMMAND}` rebuilds it"
+        )
     found = operators.host_isas()
     host = tuple(name for bit, name in reversed(list(enumerate(ISAS))) if found >> bit & 1)
     problem = operators.amx_problem() or None

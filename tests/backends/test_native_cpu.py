@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,14 @@ def test_a_broken_library_is_a_reason(
     monkeypatch.setattr(_native, "_LIBRARY", tmp_path / "_native_cpu.so")
     reason = cpu.supports(torch.device("cpu"), torch.float32)
     assert reason is not None and "does not load" in reason
+
+
+def test_an_older_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
+    """As after an update of a checkout that was not built again."""
+    monkeypatch.setattr(_native, "_load", lambda path, command: None)
+    monkeypatch.setattr(torch.ops, "rao_native", SimpleNamespace(host_isas=lambda: 1))
+    reason = cpu.supports(torch.device("cpu"), torch.float32)
+    assert reason is not None and "older" in reason and _native.BUILD_COMMAND in reason
 
 
 def test_every_source_is_listed() -> None:
