@@ -64,10 +64,11 @@ class Plan:
         The first tiles that fit are retained. `rows` is the number of rows that were projected:
         with fewer than the plan's, more tiles fit.
         """
+        if rows == 0:
+            return [None] * len(self.tiles)
         ends = _slot_ends(self.backend, rows, self.tiles, self.precision)
-        fitting = 0 if rows == 0 else self.workspace_bytes
         spans = (Span(aligned(start), stop) for start, stop in pairwise([0, *ends]))
-        return [span if aligned(span.stop) <= fitting else None for span in spans]
+        return [span if aligned(span.stop) <= self.workspace_bytes else None for span in spans]
 
     def reconsiders(self, number: int) -> bool:
         """Whether a sparse forward asks after this tile if the next ones are worth retaining: after
