@@ -8,21 +8,21 @@ Legend: N rows, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
 import torch
 
-from rao_kernels.engine import plan as engine_plan
-from rao_kernels.types import EngineOptions
+from rao_kernels import _memory, backends, engine
+from rao_kernels.backends import Gradients, RowGradients
+from rao_kernels.engine import Plan
 
 from . import measure
 from .cases import BOTH, OP, Head
 from .problems import DTYPES, Problem, Truth
-from .providers.ours import ALL_OF_IT, provider
+from .providers.ours import ALL_OF_IT
 from .record import Row
 
 WIDTHS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -41,7 +41,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """None: what the default plan takes."""
+    """What a plan is made with; None: the default."""
 
     width: int | None = None
     workspace_bytes: int | None = None
@@ -61,18 +61,6 @@ SHAPES = (
 )
 
 
-@contextmanager
-def tile_width(width: int | None) -> Iterator[None]:
-    """The engine's tiles have this width inside the block; None changes nothing."""
-    original = engine_plan.tile_width
-    if width is not None:
-        engine_plan.tile_width = lambda vocabulary, *_, **__: min(vocabulary, width)
-    try:
-        yield
-    finally:
-        engine_plan.tile_width = original
-
-
 def problem(shape: Shape, device: torch.device) -> Problem:
     """Random operands; nothing here is compared with an answer."""
     generator = torch.Generator().manual_seed(0)
@@ -86,14 +74,32 @@ def problem(shape: Shape, device: torch.device) -> Problem:
     return Problem(OP, None, *operands, none, targets.to(device), upstream)
 
 
-def run(problem: Problem, choice: Choice) -> None:
-    """One forward and backward."""
-    options: EngineOptions = {"workspace_bytes": choice.workspace_bytes}
-    threads = torch.get_num_threads()
+def plan_of(problem: Problem, choice: Choice) -> Plan:
+    """The plan of the choice, on the backend that the op would take."""
+    hidden, weight = problem.hidden, problem.weight
+    return engine.make_plan(
+        hidden.shape[0],
+        *weight.shape,
+        hidden.dtype,
+        backend=backends.select(None, hidden.device, hidden.dtype),
+        device_type=hidden.device.type,
+        workspace_bytes=choice.workspace_bytes,
+        tile_width=choice.width,
+    )
+
+
+def run(problem: Problem, choice: Choice) -> Gradients:
+    """The forward and backward pass by the plan of the choice, as the op runs them."""
+    head = backends.Head(problem.hidden, problem.weight, None, problem.targets, 1.0, None)
+    plan, threads = plan_of(problem, choice), torch.get_num_threads()
     try:
         torch.set_num_threads(choice.threads or threads)
-        with tile_width(choice.width):
-            provider("", options).prepare(problem, BOTH)()
+        memory = _memory.empty((plan.workspace_bytes,), torch.uint8, head.hidden.device)
+        scores = engine.score(head, plan, engine.Statistics(), memory)
+        upstream = problem.upstream.to(plan.precision.accumulate)
+        rows = RowGradients(scores.row_max, scores.log_sum, scores.logp, upstream, None, None, None)
+        needs = engine.Needs(dhidden=True, dweight=True, dbias=False)
+        return engine.differentiate(head, plan, rows, memory, head.rows, needs)
     finally:
         torch.set_num_threads(threads)
 

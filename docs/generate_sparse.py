@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rao_kernels import EngineOptions, WordOrder, linear_logprobs
-from rao_kernels.backends import Head, Tile
-from rao_kernels.engine import Sparsity, evenly_spaced, order_words, record_work
+from rao_kernels.backends import Head
+from rao_kernels.engine import Sparsity, evenly_spaced, make_plan, order_words, record_work
 from rao_kernels.engine import sample as sample_of
 from rao_kernels.engine.sparsity import in_order, needed_rows
 
@@ -115,9 +115,18 @@ def kept_share(head: Head, order: Tensor, width: int) -> float:
     ordered = in_order(head, order)
     p = torch.softmax((head.hidden @ head.weight.T).float(), 1)[:, order]
     mass = torch.stack([part.sum(1) for part in p.split(width, 1)], 1)
-    cut = [Tile(start, min(start + width, len(order))) for start in range(0, len(order), width)]
-    sparsity = Sparsity(order, mass, torch.zeros(1, dtype=torch.int64), TOLERANCE)
-    stay = needed_rows(sparsity, ordered, cut).rows
+    plan = make_plan(
+        head.rows,
+        *head.weight.shape,
+        head.hidden.dtype,
+        backend="eager",
+        device_type="cpu",
+        workspace_bytes=0,
+        tolerance=TOLERANCE,
+        tile_width=width,
+    )
+    sparsity = Sparsity(order, mass, torch.zeros(1, dtype=torch.int64))
+    stay = needed_rows(sparsity, ordered, plan).rows
     return sum(head.rows if rows is None else len(rows) for rows in stay) / mass.numel()
 
 

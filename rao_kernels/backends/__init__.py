@@ -17,12 +17,14 @@ from .tiles import (
     GROUP,
     Gradients,
     Head,
+    Precision,
     RetainedSlot,
     RetainedTile,
     RowGradients,
     RowState,
     Tile,
     Traits,
+    precision_of,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Backend",
     "Gradients",
     "Head",
+    "Precision",
     "RetainedSlot",
     "RetainedTile",
     "RowGradients",
@@ -37,6 +40,7 @@ __all__ = [
     "Tile",
     "Traits",
     "get",
+    "precision_of",
     "reasons",
     "select",
 ]
@@ -53,11 +57,11 @@ class Backend(Protocol):
         """None if the backend runs operands of `dtype` on `device`, else the reason it does not."""
 
     def traits(self, device_type: str) -> Traits:
-        """What to plan a pass on such a device by."""
+        """Properties that the plan of a call on such a device depends on."""
 
-    def retained_bytes(self, rows: int, width: int, dtype: torch.dtype) -> int:
-        """Bytes of the slot of a tile of `width` words, for operands of `dtype`. Plain arithmetic:
-        under a compiler's fake tensors `rows` is symbolic."""
+    def retained_bytes(self, rows: int, width: int, precision: Precision) -> int:
+        """Bytes of the slot of a tile of `width` vocabulary entries. Plain arithmetic: under a
+        compiler's fake tensors `rows` is symbolic."""
 
     def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
         """Buffers reused by every tile (of at most `width` words) of one pass, and by any passes

@@ -15,6 +15,7 @@ from .. import _memory, _native
 from .tiles import (
     Gradients,
     Head,
+    Precision,
     RetainedSlot,
     RowGradients,
     RowState,
@@ -45,12 +46,13 @@ def traits(device_type: str) -> Traits:
     return _AMX_TRAITS if _isa() == "avx512_amx" else _TRAITS
 
 
-def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
+def retained_bytes(rows: int, width: int, precision: Precision) -> int:
     """As csrc's TileKernels::retained_bytes of the instruction set in use."""
     if _isa() != "avx512_amx":
-        return grouped_bytes(rows, width, dtype)
+        return grouped_bytes(rows, width, precision)
     blocks = -(-rows // _AMX_BLOCK) * -(-width // _AMX_BLOCK)
-    return 64 + blocks * (_AMX_BLOCK * _AMX_BLOCK * dtype.itemsize + _AMX_BLOCK * 4)
+    values = _AMX_BLOCK * _AMX_BLOCK * precision.retained.itemsize
+    return 64 + blocks * (values + _AMX_BLOCK * precision.accumulate.itemsize)
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:

@@ -17,6 +17,7 @@ from . import products
 from .tiles import (
     Gradients,
     Head,
+    Precision,
     RetainedSlot,
     RetainedTile,
     RowGradients,
@@ -51,8 +52,8 @@ def traits(device_type: str) -> Traits:
     return products.traits_on(device_type)
 
 
-def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
-    return grouped_bytes(rows, width, dtype)
+def retained_bytes(rows: int, width: int, precision: Precision) -> int:
+    return grouped_bytes(rows, width, precision)
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
@@ -107,12 +108,12 @@ def grad_tile(
 def _product_gradient(
     head: Head, tile: Tile, rows: RowGradients, retained: RetainedSlot | None
 ) -> Tensor:
-    """dz ``[N, W]``, padded, in the dtype of `hidden`; never in the memory of the retained tile."""
+    """dz ``[N, W]``, padded, in `Precision.dz`; never in the memory of the retained tile."""
     raw = None
     if retained is None:
         raw = _padded(head, tile, head.accumulator)
         products.logits(head, tile, out=raw[:, : tile.width])
-    dz = _padded(head, tile, head.hidden.dtype)
+    dz = _padded(head, tile, head.precision.dz)
     with _current_stream(head.hidden.device) as stream:
         torch.ops.rao_native.grad_rows(
             raw,
@@ -160,5 +161,5 @@ def _retained_arguments(
 ) -> tuple[Tensor | None, Tensor | None]:
     if retained is None:
         return None, None
-    kept = RetainedTile.on(retained, tile, head.hidden.dtype)
+    kept = RetainedTile.on(retained, tile, head.precision)
     return kept.values, kept.maxima

@@ -17,6 +17,7 @@ from .tiles import (
     GROUP,
     Gradients,
     Head,
+    Precision,
     RetainedSlot,
     RetainedTile,
     RowGradients,
@@ -38,8 +39,8 @@ def traits(device_type: str) -> Traits:
     return traits_on(device_type)
 
 
-def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
-    return grouped_bytes(rows, width, dtype)
+def retained_bytes(rows: int, width: int, precision: Precision) -> int:
+    return grouped_bytes(rows, width, precision)
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
@@ -59,7 +60,7 @@ def score_tile(
 ) -> None:
     raw = logits(head, tile)
     if retained is not None:
-        _retain(raw, RetainedTile.on(retained, tile, head.hidden.dtype))
+        _retain(raw, RetainedTile.on(retained, tile, head.precision))
     z, _ = _transform(head, tile, raw)
     _fold(z, state)
     local = head.targets - tile.start
@@ -79,7 +80,7 @@ def grad_tile(
     raw = logits(head, tile) if retained is None else _restore(head, tile, retained, rows)
     z, slope = _transform(head, tile, raw)
     dz = _logit_gradient(head, tile, rows, z)
-    draw = (dz * slope * head.scale).to(head.hidden.dtype)
+    draw = (dz * slope * head.scale).to(head.precision.dz)
     add_products(head, tile, draw, out)
 
 
@@ -127,7 +128,7 @@ def _retain(raw: Tensor, retained: RetainedTile) -> None:
 
 
 def _restore(head: Head, tile: Tile, retained: RetainedSlot, rows: RowGradients) -> Tensor:
-    kept = RetainedTile.on(retained, tile, head.hidden.dtype)
+    kept = RetainedTile.on(retained, tile, head.precision)
     values, maxima = kept.values, kept.maxima
     if rows.retained_row is not None:
         values, maxima = values[:, rows.retained_row], maxima[:, rows.retained_row]

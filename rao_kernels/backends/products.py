@@ -36,7 +36,7 @@ def add_products(head: Head, tile: Tile, dz: Tensor, out: Gradients) -> None:
 
     ``dhidden += dz @ weight[tile]``, ``dweight[tile] = dz.T @ hidden``, ``dbias[tile] = sum_n dz``
 
-    dz: ``[N, W]`` in the dtype of `hidden`, any row stride.
+    dz: ``[N, W]`` in `Precision.dz`, any row stride.
     """
     if out.dhidden is not None:
         _add_dhidden(head, tile, dz, out.dhidden, out.dhidden_row)

@@ -6,6 +6,7 @@ Legend: N rows of the pass, V vocabulary, D hidden size, W words of a tile, G = 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -15,18 +16,34 @@ from torch import Tensor
 GROUP = 256  # words of a `RetainedTile` that share one maximum
 
 
-def accumulator_of(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of sums over products of operands of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class Precision(NamedTuple):
+    """Dtypes of a pass.
+
+    product: of the operands of every matrix product. accumulate: of their sums, of the row
+    statistics and of accumulated gradients. retained: of the logits kept from forward to backward.
+    dz: of the logit gradient, an operand of backward's products.
+    """
+
+    product: torch.dtype
+    accumulate: torch.dtype
+    retained: torch.dtype
+    dz: torch.dtype
+
+
+@cache
+def precision_of(dtype: torch.dtype) -> Precision:
+    """The precision of a pass whose operands have this dtype."""
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    return Precision(product=dtype, accumulate=accumulate, retained=dtype, dz=dtype)
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the engine plans a pass on a backend by.
+    """Properties of a backend on a device that the plan of a call depends on.
 
-    dense_width: words of a tile. sparse_width: likewise for a sparse backward, which drops more
-    with narrower ones. retained_cost: a retained logit is written and read in the time of so many
-    multiply-adds; 0: its time does not count.
+    dense_width: vocabulary entries of a tile. sparse_width: likewise for a sparse backward, which
+    drops more with narrower tiles. retained_cost: a retained logit is written and read in the time
+    of so many multiply-adds; 0: its time does not count.
     """
 
     dense_width: int
@@ -86,13 +103,18 @@ class Head:
         return self.hidden.shape[0]
 
     @property
+    def precision(self) -> Precision:
+        """Dtypes of a pass over this head."""
+        return precision_of(self.hidden.dtype)
+
+    @property
     def accumulator(self) -> torch.dtype:
         """Dtype of statistics and accumulated gradients."""
-        return accumulator_of(self.hidden.dtype)
+        return self.precision.accumulate
 
     def weight_tile(self, tile: Tile) -> Tensor:
-        """``[W, D]`` contiguous, in the dtype of `hidden`; a copy only where it must be."""
-        return tile.of(self.weight).to(self.hidden.dtype).contiguous()
+        """``[W, D]`` contiguous, in the dtype of the products; a copy only where it must be."""
+        return tile.of(self.weight).to(self.precision.product).contiguous()
 
     def bias_tile(self, tile: Tile) -> Tensor | None:
         """``[W]`` in the accumulator dtype."""
@@ -130,10 +152,10 @@ class RetainedSlot:
     rows: int
 
 
-def grouped_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of a `RetainedTile` of so many rows and words."""
+def grouped_bytes(rows: int, width: int, precision: Precision) -> int:
+    """Bytes of a `RetainedTile` of so many rows and vocabulary entries."""
     groups = -(-width // GROUP)
-    return groups * rows * (GROUP * dtype.itemsize + accumulator_of(dtype).itemsize)
+    return groups * rows * (GROUP * precision.retained.itemsize + precision.accumulate.itemsize)
 
 
 @dataclass(frozen=True)
@@ -142,8 +164,8 @@ class RetainedTile:
 
     The layout that several backends share.
 
-    values: ``[ceil(W / G), N, G]`` in the dtype of `hidden`: product minus the maximum of the
-    row's group; what lies beyond the W words is of no account.
+    values: ``[ceil(W / G), N, G]`` in the retained dtype: product minus the maximum of the row's
+    group; values beyond the W entries of the tile are not used.
     maxima: ``[ceil(W / G), N]`` in the accumulator dtype; in a slot directly behind the values.
     """
 
@@ -151,14 +173,12 @@ class RetainedTile:
     maxima: Tensor
 
     @classmethod
-    def on(cls, slot: RetainedSlot, tile: Tile, dtype: torch.dtype) -> RetainedTile:
+    def on(cls, slot: RetainedSlot, tile: Tile, precision: Precision) -> RetainedTile:
         """A view of a slot of `grouped_bytes`."""
         shape = (tile.groups, slot.rows, GROUP)
-        end = prod(shape) * dtype.itemsize
-        values, maxima = (
-            slot.memory[:end].view(dtype),
-            slot.memory[end:].view(accumulator_of(dtype)),
-        )
+        end = prod(shape) * precision.retained.itemsize
+        values = slot.memory[:end].view(precision.retained)
+        maxima = slot.memory[end:].view(precision.accumulate)
         return cls(values.view(shape), maxima.view(shape[:2]))
 
 

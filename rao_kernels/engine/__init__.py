@@ -1,14 +1,15 @@
-"""The tile walk: forward, backward, and what they plan by."""
+"""The plan of a call, and its two walks over vocabulary tiles: forward and backward."""
 
 from .backward import Needs, differentiate
 from .forward import Scores, Statistics, score
 from .ordering import Sample, evenly_spaced, order_by_sample, order_words, sample, sample_step
-from .plan import tile_width, tiles, workspace_bytes
+from .plan import Plan, make_plan
 from .sparsity import Sparsity, take
 from .work import Work, record_work
 
 __all__ = [
     "Needs",
+    "Plan",
     "Sample",
     "Scores",
     "Sparsity",
@@ -16,6 +17,7 @@ __all__ = [
     "Work",
     "differentiate",
     "evenly_spaced",
+    "make_plan",
     "order_by_sample",
     "order_words",
     "record_work",
@@ -23,7 +25,4 @@ __all__ = [
     "sample_step",
     "score",
     "take",
-    "tile_width",
-    "tiles",
-    "workspace_bytes",
 ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import _memory, backends
 from ..backends import Gradients, Head, RetainedSlot, RowGradients, Tile
-from . import plan
-from .sparsity import Sparsity, in_order, needed_rows, take, take_gradients, with_words
+from .plan import Plan
+from .retained import RetainedBuffer
+from .sparsity import Needed, Sparsity, arranged, every_row, needed_rows, take, take_gradients
 from .work import count
 
 
@@ -27,7 +26,7 @@ class Needs:
 
 def differentiate(
     head: Head,
-    backend: str,
+    plan: Plan,
     rows: RowGradients,
     memory: Tensor,
     scored_rows: int,
@@ -36,85 +35,71 @@ def differentiate(
 ) -> Gradients:
     """Gradients of the rows in `head`; dhidden and dbias in the accumulator dtype.
 
-    memory: the retained buffer of the forward pass over `scored_rows` rows.
-    sparse: what that pass learnt about its tiles; None: nothing is dropped.
+    memory: the retained buffer of the forward pass over `scored_rows` rows, by the same plan.
+    sparse: what a sparse pass learnt about its tiles; None for a dense plan.
     """
-    traits = backends.get(backend).traits(head.hidden.device.type)
-    cut = plan.tiles(head.weight.shape[0], traits, sparse=sparse is not None)
-    slots = plan.RetainedBuffer(backend, memory, scored_rows, head.hidden.dtype).slots(cut)
-    rows, factor = _in_range(rows, head.hidden.dtype)
-    out = _buffers(head, needs, factor)
+    assert plan.precision == head.precision and plan.sparse == (sparse is not None)
+    slots = RetainedBuffer(plan, memory, scored_rows).slots()
+    rows, factor = _in_range(rows, plan.precision.dz)
+    out = _buffers(head, plan, needs, factor)
     if head.rows:
-        walk = _dense_walk if sparse is None else partial(_sparse_walk, sparse)
-        for tile, slot, kept in walk(head, backend, rows, cut, slots, out):
-            products = (slot is None) + needs.dhidden + needs.dweight
-            count(
-                gemm_flops=2 * products * kept * tile.width * head.weight.shape[1],
-                row_tiles=head.rows,
-                row_tiles_kept=kept,
-            )
+        _walk(head, plan, rows, slots, out, sparse)
     count(rows_differentiated=head.rows)
     if out.dhidden is not None and factor is not None:
         out.dhidden.mul_(factor)
     return out
 
 
-def _dense_walk(
+def _walk(
     head: Head,
-    backend: str,
+    plan: Plan,
     rows: RowGradients,
-    cut: list[Tile],
     slots: list[RetainedSlot | None],
     out: Gradients,
-) -> Iterator[tuple[Tile, RetainedSlot | None, int]]:
-    """Every tile with all rows; yields it, its slot, and the number of rows."""
-    module = backends.get(backend)
-    scratch = module.scratch(head, cut[0].width, backward=True)
-    module.begin(head, scratch, backward=True)
-    for tile, slot in zip(cut, slots, strict=True):
-        module.grad_tile(head, tile, rows, slot, out, scratch)
-        yield tile, slot, head.rows
-
-
-def _sparse_walk(
-    sparse: Sparsity,
-    head: Head,
-    backend: str,
-    rows: RowGradients,
-    cut: list[Tile],
-    slots: list[RetainedSlot | None],
-    out: Gradients,
-) -> Iterator[tuple[Tile, RetainedSlot | None, int]]:
-    """Every tile with the rows that need it, gathered."""
-    module = backends.get(backend)
-    ordered = in_order(head, sparse.order)
-    scratch = module.scratch(ordered, cut[0].width, backward=True)
-    needed = needed_rows(sparse, ordered, cut)
-    for number, tile in enumerate(with_words(cut, sparse.order)):
-        index = needed.rows[number]
-        slot = slots[number] if number < needed.retained_tiles else None
-        own = take(ordered, index)
-        if own.rows:
-            if number == 0 or index is not None or needed.rows[number - 1] is not None:
-                module.begin(own, scratch, backward=True)
-            own_rows, own_out = take_gradients(rows, index), replace(out, dhidden_row=index)
-            module.grad_tile(own, tile, own_rows, slot, own_out, scratch)
-        else:
+    sparse: Sparsity | None,
+) -> None:
+    """The gradients of every tile from the rows that need it, gathered where not all do."""
+    module = backends.get(plan.backend)
+    head, tiles = arranged(head, plan, None if sparse is None else sparse.order)
+    scratch = module.scratch(head, plan.width, backward=True)
+    needed = every_row(plan) if sparse is None else needed_rows(sparse, head, plan)
+    retained = needed.retained_tiles
+    slots = [*slots[:retained], *[None] * (len(tiles) - retained)]
+    begun_with_all = False
+    for tile, index, slot in zip(tiles, needed.rows, slots, strict=True):
+        own = take(head, index)
+        if not own.rows:
             _put_zeros(tile, out)
-        yield tile, slot, own.rows
+            continue
+        if index is not None or not begun_with_all:
+            module.begin(own, scratch, backward=True)
+        begun_with_all = index is None
+        own_out = out if index is None else replace(out, dhidden_row=index)
+        module.grad_tile(own, tile, take_gradients(rows, index), slot, own_out, scratch)
+    _count_products(head, plan, needed, slots, out)
+
+
+def _count_products(
+    head: Head, plan: Plan, needed: Needed, slots: list[RetainedSlot | None], out: Gradients
+) -> None:
+    """Record the products of the tiles with the rows that need them."""
+    for tile, index, slot in zip(plan.tiles, needed.rows, slots, strict=True):
+        kept = head.rows if index is None else index.numel()
+        products = (slot is None) + (out.dhidden is not None) + (out.dweight is not None)
+        flops = 2 * products * kept * tile.width * plan.size
+        count(gemm_flops=flops, row_tiles=head.rows, row_tiles_kept=kept)
 
 
 def _put_zeros(tile: Tile, out: Gradients) -> None:
-    """The gradients of words that no row needs."""
+    """The gradients of vocabulary entries that no row needs."""
     for table in (out.dweight, out.dbias):
         if table is not None:
             tile.put(table, table.new_zeros(()))
 
 
 def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Tensor | None]:
-    """For fp16, row gradients divided by a power of two that bounds them, and that power.
-
-    A loss scaler's 65536 would overflow the logit gradient otherwise. No host read.
+    """For logit gradients in fp16, row gradients divided by a power of two that bounds them, and
+    that power: a loss scaler's 65536 would overflow the logit gradient. No host read.
     """
     if dtype != torch.float16:
         return rows, None
@@ -139,9 +124,9 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
     )
 
 
-def _buffers(head: Head, needs: Needs, unscale: Tensor | None) -> Gradients:
+def _buffers(head: Head, plan: Plan, needs: Needs, unscale: Tensor | None) -> Gradients:
     """dhidden is added to; the others are written, unless there are no rows, and are zero then."""
-    vocabulary, size = head.weight.shape
+    vocabulary, size, accumulate = plan.vocabulary, plan.size, plan.precision.accumulate
 
     def buffer(*shape: int, dtype: torch.dtype, zero: bool) -> Tensor:
         made = _memory.empty(shape, dtype, head.hidden.device)
@@ -149,12 +134,10 @@ def _buffers(head: Head, needs: Needs, unscale: Tensor | None) -> Gradients:
 
     unwritten = not head.rows
     return Gradients(
-        dhidden=buffer(head.rows, size, dtype=head.accumulator, zero=True)
-        if needs.dhidden
-        else None,
+        dhidden=buffer(head.rows, size, dtype=accumulate, zero=True) if needs.dhidden else None,
         dweight=buffer(vocabulary, size, dtype=head.weight.dtype, zero=unwritten)
         if needs.dweight
         else None,
-        dbias=buffer(vocabulary, dtype=head.accumulator, zero=unwritten) if needs.dbias else None,
+        dbias=buffer(vocabulary, dtype=accumulate, zero=unwritten) if needs.dbias else None,
         unscale=unscale,
     )

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Head, RetainedSlot, RowState, Tile
-from . import plan, sparsity
+from ..backends import Head, RetainedSlot, RowState
+from . import sparsity
+from .plan import Plan
+from .retained import RetainedBuffer
 from .work import count
 
 
@@ -45,90 +47,66 @@ class Scores:
 
 
 def score(
-    head: Head,
-    backend: str,
-    wanted: Statistics,
-    memory: Tensor,
-    order: Tensor | None = None,
-    tolerance: float = 0.0,
+    head: Head, plan: Plan, wanted: Statistics, memory: Tensor, order: Tensor | None = None
 ) -> Scores:
-    """Walk all tiles, retaining in `memory` (flat bytes, possibly empty) those that fit.
+    """Walk all tiles, retaining in `memory` (flat bytes of the plan's size) those that fit.
 
-    order: ``[V]`` the words in the order of the walk, taken to be heaviest first, for a sparse
-    backward of `tolerance`, which retains only the tiles worth it; None: as they are.
+    order: ``[V]`` the vocabulary in the order of the walk, for a sparse plan; None for a dense one.
     """
-    sparse = order is not None
-    traits = backends.get(backend).traits(head.hidden.device.type)
-    cut = plan.tiles(head.weight.shape[0], traits, sparse=sparse)
-    buffer = plan.RetainedBuffer(backend, memory, head.rows, head.hidden.dtype)
-    slots = buffer.slots(cut)
+    assert plan.precision == head.precision and plan.sparse == (order is not None)
+    buffer = RetainedBuffer(plan, memory, head.rows)
+    slots = buffer.slots()
     buffer.zero_between(slots)
-    states = _initial_states(head, wanted, len(cut) if sparse else 1)
-    if order is None:
-        _dense_walk(head, backend, cut, slots, states)
-    else:
-        slots = _sparse_walk(head, backend, cut, slots, states, order, tolerance)
-    buffer.zero_unused(slots)
+    states = _initial_states(head, plan, wanted)
+    used = _walk(head, plan, slots, states, order)
+    buffer.zero_unused(used)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
-    retained = sum(slot is not None for slot in slots)
-    return _finish(states, head.weight.shape[0], retained if sparse else None)
+    retained = sum(slot is not None for slot in used)
+    return _finish(states, plan.vocabulary, retained if plan.sparse else None)
 
 
-def _dense_walk(
+def _walk(
     head: Head,
-    backend: str,
-    cut: list[Tile],
+    plan: Plan,
     slots: list[RetainedSlot | None],
     states: RowState,
-) -> None:
-    """Every tile into the same statistics."""
-    if head.rows:
-        module, state = backends.get(backend), _row(states, 0)
-        scratch = module.scratch(head, cut[0].width, backward=False)
-        module.begin(head, scratch, backward=False)
-        for tile, slot in zip(cut, slots, strict=True):
-            module.score_tile(head, tile, state, slot, scratch)
-
-
-def _sparse_walk(
-    head: Head,
-    backend: str,
-    cut: list[Tile],
-    slots: list[RetainedSlot | None],
-    states: RowState,
-    order: Tensor,
-    tolerance: float,
+    order: Tensor | None,
 ) -> list[RetainedSlot | None]:
-    """Every tile into statistics of its own; gives the slots that were used.
+    """Fold every tile into the statistics of its part; gives the slots that were used.
 
-    The tiles are taken to be lighter and lighter: once one is not worth its slot, none is.
+    In a sparse pass the tiles are taken to hold less and less probability: once one is not worth
+    retaining, no later one is.
     """
-    used: list[RetainedSlot | None] = [None] * len(cut)
+    used: list[RetainedSlot | None] = [None] * len(plan.tiles)
     if not head.rows:
         return used
-    head, module = sparsity.in_order(head, order), backends.get(backend)
-    traits = module.traits(head.hidden.device.type)
-    scratch = module.scratch(head, cut[0].width, backward=False)
+    module = backends.get(plan.backend)
+    head, tiles = sparsity.arranged(head, plan, order)
+    parts = _parts(states, len(tiles))
+    scratch = module.scratch(head, plan.width, backward=False)
     module.begin(head, scratch, backward=False)
-    keep = True
-    for number, tile in enumerate(sparsity.with_words(cut, order)):
-        state = _row(states, number)
-        used[number] = slots[number] if keep else None
-        module.score_tile(head, tile, state, used[number], scratch)
-        if used[number] is not None and plan.is_reconsidered(number, traits):
-            share = sparsity.returning_share(states, number, tolerance)
-            keep = plan.worth_retaining(share, head.hidden.shape[1], traits)
+    retain = True
+    for number, tile in enumerate(tiles):
+        used[number] = slots[number] if retain else None
+        module.score_tile(head, tile, parts[number], used[number], scratch)
+        if used[number] is not None and plan.reconsiders(number):
+            share = sparsity.returning_share(states, number, plan.tolerance)
+            retain = plan.worth_retaining(share)
     return used
 
 
-def _initial_states(head: Head, wanted: Statistics, count: int) -> RowState:
-    """Statistics of `count` parts of the vocabulary, each ``[count, N]``; one target logit."""
+def _initial_states(head: Head, plan: Plan, wanted: Statistics) -> RowState:
+    """Statistics of the parts of the vocabulary, ``[parts, N]``; one target logit.
+
+    Each tile is a part of its own in a sparse pass, which asks for the mass of every tile.
+    """
+    parts = len(plan.tiles) if plan.sparse else 1
 
     def full(value: float, want: bool = True) -> Tensor | None:
         if not want:
             return None
-        shape = (count, head.rows)
-        return torch.full(shape, value, dtype=head.accumulator, device=head.hidden.device)
+        shape, dtype = (parts, head.rows), plan.precision.accumulate
+        return torch.full(shape, value, dtype=dtype, device=head.hidden.device)
 
     row_max, row_sum = full(-torch.inf), full(0.0)
     assert row_max is not None and row_sum is not None
@@ -142,20 +120,24 @@ def _initial_states(head: Head, wanted: Statistics, count: int) -> RowState:
     )
 
 
-def _row(states: RowState, number: int) -> RowState:
-    """The statistics of one part."""
+def _parts(states: RowState, tiles: int) -> list[RowState]:
+    """For each tile the statistics of its part, which are views."""
 
-    def part(values: Tensor | None) -> Tensor | None:
+    def part(values: Tensor | None, number: int) -> Tensor | None:
         return None if values is None else values[number]
 
-    return RowState(
-        states.row_max[number],
-        states.row_sum[number],
-        states.target_logit[0],
-        part(states.entropy_sum),
-        part(states.square_sum),
-        part(states.logit_sum),
-    )
+    own = [
+        RowState(
+            states.row_max[number],
+            states.row_sum[number],
+            states.target_logit[0],
+            part(states.entropy_sum, number),
+            part(states.square_sum, number),
+            part(states.logit_sum, number),
+        )
+        for number in range(len(states.row_max))
+    ]
+    return own if len(own) == tiles else own * tiles
 
 
 def _finish(states: RowState, vocabulary: int, retained_tiles: int | None) -> Scores:

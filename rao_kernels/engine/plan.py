@@ -1,119 +1,141 @@
-"""How a pass is cut up: tile width, workspace, and the slots of the retained buffer.
+"""The plan of a call: its tiles, its workspace, where each retained tile lies, and its dtypes.
 
-Widths and sizes are functions of shapes, dtype, backend and device type, so that a compiler's fake
-tensors agree with the real ones. Legend: N rows, V vocabulary, D hidden size.
+`make_plan` is a function of shapes, dtype, backend and options alone, so that the compiler's fake
+tensors, the forward and the backward pass all get the same plan from the same call.
+Legend: N rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .. import backends
-from ..backends import RetainedSlot, Tile, Traits
+from ..backends import Precision, Tile, precision_of
 
 DEFAULT_WORKSPACE_CAP = 1 << 30
 ALIGNMENT = 64
-ZEROED_REST = 1 << 24  # bytes
 
 
-def tile_width(vocabulary: int, traits: Traits, *, sparse: bool = False) -> int:
-    """Words of a tile: fewer for a sparse backward, which drops more of them then."""
-    return min(vocabulary, traits.sparse_width if sparse else traits.dense_width)
+class Span(NamedTuple):
+    """Bytes ``start:stop`` of the workspace."""
 
-
-def tiles(vocabulary: int, traits: Traits, *, sparse: bool = False) -> list[Tile]:
-    """The vocabulary, cut into tiles; the last may be narrower."""
-    width = tile_width(vocabulary, traits, sparse=sparse)
-    return [Tile(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def slot_bytes(backend: str, rows: int, tile: Tile, dtype: torch.dtype) -> int:
-    """Bytes that one retained tile takes, up to where the next may begin."""
-    return _aligned(backends.get(backend).retained_bytes(rows, tile.width, dtype))
-
-
-def workspace_bytes(
-    requested: int | None,
-    rows: int,
-    vocabulary: int,
-    dtype: torch.dtype,
-    backend: str,
-    device_type: str,
-    *,
-    sparse: bool,
-    bends: bool,
-) -> int:
-    """Size of the retained buffer: what was asked for, at most what all tiles take.
-
-    None asks for everything, up to 1 GiB, and for nothing where a softcap bends half-precision
-    products, because its derivative magnifies their rounding. Less than one tile counts as 0.
-    """
-    cut = tiles(vocabulary, backends.get(backend).traits(device_type), sparse=sparse)
-    everything = sum(slot_bytes(backend, rows, tile, dtype) for tile in cut)
-    if requested is None and bends and dtype.itemsize == 2:
-        requested = 0
-    if requested is None:
-        requested = DEFAULT_WORKSPACE_CAP
-    budget = min(requested, everything)
-    return budget if budget >= slot_bytes(backend, rows, cut[0], dtype) else 0
-
-
-def is_reconsidered(number: int, traits: Traits) -> bool:
-    """Whether to ask after this tile if the next ones are worth retaining: after 1, 2, 4, 8 ..."""
-    return traits.retained_cost > 0 and number & (number + 1) == 0
-
-
-def worth_retaining(share: float, size: int, traits: Traits) -> bool:
-    """Whether a tile that this share of the rows comes back to is better retained."""
-    return share * size >= traits.retained_cost
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
-class RetainedBuffer:
-    """The flat byte buffer that carries retained tiles from forward to backward.
+class Plan:
+    """How a call is computed.
 
-    The first tiles that fit are retained. `rows` is the number of rows that were projected, which
-    may be less than the buffer was sized for; more tiles fit then.
+    rows, vocabulary, size: N, V and D of the call; rows without a target or a gradient count.
+    tiles: the vocabulary in the order of the walk; the last tile may be narrower.
+    workspace_bytes: size of the buffer that carries retained tiles from forward to backward.
+    tolerance: probability that a row may drop in backward; 0: the backward is dense.
+    retained_cost: see `Traits`; it decides how many tiles a sparse pass retains.
     """
 
     backend: str
-    memory: Tensor
     rows: int
-    dtype: torch.dtype
+    vocabulary: int
+    size: int
+    tiles: tuple[Tile, ...]
+    workspace_bytes: int
+    precision: Precision
+    tolerance: float
+    retained_cost: int
 
-    def slots(self, cut: list[Tile]) -> list[RetainedSlot | None]:
-        """For each tile the memory it is retained in, or None."""
-        module = backends.get(self.backend)
-        offset, found = 0, list[RetainedSlot | None]()
-        for tile in cut:
-            end = offset + module.retained_bytes(self.rows, tile.width, self.dtype)
-            fits = self.rows > 0 and _aligned(end) <= self.memory.numel()
-            found.append(RetainedSlot(self.memory[offset:end], self.rows) if fits else None)
-            offset = _aligned(end)
-        return found
+    @property
+    def width(self) -> int:
+        """Vocabulary entries of every tile but the last."""
+        return self.tiles[0].width
 
-    def zero_between(self, slots: list[RetainedSlot | None]) -> None:
-        """Zero what lies between the slots before they are written, so that equal inputs give equal
-        buffers."""
-        offset = 0
-        for slot in slots:
-            if slot is None:
-                break
-            end = offset + slot.memory.numel()
-            offset = _aligned(end)
-            self.memory[end:offset].zero_()
+    @property
+    def sparse(self) -> bool:
+        """Whether backward may drop tiles."""
+        return self.tolerance > 0.0
 
-    def zero_unused(self, slots: list[RetainedSlot | None]) -> None:
-        """Zero what lies behind the slots that were used if it is short, to the same end. More
-        stays uninitialised: fresh memory of a CPU costs nothing as long as nobody writes to it.
+    def slots(self, rows: int) -> list[Span | None]:
+        """For each tile the bytes of the workspace it is retained in, or None if it is recomputed.
+
+        The first tiles that fit are retained. `rows` is the number of rows that were projected:
+        with fewer than the plan's, more tiles fit.
         """
-        used = sum(_aligned(slot.memory.numel()) for slot in slots if slot is not None)
-        if self.memory.numel() - used <= ZEROED_REST:
-            self.memory[used:].zero_()
+        if rows == 0:
+            return [None] * len(self.tiles)
+        ends = _slot_ends(self.backend, rows, self.tiles, self.precision)
+        spans = (Span(aligned(start), stop) for start, stop in pairwise([0, *ends]))
+        return [span if aligned(span.stop) <= self.workspace_bytes else None for span in spans]
+
+    def reconsiders(self, number: int) -> bool:
+        """Whether a sparse forward asks after this tile if the next ones are worth retaining: after
+        1, 2, 4, 8 ... tiles, because asking waits for the device."""
+        return self.sparse and self.retained_cost > 0 and number & (number + 1) == 0
+
+    def worth_retaining(self, share: float) -> bool:
+        """Whether a tile that this share of the rows needs in backward is better retained."""
+        return share * self.size >= self.retained_cost
+
+
+def make_plan(
+    rows: int,
+    vocabulary: int,
+    size: int,
+    dtype: torch.dtype,
+    *,
+    backend: str,
+    device_type: str,
+    workspace_bytes: int | None,
+    softcap: float | None = None,
+    tolerance: float = 0.0,
+    tile_width: int | None = None,
+) -> Plan:
+    """The plan of a call on ``[N, D]`` rows and a ``[V, D]`` head; `rows` may be symbolic.
+
+    workspace_bytes: what the workspace may take; None is everything up to 1 GiB, and nothing where
+    a softcap applies to half-precision products, because its derivative magnifies their rounding.
+    No more is planned than all tiles take, and 0 where the first does not fit; given the
+    `workspace_bytes` of a plan the same plan results. tile_width: None is the backend's.
+    """
+    precision = precision_of(dtype)
+    traits = backends.get(backend).traits(device_type)
+    usual = traits.sparse_width if tolerance > 0.0 else traits.dense_width
+    tiles = _tiles(vocabulary, usual if tile_width is None else tile_width)
+    ends = _slot_ends(backend, rows, tiles, precision)
+    if workspace_bytes is None and softcap is not None and precision.retained.itemsize == 2:
+        workspace_bytes = 0
+    if workspace_bytes is None:
+        workspace_bytes = DEFAULT_WORKSPACE_CAP
+    budget = min(workspace_bytes, aligned(ends[-1]))
+    return Plan(
+        backend=backend,
+        rows=rows,
+        vocabulary=vocabulary,
+        size=size,
+        tiles=tiles,
+        workspace_bytes=budget if budget >= aligned(ends[0]) else 0,
+        precision=precision,
+        tolerance=tolerance,
+        retained_cost=traits.retained_cost,
+    )
+
+
+def aligned(nbytes: int) -> int:
+    """The first offset from `nbytes` on at which a slot may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _tiles(vocabulary: int, width: int) -> tuple[Tile, ...]:
+    starts = range(0, vocabulary, width)
+    return tuple(Tile(start, min(start + width, vocabulary)) for start in starts)
+
+
+def _slot_ends(backend: str, rows: int, tiles: tuple[Tile, ...], precision: Precision) -> list[int]:
+    """Offset at which each tile's slot ends if all tiles are retained; the next begins aligned."""
+    retained_bytes = backends.get(backend).retained_bytes
+    whole, last = (retained_bytes(rows, tile.width, precision) for tile in (tiles[0], tiles[-1]))
+    starts = [number * aligned(whole) for number in range(len(tiles))]
+    return [start + whole for start in starts[:-1]] + [starts[-1] + last]

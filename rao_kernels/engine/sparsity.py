@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 
 from ..backends import Head, RowGradients, RowState, Tile
+from .plan import Plan
 
 FIXED_POINT = 2**50
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """order: ``[V]`` word at each place of the walk. tile_mass: ``[N, K]`` probability that each
-    tile holds for each row. retained_tiles: ``[1]``, how many tiles, from the first on, were
-    retained. tolerance: probability a row may drop."""
+    """order: ``[V]`` vocabulary entry at each place of the walk. tile_mass: ``[N, K]`` probability
+    that each tile holds for each row. retained_tiles: ``[1]``, how many tiles, from the first on,
+    were retained."""
 
     order: Tensor
     tile_mass: Tensor
     retained_tiles: Tensor
-    tolerance: float
 
 
 def returning_share(states: RowState, number: int, tolerance: float) -> float:
@@ -85,26 +85,34 @@ def take_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients
     )
 
 
-def with_words(cut: list[Tile], order: Tensor) -> list[Tile]:
-    """The tiles with the words that `order` puts at their places."""
-    return [Tile(tile.start, tile.stop, order[tile.start : tile.stop]) for tile in cut]
+def arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[Tile, ...]]:
+    """The head and the tiles of a walk over the vocabulary in this order; None: as it is."""
+    if order is None:
+        return head, plan.tiles
+    ordered = (tile._replace(words=order[tile.start : tile.stop]) for tile in plan.tiles)
+    return in_order(head, order), tuple(ordered)
 
 
 @dataclass(frozen=True)
 class Needed:
-    """rows: for each tile those that need it, None where all do. retained_tiles: how many tiles,
-    from the first on, were retained."""
+    """Which rows need which tiles. rows: for each tile those that need it, None where all do.
+    retained_tiles: how many tiles, from the first on, were retained if there was a slot."""
 
     rows: list[Tensor | None]
     retained_tiles: int
 
 
-def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> Needed:
-    """Which rows need which tiles. One read on the host.
+def every_row(plan: Plan) -> Needed:
+    """A dense pass: every row needs every tile."""
+    return Needed([None] * len(plan.tiles), len(plan.tiles))
 
-    The tile that holds a row's target always stays.
+
+def needed_rows(sparsity: Sparsity, head: Head, plan: Plan) -> Needed:
+    """A sparse pass: the tiles that a row does not drop. One read on the host.
+
+    The tile that holds a row's target always stays. `head` is in the order of the walk.
     """
-    own = head.targets.clamp(min=0).div(cut[0].width, rounding_mode="floor")[:, None]
+    own = head.targets.clamp(min=0).div(plan.width, rounding_mode="floor")[:, None]
     has_target = (head.targets >= 0)[:, None]
     mass = sparsity.tile_mass
     mass = mass.scatter(1, own, mass.gather(1, own) + has_target * 2.0)
@@ -112,7 +120,7 @@ def needed_rows(sparsity: Sparsity, head: Head, cut: list[Tile]) -> Needed:
     # Sums of integers, rounded up, are the same in any order on any device. A row of NaN drops
     # nothing.
     parts = (ascending.double().nan_to_num(nan=1.0) * FIXED_POINT).ceil().long().cumsum(1)
-    dropped = parts <= int(sparsity.tolerance * FIXED_POINT)
+    dropped = parts <= int(plan.tolerance * FIXED_POINT)
     keep = torch.ones_like(dropped).scatter_(1, places, ~dropped)
     *counts, retained = torch.cat([keep.sum(0), sparsity.retained_tiles]).tolist()
     found = torch.nonzero_static(keep.T.contiguous(), size=sum(counts))[:, 1].contiguous()

@@ -36,21 +36,20 @@ def linear_logprobs_op(
     retained_tiles, retained).
 
     The first seven ``[N]``, zero elements where not asked. tile_mass ``[N, K]`` of the K tiles,
-    order ``[V]``, the words as they were cut into them, and retained_tiles ``[1]``, how many tiles
-    lie in `retained`, where `grad_tolerance` is above 0, else zero elements. retained:
-    `engine.workspace_bytes` flat bytes; what holds nothing is 0, or uninitialised where it is long.
+    order ``[V]``, the vocabulary in the order of the walk, and retained_tiles ``[1]``, how many
+    tiles lie in `retained`, where `grad_tolerance` is above 0, else zero elements. retained:
+    `Plan.workspace_bytes` flat bytes; what holds nothing is 0, or uninitialised where it is long.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         selection = row_selection.for_scoring(hidden, targets, ignore_index, weight.shape[0])
         head = _head(hidden, weight, bias, targets, scale, softcap, compute_dtype, selection)
         wanted = engine.Statistics(with_entropy, with_square_sum, with_mean)
-        name = backends.select(backend or None, hidden.device, compute_dtype)
-        size = _retained_size(
-            hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
+        plan = _plan(
+            hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, backend
         )
-        retained = _memory.empty((size,), torch.uint8, hidden.device)
-        order = _order(head, name, word_order, grad_tolerance) if grad_tolerance > 0.0 else None
-        scores = engine.score(head, name, wanted, retained, order, grad_tolerance)
+        retained = _memory.empty((plan.workspace_bytes,), torch.uint8, hidden.device)
+        order = _order(head, plan, word_order) if plan.sparse else None
+        scores = engine.score(head, plan, wanted, retained, order)
         per_row = (
             scores.logp,
             scores.row_max,
@@ -62,7 +61,7 @@ def linear_logprobs_op(
             scores.tile_mass,
         )
         a, b, c, d, e, f, g, tile_mass = (
-            head.hidden.new_empty(0, dtype=head.accumulator)
+            head.hidden.new_empty(0, dtype=plan.precision.accumulate)
             if values is None
             else row_selection.spread(values, selection, hidden.shape[0])
             for values in per_row
@@ -95,14 +94,8 @@ def _(
     def rows(asked: bool, dtype: torch.dtype) -> Tensor:
         return hidden.new_empty(hidden.shape[0] if asked else 0, dtype=dtype)
 
-    statistics = torch.float64 if compute_dtype == torch.float64 else torch.float32
-    sparse = grad_tolerance > 0.0
-    name = backends.select(backend or None, hidden.device, compute_dtype)
-    retained_size = _retained_size(
-        hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, name
-    )
-    traits = backends.get(name).traits(hidden.device.type)
-    tiles = len(engine.tiles(weight.shape[0], traits, sparse=sparse))
+    plan = _plan(hidden, weight, softcap, workspace_bytes, compute_dtype, grad_tolerance, backend)
+    statistics, sparse = plan.precision.accumulate, plan.sparse
     return (
         rows(True, statistics),
         rows(True, statistics),
@@ -111,10 +104,10 @@ def _(
         rows(with_entropy, statistics),
         rows(with_square_sum, statistics),
         rows(with_mean, statistics),
-        hidden.new_empty((hidden.shape[0], tiles) if sparse else 0, dtype=statistics),
-        targets.new_empty(weight.shape[0] if sparse else 0),
+        hidden.new_empty((plan.rows, len(plan.tiles)) if sparse else 0, dtype=statistics),
+        targets.new_empty(plan.vocabulary if sparse else 0),
         targets.new_empty(1 if sparse else 0),
-        hidden.new_empty(retained_size, dtype=torch.uint8),
+        hidden.new_empty(plan.workspace_bytes, dtype=torch.uint8),
     )
 
 
@@ -157,12 +150,15 @@ def linear_logprobs_backward_op(
             dlogp, dlog_sum, dentropy, logp, row_max, log_sum, entropy, selection, head
         )
         needs = engine.Needs(need_dhidden, need_dweight, need_dbias)
-        name = backends.select(backend or None, hidden.device, compute_dtype)
+        # From the size of the retained buffer the plan of the forward pass results again.
+        plan = _plan(
+            hidden, weight, softcap, retained.numel(), compute_dtype, grad_tolerance, backend
+        )
         sparse = None
-        if grad_tolerance > 0.0:
+        if plan.sparse:
             mass = tile_mass if selection.index is None else tile_mass[selection.index]
-            sparse = engine.Sparsity(order, mass, retained_tiles, grad_tolerance)
-        out = engine.differentiate(head, name, rows, retained, scored, needs, sparse)
+            sparse = engine.Sparsity(order, mass, retained_tiles)
+        out = engine.differentiate(head, plan, rows, retained, scored, needs, sparse)
         empty = hidden.new_empty(0)
         dhidden = dweight = dbias = None
         if out.dhidden is not None:
@@ -213,35 +209,34 @@ def _(
     return like(hidden, need_dhidden), like(weight, need_dweight), like(bias, need_dbias)
 
 
-def _retained_size(
+def _plan(
     hidden: Tensor,
     weight: Tensor,
     softcap: float | None,
-    requested: int | None,
+    workspace_bytes: int | None,
     compute_dtype: torch.dtype,
     grad_tolerance: float,
     backend: str,
-) -> int:
-    """Bytes of the retained buffer; all rows count, as long as none is selected."""
-    return engine.workspace_bytes(
-        requested,
+) -> engine.Plan:
+    """The plan of a call, from what real and fake tensors both know: no row is selected yet."""
+    return engine.make_plan(
         hidden.shape[0],
         weight.shape[0],
+        weight.shape[1],
         compute_dtype,
-        backend,
-        hidden.device.type,
-        sparse=grad_tolerance > 0.0,
-        bends=softcap is not None,
+        backend=backends.select(backend or None, hidden.device, compute_dtype),
+        device_type=hidden.device.type,
+        workspace_bytes=workspace_bytes,
+        softcap=softcap,
+        tolerance=grad_tolerance,
     )
 
 
-def _order(head: Head, backend: str, word_order: Tensor | None, tolerance: float) -> Tensor:
+def _order(head: Head, plan: engine.Plan, word_order: Tensor | None) -> Tensor:
     """The caller's order, checked, or one learnt from the rows at hand; a copy either way."""
-    vocabulary = head.weight.shape[0]
+    vocabulary = plan.vocabulary
     if word_order is None:
-        traits = backends.get(backend).traits(head.hidden.device.type)
-        width = engine.tile_width(vocabulary, traits, sparse=True)
-        return engine.order_by_sample(head, width, tolerance)
+        return engine.order_by_sample(head, plan.width, plan.tolerance)
     inside = (word_order >= 0) & (word_order < vocabulary)
     seen = torch.zeros_like(inside)
     seen[word_order.clamp(0, vocabulary - 1)] = True

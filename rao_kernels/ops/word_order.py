@@ -14,19 +14,29 @@ from ..types import WordOrder
 
 
 @torch.library.custom_op("rao_kernels::order_words", mutates_args=())
-def order_words_op(logits: Tensor, affinity: Tensor, tolerance: float, backend: str) -> Tensor:
-    """`engine.order_words` for the tiles of the backend that will run.
+def order_words_op(
+    logits: Tensor, affinity: Tensor, size: int, tolerance: float, backend: str
+) -> Tensor:
+    """`engine.order_words` for the tiles of the call's plan, `size` being its D.
 
+    The tiles do not depend on the number of rows, so that the sampled rows stand for all of them.
     An operator, because a compiler cannot trace the choice of a backend.
     """
-    name = backends.select(backend or None, logits.device, logits.dtype)
-    traits = backends.get(name).traits(logits.device.type)
-    width = engine.tile_width(len(affinity), traits, sparse=True)
-    return engine.order_words(engine.Sample(logits, affinity), width, tolerance)
+    plan = engine.make_plan(
+        logits.shape[0],
+        logits.shape[1],
+        size,
+        logits.dtype,
+        backend=backends.select(backend or None, logits.device, logits.dtype),
+        device_type=logits.device.type,
+        workspace_bytes=0,
+        tolerance=tolerance,
+    )
+    return engine.order_words(engine.Sample(logits, affinity), plan.width, tolerance)
 
 
 @order_words_op.register_fake
-def _(logits: Tensor, affinity: Tensor, tolerance: float, backend: str) -> Tensor:
+def _(logits: Tensor, affinity: Tensor, size: int, tolerance: float, backend: str) -> Tensor:
     return affinity.new_empty(affinity.shape, dtype=torch.int64)
 
 
@@ -59,7 +69,9 @@ def learn(
         rows = engine.take(head, _spaced(head.targets, ignore_index))
         sample = engine.sample(replace(rows, hidden=rows.hidden.to(compute_dtype)))
         affinity = learner.observe(sample.affinity.nan_to_num(), rows.rows)
-        order: Tensor = order_words_op(sample.logits, affinity, tolerance, backend)
+        order: Tensor = order_words_op(
+            sample.logits, affinity, head.hidden.shape[1], tolerance, backend
+        )
         return order
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rao_kernels import _native
-from rao_kernels.backends import RetainedSlot, RowState, cpu, eager
+from rao_kernels.backends import RetainedSlot, RowState, cpu, eager, precision_of
 from rao_kernels.errors import BackendError
 
 from ..cases import FLOOR, error
@@ -79,7 +79,7 @@ def test_amx_is_not_used_where_another_set_is_forced(
     monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx512_bf16")
     _native.cpu_library.cache_clear()
     assert cpu.traits("cpu").dense_width == 2048
-    assert cpu.retained_bytes(33, 64, torch.bfloat16) == 33 * (256 * 2 + 4)
+    assert cpu.retained_bytes(33, 64, precision_of(torch.bfloat16)) == 33 * (256 * 2 + 4)
     assert_as_good_as_eager(lambda: make_case(37, 70, 100, 64, torch.bfloat16), retain=True)
 
 
@@ -185,7 +185,7 @@ def test_retained_rows_are_found_by_index_and_left_as_they_are(dtype: torch.dtyp
 def test_the_size_of_a_retained_tile_is_that_of_the_library(isa: str, dtype: torch.dtype) -> None:
     number = _native.ISAS.index(isa)
     for rows, words in itertools.product((1, 2, 15, 16, 17, 100, 1000), (1, 255, 256, 257, 2048)):
-        size = cpu.retained_bytes(rows, words, dtype)
+        size = cpu.retained_bytes(rows, words, precision_of(dtype))
         assert size == cpu._operators().retained_bytes(number, dtype, rows, words)
 
 
@@ -193,7 +193,7 @@ def test_the_size_of_a_retained_tile_is_that_of_the_library(isa: str, dtype: tor
 def test_a_short_buffer_is_refused() -> None:
     case = make_case(5, 8, 300, 300, torch.bfloat16)
     (tile,), head = case.cut, case.head
-    size = cpu.retained_bytes(head.rows, tile.width, head.hidden.dtype)
+    size = cpu.retained_bytes(head.rows, tile.width, head.precision)
     state = RowState(*(torch.zeros(head.rows) for _ in range(3)), None, None, None)
     scratch = cpu.scratch(head, tile.width, backward=False)
     whole = RetainedSlot(torch.empty(size, dtype=torch.uint8), head.rows)

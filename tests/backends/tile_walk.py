@@ -124,7 +124,7 @@ def score(
         slots = [
             RetainedSlot(torch.full((size,), 0xFF, dtype=torch.uint8), head.rows)
             for tile in case.cut
-            for size in [backend.retained_bytes(head.rows, tile.width, head.hidden.dtype)]
+            for size in [backend.retained_bytes(head.rows, tile.width, head.precision)]
         ]
     scratch = backend.scratch(head, case.cut[0].width, backward=False)
     backend.begin(head, scratch, backward=False)

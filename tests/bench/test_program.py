@@ -10,9 +10,9 @@ import torch
 
 from bench import plan, program, providers, trl_step
 from bench.cases import CASES, SUITES, Head
-from rao_kernels.backends import Traits
+from rao_kernels import backends, linear_logprobs
+from rao_kernels.backends import Tile
 from rao_kernels.cli.main import main
-from rao_kernels.engine import plan as engine_plan
 
 from .test_rows import measured
 
@@ -67,13 +67,27 @@ def test_cases_have_different_names() -> None:
     assert len(set(names)) == len(names) and SUITES[0] == "readme"
 
 
-def test_tile_width_is_put_back() -> None:
-    before = engine_plan.tile_width
-    with plan.tile_width(32):
-        assert engine_plan.tile_width(96, Traits(64, 64, 0)) == 32
-    with plan.tile_width(None):
-        assert engine_plan.tile_width is before
-    assert engine_plan.tile_width is before
+def test_a_choice_is_the_plan_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles that the backend scores are those of the choice; by default those of the op, whose
+    gradients result."""
+    widths: list[int] = []
+    made = plan.problem(plan.Shape(8, Head("", 16, 3000), "fp32"), torch.device("cpu"))
+    backend = backends.get(backends.select(None, made.hidden.device, torch.float32))
+    score_tile = backend.score_tile
+
+    def noted(head: object, tile: Tile, *others: object) -> None:
+        widths.append(tile.width)
+        score_tile(head, tile, *others)
+
+    monkeypatch.setattr(backend, "score_tile", noted)
+    plan.run(made, plan.Choice(width=512))
+    assert widths == [512] * 5 + [440]
+    leaves = [made.hidden.clone().requires_grad_(), made.weight.clone().requires_grad_()]
+    linear_logprobs(*leaves, made.targets).backward(made.upstream)
+    widths.clear()
+    found = plan.run(made, plan.Choice())
+    assert widths == [tile.width for tile in plan.plan_of(made, plan.Choice()).tiles]
+    assert torch.equal(found.dhidden, leaves[0].grad) and torch.equal(found.dweight, leaves[1].grad)
 
 
 def test_plan_search() -> None:

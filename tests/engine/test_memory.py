@@ -43,11 +43,21 @@ def measured(rows: int, size: int, vocabulary: int, **options: object) -> int:
     return peak_extra(call)
 
 
-def promised(rows: int, size: int, vocabulary: int, workspace: int | None) -> int:
-    """docs/memory.md: the retained logits, one pass's scratch, the fp32 accumulator of dhidden."""
-    retained = engine.workspace_bytes(
-        workspace, rows, vocabulary, torch.bfloat16, "cpu", "cpu", sparse=False, bends=False
+def plan_on_cpu(rows: int, size: int, vocabulary: int, workspace: int | None) -> engine.Plan:
+    return engine.make_plan(
+        rows,
+        vocabulary,
+        size,
+        torch.bfloat16,
+        backend="cpu",
+        device_type="cpu",
+        workspace_bytes=workspace,
     )
+
+
+def promised(rows: int, size: int, vocabulary: int, workspace: int | None) -> int:
+    """docs/memory.md: the plan's workspace, one pass's scratch, the fp32 accumulator of dhidden."""
+    plan = plan_on_cpu(rows, size, vocabulary, workspace)
     head = Head(
         torch.empty(rows, size, dtype=torch.bfloat16),
         torch.empty(1, size, dtype=torch.bfloat16),
@@ -56,10 +66,9 @@ def promised(rows: int, size: int, vocabulary: int, workspace: int | None) -> in
         1.0,
         None,
     )
-    width = engine.tile_width(vocabulary, backends.get("cpu").traits("cpu"))
-    scratch = backends.get("cpu").scratch(head, width, backward=True)
-    accumulator = 4 * rows * size
-    return retained + sum(buffer.nbytes for buffer in scratch) + accumulator
+    scratch = backends.get("cpu").scratch(head, plan.width, backward=True)
+    accumulator = plan.precision.accumulate.itemsize * rows * size
+    return plan.workspace_bytes + sum(buffer.nbytes for buffer in scratch) + accumulator
 
 
 def require_cpu_library() -> None:
@@ -103,9 +112,7 @@ def test_what_is_kept_for_later_calls_is_what_one_call_takes() -> None:
     hidden = torch.randn(rows, size).bfloat16()
     weight = torch.randn(vocabulary, size).bfloat16().requires_grad_()
     targets = torch.randint(0, vocabulary, (rows,))
-    retained = engine.workspace_bytes(
-        None, rows, vocabulary, torch.bfloat16, "cpu", "cpu", sparse=False, bends=False
-    )
+    retained = plan_on_cpu(rows, size, vocabulary, None).workspace_bytes
     assert min(retained, weight.nbytes) > _memory.THRESHOLD
     release_memory()
     for _ in range(3):

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rao_kernels import backends
 from rao_kernels.backends import Head
-from rao_kernels.engine import evenly_spaced, order_by_sample, order_words, plan, record_work
+from rao_kernels.engine import evenly_spaced, order_by_sample, order_words, record_work
 from rao_kernels.engine import sample as sample_of
 from rao_kernels.ops import linear_logprobs
 
 from .. import seeds
 
-WIDTH = plan.tile_width(10**6, backends.get("eager").traits("cpu"), sparse=True)
+WIDTH = backends.get("eager").traits("cpu").sparse_width
 WORDS = 32 * WIDTH
 DELTA = 2.0**-9
 

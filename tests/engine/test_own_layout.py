@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from rao_kernels import backends, engine
-from rao_kernels.backends import Gradients, Head, RetainedSlot, RowGradients, RowState, Tile, Traits
+from rao_kernels.backends import (
+    Gradients,
+    Head,
+    Precision,
+    RetainedSlot,
+    RowGradients,
+    RowState,
+    Tile,
+    Traits,
+)
 from rao_kernels.backends import eager as plain
 from rao_kernels.backends.products import logits
 from rao_kernels.ops import linear_logprobs
@@ -36,7 +45,7 @@ class Transposed:
     def traits(self, device_type: str) -> Traits:
         return Traits(dense_width=DENSE, sparse_width=SPARSE, retained_cost=0)
 
-    def retained_bytes(self, rows: int, width: int, dtype: torch.dtype) -> int:
+    def retained_bytes(self, rows: int, width: int, precision: Precision) -> int:
         return rows * width * 4 + FOOTER
 
     def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
@@ -139,13 +148,20 @@ def test_begin_comes_before_the_first_tile_of_either_pass(own: Transposed) -> No
 def test_equal_inputs_give_equal_buffers(backend: str, requested: int, sparse: bool) -> None:
     hidden, weight, targets = problem()
     head = Head(hidden, weight, None, targets, 1.0, None)
-    size = engine.workspace_bytes(
-        requested, N, V, torch.float32, backend, "cpu", sparse=sparse, bends=False
+    plan = engine.make_plan(
+        N,
+        V,
+        D,
+        torch.float32,
+        backend=backend,
+        device_type="cpu",
+        workspace_bytes=requested,
+        tolerance=0.5 if sparse else 0.0,
     )
-    assert 0 < size <= requested
+    assert 0 < plan.workspace_bytes <= requested
     order = torch.randperm(V) if sparse else None
-    memories = [torch.full((size,), byte, dtype=torch.uint8) for byte in (0, 255)]
+    memories = [torch.full((plan.workspace_bytes,), byte, dtype=torch.uint8) for byte in (0, 255)]
     for memory in memories:
-        engine.score(head, backend, engine.Statistics(), memory, order, 0.5 if sparse else 0.0)
+        engine.score(head, plan, engine.Statistics(), memory, order)
     assert torch.equal(*memories)
     assert memories[0].any()

@@ -5,7 +5,7 @@ Legend: N rows, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,16 +13,45 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rao_kernels import backends, engine
+from rao_kernels import engine
 from rao_kernels.backends import Head, RowGradients
-from rao_kernels.engine import Work, plan, record_work
+from rao_kernels.engine import Plan, Work, backward, plan, record_work
 from rao_kernels.ops import linear_logprobs
 
 from .test_memory import peak_extra, require_cpu_library
 
 N, D, V = 24, 8, 5000
-TRAITS = backends.get("eager").traits("cpu")
 DELTA = 2.0**-9
+NEEDS = engine.Needs(dhidden=True, dweight=True, dbias=False)
+
+
+def plan_of(
+    workspace: int | None = None,
+    rows: int = N,
+    vocabulary: int = V,
+    size: int = D,
+    *,
+    backend: str = "eager",
+    sparse: bool = False,
+) -> Plan:
+    """The plan of a call in fp32 on a CPU."""
+    return engine.make_plan(
+        rows,
+        vocabulary,
+        size,
+        torch.float32,
+        backend=backend,
+        device_type="cpu",
+        workspace_bytes=workspace,
+        tolerance=DELTA if sparse else 0.0,
+    )
+
+
+def bytes_of_tiles(rows: int, number: int | None = None) -> int:
+    """Workspace that so many tiles of so many rows take; None: all tiles."""
+    slot = plan_of(1 << 40, rows).slots(rows)[:number][-1]
+    assert slot is not None
+    return -(-slot.stop // plan.ALIGNMENT) * plan.ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -52,14 +81,10 @@ class Call:
         return forward, backward
 
 
-def retained_words(workspace: int | None, rows: int = N) -> int:
-    """Words of the tiles that a buffer of so many bytes holds the logits of."""
-    cut = plan.tiles(V, TRAITS)
-    size = plan.workspace_bytes(
-        workspace, rows, V, torch.float32, "eager", "cpu", sparse=False, bends=False
-    )
-    buffer = plan.RetainedBuffer("eager", torch.empty(size, dtype=torch.uint8), rows, torch.float32)
-    kept = zip(cut, buffer.slots(cut), strict=True)
+def retained_entries(workspace: int | None, rows: int = N) -> int:
+    """Vocabulary entries whose logits a workspace of so many bytes holds."""
+    planned = plan_of(workspace, rows)
+    kept = zip(planned.tiles, planned.slots(rows), strict=True)
     return sum(tile.width for tile, slot in kept if slot is not None)
 
 
@@ -91,17 +116,16 @@ def test_products(call: Call, options: dict[str, Any], forward: float, backward:
 
 
 def test_products_of_what_was_retained_in_part() -> None:
-    one_tile = plan.slot_bytes("eager", N, plan.tiles(V, TRAITS)[0], torch.float32)
-    words = retained_words(one_tile)
-    assert 0 < words < V
+    one_tile = bytes_of_tiles(N, 1)
+    retained = retained_entries(one_tile)
+    assert 0 < retained < V
     _, backward = Call().work(workspace_bytes=one_tile)
-    assert backward.gemm_flops == 4 * N * V * D + 2 * N * (V - words) * D
+    assert backward.gemm_flops == 4 * N * V * D + 2 * N * (V - retained) * D
 
 
 def test_fewer_rows_than_the_buffer_was_made_for() -> None:
     """The buffer is sized before rows are selected: more tiles fit when half of them go."""
-    tiles = plan.tiles(V, TRAITS)
-    half = sum(plan.slot_bytes("eager", N // 2, tile, torch.float32) for tile in tiles)
+    half = bytes_of_tiles(N // 2)
     _, backward = Call(ignored=N // 2).work(workspace_bytes=half)
     assert backward.gemm_flops == 4 * (N // 2) * V * D
 
@@ -110,7 +134,7 @@ def test_fewer_rows_than_the_buffer_was_made_for() -> None:
 # vocabulary and gives every other block less than e^-30; every third target is in another block.
 
 BLOCKS = 3
-WIDTH = plan.tiles(10**6, TRAITS, sparse=True)[0].width
+WIDTH = plan_of(vocabulary=10**6, sparse=True).width
 
 
 def known_mass(rows: int, size: int = BLOCKS, **options: Any) -> tuple[Work, Work, int]:
@@ -137,7 +161,7 @@ def test_products_of_the_pairs_that_stay(workspace: int, size: int) -> None:
     options = {"word_order": order, "workspace_bytes": workspace}
     forward, backward, pairs = known_mass(18, size, **options)
     # Where a third of the rows is not worth it, the first tile alone is retained before that shows.
-    worth = plan.worth_retaining(1 / 3, size, TRAITS)
+    worth = plan_of(workspace, 18, BLOCKS * WIDTH, size, sparse=True).worth_retaining(1 / 3)
     retained = 0 if not workspace else pairs if worth else 6
     assert forward.gemm_flops == 2 * 18 * BLOCKS * WIDTH * size
     assert (backward.row_tiles, backward.row_tiles_kept) == (18 * BLOCKS, pairs)
@@ -169,7 +193,7 @@ def test_flat_rows_keep_every_pair() -> None:
         options = {"grad_tolerance": DELTA, "workspace_bytes": 0, "word_order": torch.arange(V)}
         targets = torch.zeros(N, dtype=torch.int64)
         linear_logprobs(hidden, weight, targets, **options).sum().backward()
-    assert work.row_tiles_kept == work.row_tiles == N * len(plan.tiles(V, TRAITS, sparse=True))
+    assert work.row_tiles_kept == work.row_tiles == N * len(plan_of(sparse=True).tiles)
     assert work.gemm_flops == 8 * N * V * D
 
 
@@ -179,28 +203,40 @@ def test_what_is_counted_is_what_torch_runs(workspace: int, tolerance: float) ->
     """The engine's own count against the products that torch sees it ask for."""
     targets = torch.randint(0, V, (N,))
     head = Head(torch.randn(N, D), torch.randn(V, D), None, targets, scale=1.0, softcap=None)
-    size = plan.workspace_bytes(
-        workspace, N, V, torch.float32, "eager", "cpu", sparse=tolerance > 0, bends=False
-    )
-    memory = torch.empty(size, dtype=torch.uint8)
+    planned = replace(plan_of(workspace, sparse=tolerance > 0), tolerance=tolerance)
+    memory = torch.empty(planned.workspace_bytes, dtype=torch.uint8)
     with FlopCounterMode(display=False) as seen, record_work() as work:
         order = None
         if tolerance:
-            width = plan.tile_width(V, TRAITS, sparse=True)
-            order = engine.order_by_sample(head, width, tolerance)
-        scores = engine.score(head, "eager", engine.Statistics(), memory, order, tolerance)
+            order = engine.order_by_sample(head, planned.width, tolerance)
+        scores = engine.score(head, planned, engine.Statistics(), memory, order)
         rows = RowGradients(
             scores.row_max, scores.log_sum, scores.logp, torch.ones(N), None, None, None
         )
         sparse = None
         if order is not None:
             assert scores.tile_mass is not None and scores.retained_tiles is not None
-            sparse = engine.Sparsity(order, scores.tile_mass, scores.retained_tiles, tolerance)
-        engine.differentiate(
-            head, "eager", rows, memory, N, engine.Needs(True, True, False), sparse
-        )
+            sparse = engine.Sparsity(order, scores.tile_mass, scores.retained_tiles)
+        engine.differentiate(head, planned, rows, memory, N, NEEDS, sparse)
     assert work.gemm_flops == seen.get_total_flops()
     assert (work.row_tiles_kept < work.row_tiles) == bool(tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.25])
+def test_counting_changes_no_gradient(monkeypatch: pytest.MonkeyPatch, tolerance: float) -> None:
+    """The walk is the same without its side call."""
+    hidden, weight = torch.randn(N, D), 4 * torch.randn(V, D)
+    targets = torch.randint(0, V, (N,))
+    found = []
+    for counted in (True, False):
+        if not counted:
+            monkeypatch.setattr(backward, "_count_products", lambda *_: None)
+        leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight)]
+        with record_work() as work:
+            logps = linear_logprobs(*leaves, targets, backend="eager", grad_tolerance=tolerance)
+            found.append(torch.autograd.grad(logps.sum(), leaves))
+        assert bool(work.row_tiles) == counted and work.rows_differentiated == N
+    assert all(map(torch.equal, *found))
 
 
 # Bytes.
@@ -240,7 +276,7 @@ class Bytes:
     def promised(self, workspace: int, *, sparse: bool = False) -> int:
         """docs/memory.md."""
         rows, size, vocabulary = SHAPE
-        width = plan.tiles(vocabulary, backends.get("cpu").traits("cpu"), sparse=sparse)[0].width
+        width = plan_of(workspace, rows, vocabulary, size, backend="cpu", sparse=sparse).width
         scored = rows - self.ignored
         selected = 0 if scored == rows else 4 * scored * size
         if not (self.dhidden or self.dweight):
@@ -278,7 +314,7 @@ def test_bytes_of_a_sparse_backward() -> None:
     rows of hidden that a tile needs."""
     require_cpu_library()
     rows, size, vocabulary = SHAPE
-    tiles = len(plan.tiles(vocabulary, backends.get("cpu").traits("cpu"), sparse=True))
+    tiles = len(plan_of(0, rows, vocabulary, size, backend="cpu", sparse=True).tiles)
     promise = Bytes().promised(0, sparse=True)
     extra = 44 * rows * tiles + 32 * vocabulary + 4 * rows * size
     found = Bytes().measured(workspace_bytes=0, grad_tolerance=DELTA)

@@ -17,6 +17,7 @@ from ..products import add_products, logits, traits_on
 from ..tiles import (
     Gradients,
     Head,
+    Precision,
     RetainedSlot,
     RetainedTile,
     RowGradients,
@@ -65,8 +66,8 @@ def traits(device_type: str) -> Traits:
     return traits_on(device_type)
 
 
-def retained_bytes(rows: int, width: int, dtype: torch.dtype) -> int:
-    return grouped_bytes(rows, width, dtype)
+def retained_bytes(rows: int, width: int, precision: Precision) -> int:
+    return grouped_bytes(rows, width, precision)
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
@@ -76,7 +77,7 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
 
     if not backward and _is_fused("score", head):
         return (kernels.partial_statistics(head, width),)
-    dtype = head.hidden.dtype if backward else head.accumulator
+    dtype = head.precision.dz if backward else head.precision.accumulate
     shape = (head.rows, blocks.padded(width))
     return (torch.empty(shape, dtype=dtype, device=head.hidden.device),)
 
@@ -94,7 +95,7 @@ def score_tile(
 ) -> None:
     from . import score_tile_kernels as kernels
 
-    kept = None if retained is None else RetainedTile.on(retained, tile, head.hidden.dtype)
+    kept = None if retained is None else RetainedTile.on(retained, tile, head.precision)
     if _is_fused("score", head):
         kernels.fused(head, tile, scratch[0], state, kept)
     else:
@@ -114,7 +115,7 @@ def grad_tile(
 
     dz = scratch[0][: head.rows, : tile.width]
     if retained is not None:
-        kept = RetainedTile.on(retained, tile, head.hidden.dtype)
+        kept = RetainedTile.on(retained, tile, head.precision)
         kernels.from_retained(head, tile, kept, rows, dz)
     elif _is_fused("grad", head):
         kernels.fused(head, tile, rows, dz)
