@@ -118,17 +118,18 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendError: the one asked for cannot run the problem, or does not exist.
     """
     asked = name or _env.backend()
-    why = reasons(device, dtype)
     if asked is not None:
-        if asked not in why:
-            raise BackendError(f"backend {asked!r} does not exist; there are: {', '.join(why)}")
-        if (reason := why[asked]) is not None:
+        if asked not in BACKENDS:
+            known = ", ".join(BACKENDS)
+            raise BackendError(f"backend {asked!r} does not exist; there are: {known}")
+        if (reason := BACKENDS[asked].supports(device, dtype)) is not None:
+            why = reasons(device, dtype)
             others = "; ".join(f"{n}: {r or 'would run'}" for n, r in why.items() if n != asked)
             raise BackendError(f"backend {asked!r} cannot run this: {reason}. Others: {others}")
         return asked
     for candidate in ORDER.get(device.type, ("eager",)):
-        if (reason := why[candidate]) is None:
+        if (reason := BACKENDS[candidate].supports(device, dtype)) is None:
             return candidate
         if dtype != torch.float64:
             _report_fallback(candidate, reason)
-    raise BackendError("; ".join(f"{n}: {r}" for n, r in why.items()))
+    raise BackendError("; ".join(f"{n}: {r}" for n, r in reasons(device, dtype).items()))

@@ -8,7 +8,6 @@ Legend: N rows, V vocabulary, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -66,9 +65,13 @@ class Plan:
         """
         if rows == 0:
             return [None] * len(self.tiles)
-        ends = _slot_ends(self.backend, rows, self.tiles, self.precision)
-        spans = (Span(aligned(start), stop) for start, stop in pairwise([0, *ends]))
-        return [span if aligned(span.stop) <= self.workspace_bytes else None for span in spans]
+        whole, last = _retained_bytes(self.backend, rows, self.tiles, self.precision)
+        starts = [number * aligned(whole) for number in range(len(self.tiles))]
+        stops = [*(start + whole for start in starts[:-1]), starts[-1] + last]
+        return [
+            Span(start, stop) if aligned(stop) <= self.workspace_bytes else None
+            for start, stop in zip(starts, stops, strict=True)
+        ]
 
     def reconsiders(self, number: int) -> bool:
         """Whether a sparse forward asks after this tile if the next ones are worth retaining: after
@@ -104,19 +107,19 @@ def make_plan(
     traits = backends.get(backend).traits(device_type)
     usual = traits.sparse_width if tolerance > 0.0 else traits.dense_width
     tiles = _tiles(vocabulary, usual if tile_width is None else tile_width)
-    ends = _slot_ends(backend, rows, tiles, precision)
+    whole, last = _retained_bytes(backend, rows, tiles, precision)
     if workspace_bytes is None and softcap is not None and precision.retained.itemsize == 2:
         workspace_bytes = 0
     if workspace_bytes is None:
         workspace_bytes = DEFAULT_WORKSPACE_CAP
-    budget = min(workspace_bytes, aligned(ends[-1]))
+    budget = min(workspace_bytes, (len(tiles) - 1) * aligned(whole) + aligned(last))
     return Plan(
         backend=backend,
         rows=rows,
         vocabulary=vocabulary,
         size=size,
         tiles=tiles,
-        workspace_bytes=budget if budget >= aligned(ends[0]) else 0,
+        workspace_bytes=budget if budget >= aligned(whole) else 0,
         precision=precision,
         tolerance=tolerance,
         retained_cost=traits.retained_cost,
@@ -130,12 +133,16 @@ def aligned(nbytes: int) -> int:
 
 def _tiles(vocabulary: int, width: int) -> tuple[Tile, ...]:
     starts = range(0, vocabulary, width)
-    return tuple(Tile(start, min(start + width, vocabulary)) for start in starts)
+    return tuple([Tile(start, min(start + width, vocabulary)) for start in starts])
 
 
-def _slot_ends(backend: str, rows: int, tiles: tuple[Tile, ...], precision: Precision) -> list[int]:
-    """Offset at which each tile's slot ends if all tiles are retained; the next begins aligned."""
-    retained_bytes = backends.get(backend).retained_bytes
-    whole, last = (retained_bytes(rows, tile.width, precision) for tile in (tiles[0], tiles[-1]))
-    starts = [number * aligned(whole) for number in range(len(tiles))]
-    return [start + whole for start in starts[:-1]] + [starts[-1] + last]
+def _retained_bytes(
+    backend: str, rows: int, tiles: tuple[Tile, ...], precision: Precision
+) -> tuple[int, int]:
+    """Bytes that a backend retains of the first tile, which is as wide as all but the last, and of
+    the last."""
+    module, first, last = backends.get(backend), tiles[0], tiles[-1]
+    whole = module.retained_bytes(rows, first.width, precision)
+    if len(tiles) == 1:
+        return whole, whole
+    return whole, module.retained_bytes(rows, last.width, precision)
