@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
-NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/include/rao/*.h \
-  python_bindings/*)
+NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/cpu/amx/* \
+  csrc/include/rao/*.h python_bindings/*)
 TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h)
 
 .PHONY: demo test lint format clean

@@ -1,25 +1,11 @@
 // Which instruction sets this processor has, and the kernels built for each.
-#include "rao/tile_kernels.h"
+#include "kernel_set.h"
 
 #if defined(RAO_HAS_AMX) && !defined(RAO_TILES_EMULATED)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-
-#define RAO_DECLARE(isa)                                                                      \
-  namespace rao::isa {                                                                        \
-  int64_t retained_bytes(DType, int64_t, int64_t);                                            \
-  ScratchSizes score_scratch(DType, int64_t, int64_t, int64_t);                               \
-  ScratchSizes grad_scratch(DType, int64_t, int64_t, int64_t);                                \
-  void pack_hidden(DType, const void*, int64_t, int64_t, bool, std::byte*, const Parallel&);  \
-  void score_tile(const HeadTile&, const RowState&, const RetainedSlot&, const Scratch&,      \
-                  const Parallel&);                                                           \
-  void grad_tile(const HeadTile&, const RowGradients&, const RetainedSlot&, const Gradients&, \
-                 const Scratch&, const Parallel&);                                            \
-  constexpr TileKernels kKernels{retained_bytes, score_scratch, grad_scratch,                 \
-                                 pack_hidden,    score_tile,    grad_tile};                   \
-  }
 
 // Emulated tiles come alone: with the portable kernels that they fall back to.
 #if defined(__x86_64__) && !defined(RAO_TILES_EMULATED)

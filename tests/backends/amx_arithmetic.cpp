@@ -29,7 +29,9 @@ EXPORT void copy_tile(const void* source, int64_t stride, bool zero, void* targe
 
 EXPORT void zero_without_configuration() { RAO_TILE_ZERO(0); }
 EXPORT void multiply_after_the_scope() {
-  { const TileScope scope; }
+  {
+    const TileScope scope;
+  }
   RAO_TILE_MULTIPLY(0, 4, 6);
 }
 // `count` is a multiple of 32 below.
@@ -59,7 +61,9 @@ EXPORT void split_float16(const uint16_t* source, int64_t count, uint16_t* targe
   split_all<Float16>(source, count, target);
 }
 
-EXPORT bool is_row_exact(const float* row, int64_t size) { return row_is_exact<Float32>(row, size); }
+EXPORT bool is_row_exact(const float* row, int64_t size) {
+  return row_is_exact<Float32>(row, size);
+}
 
 EXPORT void interleave(const uint16_t* first, const uint16_t* second, uint16_t* target) {
   Words low, high;

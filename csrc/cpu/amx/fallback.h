@@ -9,18 +9,7 @@
 #define RAO_FALLBACK_ISA avx512_bf16
 #endif
 
-namespace rao::RAO_FALLBACK_ISA {
-
-ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t size);
-ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t words, int64_t size);
-void pack_hidden(DType dtype, const void* hidden, int64_t rows, int64_t size, bool backward,
-                 std::byte* packed, const Parallel& parallel);
-void score_tile(const HeadTile& head, const RowState& state, const RetainedSlot& retained,
-                const Scratch& scratch, const Parallel& parallel);
-void grad_tile(const HeadTile& head, const RowGradients& rows, const RetainedSlot& retained,
-               const Gradients& out, const Scratch& scratch, const Parallel& parallel);
-
-}  // namespace rao::RAO_FALLBACK_ISA
+RAO_DECLARE(RAO_FALLBACK_ISA)
 
 namespace rao::RAO_ISA {
 
