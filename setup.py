@@ -105,7 +105,7 @@ def compile_cpp(source: str, target: Path, flags: list[str]) -> None:
 
 
 def targets_x86() -> bool:
-    """Return whether the compiler makes x86-64 code; a cross-compiler is asked, not this machine."""
+    """Return whether the compiler makes x86-64 code, on whatever machine it runs."""
     return run([compiler(), "-dumpmachine"]).startswith("x86_64")
 
 
