@@ -21,7 +21,6 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -237,14 +236,6 @@ class BuildNative(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
 
-class BuildPackages(build_py):
-    """Copy the modules of the packages, but for tests that lie beside them."""
-
-    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
-        modules = super().find_package_modules(package, package_dir)
-        return [module for module in modules if not module[1].startswith("test_")]
-
-
 class PlatformWheel(bdist_wheel):
     """Tagged for every Python 3: the libraries have no Python symbol."""
 
@@ -274,9 +265,5 @@ if __name__ == "__main__":
             Extension(CPU_LIBRARY, [*TILE_SOURCES, *AMX_SOURCES, *CPU_SOURCES]),
             Extension(CUDA_LIBRARY, [*CUDA_SOURCES, CUDA_BINDING]),
         ],
-        cmdclass={
-            "build_ext": BuildNative,
-            "build_py": BuildPackages,
-            "bdist_wheel": PlatformWheel,
-        },
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
     )
