@@ -11,6 +11,8 @@
 #if !defined(RAO_OPS)
 #define RAO_OPS rao_native
 #endif
+// STABLE_TORCH_LIBRARY of torch 2.10 does not expand a macro it is given; this does.
+#define RAO_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
 
 namespace rao::bindings {
 namespace {
@@ -154,7 +156,7 @@ void grad_tile(int64_t isa, Tensor hidden, Tensor weight, OptionalTensor weight_
 }  // namespace
 }  // namespace rao::bindings
 
-STABLE_TORCH_LIBRARY(RAO_OPS, m) {
+RAO_LIBRARY(RAO_OPS, m) {
   m.def("host_isas() -> int");
   m.def("amx_problem() -> str");
   m.def("compiler() -> str");

@@ -1,6 +1,6 @@
 """What a pass costs by a device's data sheet, and which form of a tile operation that favours.
 
-A model to start from, until `configs/forms.json` holds measurements. Times are those of one
+A model to start from, until `forms.json` holds measurements. Times are those of one
 element of the products ``[N, V]``, which every part scales with. Legend: D hidden size.
 """
 
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from .tuning import CONFIGS, Pass
+from rao_kernels.backends.triton.tuning import Pass
+
+DEVICES = Path(__file__).with_name("devices.json")
 
 RAW_BYTES = 4  # an element of the vendor's products
 DZ_BYTES = 2  # an element of dz
@@ -32,7 +35,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    return [Device(**row) for row in json.loads((CONFIGS / "devices.json").read_text())]
+    return [Device(**row) for row in json.loads(DEVICES.read_text())]
 
 
 def product_seconds(device: Device, size: int, *, fused: bool = False) -> float:
