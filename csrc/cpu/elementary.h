@@ -24,7 +24,7 @@ RAO_INLINE Floats exponential(Floats x) {
   p = p * r + 4.9999993449e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const Floats power = as_floats((as_words(rounded) << 23) + 0x3f800000u);
+  const Floats power = as_floats((as_uints(rounded) << 23) + 0x3f800000u);
   return x < kSmallest ? Floats{} : p * power;
 }
 
@@ -43,7 +43,7 @@ RAO_INLINE Floats quick_exponential(Floats x) {
   p = p * f + 2.4022242e-1f;
   p = p * f + 6.9314700e-1f;
   p = p * f + 1.0f;
-  return as_floats(as_words(p) + (as_words(rounded) << 23));
+  return as_floats(as_uints(p) + (as_uints(rounded) << 23));
 }
 
 // tanh, relative error about two units in the last place, also near 0.

@@ -20,9 +20,9 @@ struct BFloat16 {
   }
   // Rounds to nearest even; NaN stays NaN.
   static RAO_INLINE void store(Storage* target, Floats value) {
-    const Words bits = as_words(value);
-    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Words result = value == value ? rounded : Words{} + 0x7fc0u;
+    const Uints bits = as_uints(value);
+    const Uints rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Uints result = value == value ? rounded : Uints{} + 0x7fc0u;
     RAO_ISA::store(target, __builtin_convertvector(result, Halves));
   }
 };
@@ -49,24 +49,24 @@ struct Float16 {
 #else
   // Multiplying by powers of two moves between the exponents' biases, denormals included.
   static RAO_INLINE Floats load(const Storage* source) {
-    const Words bits = widen(RAO_ISA::load<Halves>(source));
-    const Words sign = (bits & 0x8000u) << 16;
-    const Words shifted = (bits & 0x7fffu) << 13;
-    const Words finite = as_words(as_floats(shifted) * 0x1p112f);
-    const Words special = shifted | 0x7f800000u;
+    const Uints bits = widen(RAO_ISA::load<Halves>(source));
+    const Uints sign = (bits & 0x8000u) << 16;
+    const Uints shifted = (bits & 0x7fffu) << 13;
+    const Uints finite = as_uints(as_floats(shifted) * 0x1p112f);
+    const Uints special = shifted | 0x7f800000u;
     return as_floats(sign | ((bits & 0x7c00u) == 0x7c00u ? special : finite));
   }
   static RAO_INLINE void store(Storage* target, Floats value) {
-    const Words bits = as_words(value);
-    const Words sign = (bits >> 16) & 0x8000u;
-    const Words magnitude = bits & 0x7fffffffu;
+    const Uints bits = as_uints(value);
+    const Uints sign = (bits >> 16) & 0x8000u;
+    const Uints magnitude = bits & 0x7fffffffu;
     // Normal results: round the 13 bits that go, then rebias. Denormal results: adding 0.5 lets
     // the adder round them into the low bits.
-    const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const Words denormal = as_words(as_floats(magnitude) + 0.5f) - 0x3f000000u;
-    const Words finite = magnitude < 0x38800000u ? denormal : normal;
-    const Words limited = magnitude >= 0x477ff000u ? Words{} + 0x7c00u : finite;
-    const Words result = magnitude > 0x7f800000u ? Words{} + 0x7e00u : limited;
+    const Uints normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Uints denormal = as_uints(as_floats(magnitude) + 0.5f) - 0x3f000000u;
+    const Uints finite = magnitude < 0x38800000u ? denormal : normal;
+    const Uints limited = magnitude >= 0x477ff000u ? Uints{} + 0x7c00u : finite;
+    const Uints result = magnitude > 0x7f800000u ? Uints{} + 0x7e00u : limited;
     RAO_ISA::store(target, __builtin_convertvector(sign | result, Halves));
   }
 #endif

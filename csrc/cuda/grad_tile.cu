@@ -19,10 +19,10 @@ class VendorRow {
       : row_(tile.products + n * tile.stride) {}
 
   template <bool kWhole>
-  __device__ __forceinline__ Loaded load(const Place& place) const {
-    return {kWhole || place.count > 0 ? load_pack(row_ + place.word) : Pack{}};
+  __device__ __forceinline__ Loaded load(const PackPosition& position) const {
+    return {kWhole || position.count > 0 ? load_pack(row_ + position.entry) : Pack{}};
   }
-  __device__ __forceinline__ float product(int word) const { return row_[word]; }
+  __device__ __forceinline__ float product(int entry) const { return row_[entry]; }
 
  private:
   const float* row_;
@@ -51,16 +51,16 @@ class RetainedRow {
       : retained_(retained), row_(retained_row == nullptr ? n : retained_row[n]) {}
 
   template <bool kWhole>
-  __device__ __forceinline__ Loaded load(const Place& place) const {
-    if (!kWhole && place.count == 0) {
+  __device__ __forceinline__ Loaded load(const PackPosition& position) const {
+    if (!kWhole && position.count == 0) {
       return {};
     }
-    const int64_t index = retained_index(retained_, place.word, row_);
+    const int64_t index = retained_index(retained_, position.entry, row_);
     return {load_pack(values() + index * kGroup + lane_index() * kPack), retained_.maxima[index]};
   }
-  __device__ __forceinline__ float product(int word) const {
-    const int64_t index = retained_index(retained_, word, row_);
-    return to_float(values()[index * kGroup + word % kGroup]) + retained_.maxima[index];
+  __device__ __forceinline__ float product(int entry) const {
+    const int64_t index = retained_index(retained_, entry, row_);
+    return to_float(values()[index * kGroup + entry % kGroup]) + retained_.maxima[index];
   }
 
  private:
@@ -75,9 +75,9 @@ class RetainedRow {
 template <bool kEntropy, bool kPlain>
 __device__ __forceinline__ void differentiate(Pack& pack, const RowFactors& factors,
                                               const LogitTransform& transform, const float* bias,
-                                              const Place& place) {
+                                              const PackPosition& position) {
   if (!kPlain && bias != nullptr) {
-    add_bias(pack, bias, place);
+    add_bias(pack, bias, position);
   }
 #pragma unroll
   for (int i = 0; i < kPack; ++i) {
@@ -92,8 +92,8 @@ template <class T, class Source>
 __device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGradients& rows,
                                              const LogitTransform& transform, const Source& source,
                                              int64_t n, T* dz) {
-  const int64_t target = tile.targets[n] - tile.first_word;
-  if (target >= 0 && target < tile.words) {
+  const int64_t target = tile.targets[n] - tile.first_entry;
+  if (target >= 0 && target < tile.entries) {
     const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
     float slope;
     transform.logit<true>(source.product(target) + bias, &slope);
@@ -110,20 +110,20 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
   const Source source(tile, retained, n, rows.retained_row);
   const RowFactors factors(rows, n, tile.scale);
   T* dz = static_cast<T*>(gradient.values) + n * gradient.stride;
-  for_each_batch(tile.words, [&](int first, auto whole) {
+  for_each_batch(tile.entries, [&](int first, auto whole) {
     constexpr bool kWhole = decltype(whole)::value;
     typename Source::Loaded loaded[kBatchGroups];
 #pragma unroll
     for (int g = 0; g < kBatchGroups; ++g) {
-      loaded[g] = source.template load<kWhole>(Place(first, g, tile.words));
+      loaded[g] = source.template load<kWhole>(PackPosition(first, g, tile.entries));
     }
 #pragma unroll
     for (int g = 0; g < kBatchGroups; ++g) {
-      const Place place(first, g, tile.words);
-      if (kWhole || place.count > 0) {
+      const PackPosition position(first, g, tile.entries);
+      if (kWhole || position.count > 0) {
         Pack pack = loaded[g].products();
-        differentiate<kEntropy, kPlain>(pack, factors, transform, tile.bias, place);
-        store_pack(dz + place.word, pack);
+        differentiate<kEntropy, kPlain>(pack, factors, transform, tile.bias, position);
+        store_pack(dz + position.entry, pack);
       }
     }
   });
@@ -151,7 +151,7 @@ const char* launch_grad_rows(const LogitsTile& tile, const RowGradients& rows,
       const auto kernel = grad_rows<T, Source, decltype(entropy)::value, decltype(plain)::value>;
       return launch_rows(kernel, tile, stream, tile, transform, rows, retained, dz);
     };
-    return with_flags(launch, tile.products != nullptr, rows.mass_grad != nullptr, plain);
+    return with_flags(launch, tile.products != nullptr, rows.p_factor != nullptr, plain);
   });
 }
 

@@ -1,7 +1,7 @@
-// What both row kernels are made of: threads to words, 16-byte accesses, and the launch.
+// What both row kernels are made of: threads to entries, 16-byte accesses, and the launch.
 //
 // A block takes one row. A warp takes batches of two groups; in each group a lane takes kPack
-// consecutive words, so that a group is one pack of every lane of one warp.
+// consecutive entries, so that a group is one pack of every lane of one warp.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -42,7 +42,7 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The words of one pack, in fp32 registers.
+// The entries of one pack, in fp32 registers.
 struct Pack {
   float at[kPack];
 };
@@ -107,40 +107,41 @@ __device__ __forceinline__ void store_pack(T* target, const Pack& pack) {
 }
 
 // The pack of a lane in one group of a batch.
-struct Place {
-  int word;
-  int count;  // its words inside the tile
+struct PackPosition {
+  int entry;
+  int count;  // its entries inside the tile
 
-  __device__ __forceinline__ Place(int batch, int group, int words)
-      : word(batch + group * kGroup + lane_index() * kPack),
-        count(min(max(words - word, 0), kPack)) {}
+  __device__ __forceinline__ PackPosition(int batch, int group, int entries)
+      : entry(batch + group * kGroup + lane_index() * kPack),
+        count(min(max(entries - entry, 0), kPack)) {}
 };
 
-__device__ __forceinline__ void add_bias(Pack& pack, const float* bias, const Place& place) {
+__device__ __forceinline__ void add_bias(Pack& pack, const float* bias,
+                                         const PackPosition& position) {
 #pragma unroll
   for (int i = 0; i < kPack; ++i) {
-    pack.at[i] += i < place.count ? bias[place.word + i] : 0.0f;
+    pack.at[i] += i < position.count ? bias[position.entry + i] : 0.0f;
   }
 }
 
-// Calls batch(first_word, whole) for each batch of this warp; `whole`, a compile-time constant,
+// Calls batch(first_entry, whole) for each batch of this warp; `whole`, a compile-time constant,
 // says whether all of it lies inside the tile.
 template <class Batch>
-__device__ __forceinline__ void for_each_batch(int words, Batch&& batch) {
+__device__ __forceinline__ void for_each_batch(int entries, Batch&& batch) {
   const int step = warp_count() * kBatch;
   int first = warp_index() * kBatch;
-  for (; first + kBatch <= words; first += step) {
+  for (; first + kBatch <= entries; first += step) {
     batch(first, std::true_type{});
   }
-  if (first < words) {
+  if (first < entries) {
     batch(first, std::false_type{});
   }
 }
 
 // Where a row of a retained tile keeps a group.
-__device__ __forceinline__ int64_t retained_index(const RetainedTile& retained, int word,
+__device__ __forceinline__ int64_t retained_index(const RetainedTile& retained, int entry,
                                                   int64_t row) {
-  return word / kGroup * retained.rows + row;
+  return entry / kGroup * retained.rows + row;
 }
 
 // Null for success.
@@ -159,7 +160,7 @@ const char* launch_rows(void (*kernel)(Parameters...), const LogitsTile& tile, v
   if (tile.rows == 0) {
     return nullptr;
   }
-  const int64_t batches = (tile.words + kBatch - 1) / kBatch;
+  const int64_t batches = (tile.entries + kBatch - 1) / kBatch;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(tile.rows));
   config.blockDim =

@@ -64,7 +64,7 @@ class Backend(Protocol):
         compiler's fake tensors `rows` is symbolic."""
 
     def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-        """Buffers reused by every tile (of at most `width` words) of one pass, and by any passes
+        """Buffers reused by every tile (of at most `width` entries) of one pass, and by any passes
         over fewer rows."""
 
     def begin(self, head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:

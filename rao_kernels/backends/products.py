@@ -1,7 +1,7 @@
 """The vendor's matrix products of a tile, with the accumulator's precision in every sum.
 
 On CUDA half-precision operands go in as they are and fp32 comes out, accumulated inside the GEMM;
-elsewhere they are widened first. Legend: N rows, V vocabulary, D hidden size, W words of a tile.
+elsewhere they are widened first. Legend: N rows, V vocabulary, D hidden size, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _put_dweight(
     """Inside the GEMM where it can write the dtype of the weight, else from sums in the accumulator
     dtype. The GEMM rounds once, unless torch.backends.cuda.matmul allows it reduced-precision
     reductions and it splits the rows."""
-    straight = unscale is None and tile.words is None
+    straight = unscale is None and tile.entries is None
     if straight and dweight.dtype == head.accumulator:
         _product(dz.T, head.hidden, head.accumulator, out=tile.of(dweight))
     elif straight and dweight.dtype == dz.dtype and dz.is_cuda:

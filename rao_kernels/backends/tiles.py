@@ -1,6 +1,6 @@
 """The records a backend's two tile operations work on.
 
-Legend: N rows of the pass, V vocabulary, D hidden size, W words of a tile, G = `GROUP`.
+Legend: N rows of the pass, V vocabulary, D hidden size, W entries of a tile, G = `GROUP`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GROUP = 256  # words of a `RetainedTile` that share one maximum
+GROUP = 256  # entries of a `RetainedTile` that share one maximum
 
 
 class Precision(NamedTuple):
@@ -54,12 +54,12 @@ class Traits:
 class Tile(NamedTuple):
     """Places ``start:stop`` of the walk over the vocabulary.
 
-    words: ``[W]`` int64, the word at each place; None: place i is word i.
+    entries: ``[W]`` int64, the entry at each place; None: place i is entry i.
     """
 
     start: int
     stop: int
-    words: Tensor | None = None
+    entries: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -70,14 +70,14 @@ class Tile(NamedTuple):
         return -(-self.width // GROUP)
 
     def of(self, table: Tensor) -> Tensor:
-        """The rows of ``[V, ...]`` that belong to the tile: a view where it has no `words`."""
-        if self.words is None:
+        """The rows of ``[V, ...]`` that belong to the tile: a view where it has no `entries`."""
+        if self.entries is None:
             return table[self.start : self.stop]
-        return table.index_select(0, self.words)
+        return table.index_select(0, self.entries)
 
     def put(self, table: Tensor, rows: Tensor) -> None:
         """Write the rows that belong to the tile."""
-        table[slice(self.start, self.stop) if self.words is None else self.words] = rows
+        table[slice(self.start, self.stop) if self.entries is None else self.entries] = rows
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class RowState:
     """Running statistics of N rows over the tiles scored so far, in the accumulator dtype.
 
     row_max: starts at -inf. row_sum: sum of ``e = exp(z - row_max)``. target_logit: NaN until the
-    target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``; square_sum, sum of
+    target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``; sum_sq_probs, sum of
     ``e^2``; logit_sum, sum of ``z``.
     """
 
@@ -136,7 +136,7 @@ class RowState:
     row_sum: Tensor
     target_logit: Tensor
     entropy_sum: Tensor | None
-    square_sum: Tensor | None
+    sum_sq_probs: Tensor | None
     logit_sum: Tensor | None
 
 
@@ -186,10 +186,10 @@ class RetainedTile:
 class RowGradients:
     """What turns a row's probabilities into the gradient of its logits.
 
-    ``dz_v = logp_grad (onehot_v - p_v) + p_v (mass_grad + log_mass_grad log p_v)`` with
+    ``dz_v = logp_grad (onehot_v - p_v) + p_v (p_factor + p_log_p_factor log p_v)`` with
     ``p = exp((z - row_max) - log_sum)``; at the target, ``p`` and ``1 - p`` come from `logp`.
 
-    All ``[N]`` in the accumulator dtype; `mass_grad` and `log_mass_grad` are both None where
+    All ``[N]`` in the accumulator dtype; `p_factor` and `p_log_p_factor` are both None where
     neither the entropy nor the lse has a gradient. retained_row: ``[N]`` int64, the row of a
     retained tile that belongs to each row of the pass; None = the same row.
     """
@@ -198,8 +198,8 @@ class RowGradients:
     log_sum: Tensor
     logp: Tensor
     logp_grad: Tensor
-    mass_grad: Tensor | None
-    log_mass_grad: Tensor | None
+    p_factor: Tensor | None
+    p_log_p_factor: Tensor | None
     retained_row: Tensor | None
 
 

@@ -292,8 +292,8 @@ def _row_gradients(
         log_sum=taken(log_sum),
         logp=logp,
         logp_grad=torch.zeros_like(logp) if dlogp is None else taken(dlogp),
-        mass_grad=mass_grad,
-        log_mass_grad=log_mass_grad,
+        p_factor=mass_grad,
+        p_log_p_factor=log_mass_grad,
         retained_row=selection.scored_row,
     )
 

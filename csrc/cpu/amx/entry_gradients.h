@@ -53,13 +53,13 @@ class WeightGradient {
   RAO_INLINE void write_rows(const float* block, int64_t panel, int64_t strip) const {
     using Storage = typename Target::Storage;
     const int64_t first = panel * kBlock, column = strip * kBlock;
-    const int64_t count = smaller<int64_t>(kBlock, head_.words - first);
+    const int64_t count = smaller<int64_t>(kBlock, head_.entries - first);
     const int64_t columns = smaller<int64_t>(kBlock, head_.size - column);
     for (int64_t i = 0; i < count; ++i) {
       const Floats low = load<Floats>(block + i * kBlock) * out_.unscale;
       const Floats high = load<Floats>(block + i * kBlock + kLanes) * out_.unscale;
       Storage* target = static_cast<Storage*>(out_.dweight) +
-                        place(out_.dweight_rows, first + i) * head_.size + column;
+                        row_at(out_.dweight_rows, first + i) * head_.size + column;
       if (columns == kBlock) {
         store_row<Target>(target, low, high);
       } else {
@@ -89,7 +89,7 @@ class BiasGradient {
       for (int64_t tile = 0; tile < strips * 2 * kParts; tile += 2 * kParts) {
         for (int part = 0; part < kParts; ++part) {
           Floats low, high;
-          from_bf16(load<Words>(row + (tile + part) * kTileBytes), &low, &high);
+          from_bf16(load<Uints>(row + (tile + part) * kTileBytes), &low, &high);
           total += low + high;
         }
       }
@@ -100,8 +100,8 @@ class BiasGradient {
              int64_t panels) const {
     for (int64_t i = 0; i < panels * kBlock; ++i) {
       const int64_t entry = first_panel * kBlock + i;
-      if (entry < head.words) {
-        out.dbias[place(out.dweight_rows, entry)] = sums_[i] * out.unscale;
+      if (entry < head.entries) {
+        out.dbias[row_at(out.dweight_rows, entry)] = sums_[i] * out.unscale;
       }
     }
   }
@@ -129,7 +129,7 @@ class EntryGradients {
 
   template <bool kPlain, bool kRestored>
   void operator()(const Parallel& parallel) const {
-    const int64_t panels = blocks_of(head_.words);
+    const int64_t panels = blocks_of(head_.entries);
     const int64_t rounds = ceil_div(panels, parallel.parts * cut_.panels);
     const int64_t block = ceil_div(panels, parallel.parts * rounds);
     parallel([&](int part) {

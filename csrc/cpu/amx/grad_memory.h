@@ -72,7 +72,7 @@ struct GradMemory {
     found.pairs = memory + BlockMemory::bytes<kParts>(blocks_of(head.size));
     found.restored = found.pairs + kPairs;
     found.sums = reinterpret_cast<float*>(found.restored + kRestored);
-    float* end = found.sums + kBlockFloats * sum_blocks(blocks_of(head.words), head.size);
+    float* end = found.sums + kBlockFloats * sum_blocks(blocks_of(head.entries), head.size);
     found.logit_gradient = reinterpret_cast<std::byte*>(end);
     const int64_t bytes =
         LogitGradient<kParts>::bytes(kGroupPanels, Cut::fitting<kParts>(head.rows));
@@ -81,7 +81,7 @@ struct GradMemory {
   }
 };
 
-RAO_INLINE int64_t place(const int64_t* index, int64_t i) {
+RAO_INLINE int64_t row_at(const int64_t* index, int64_t i) {
   return index == nullptr ? i : index[i];
 }
 

@@ -17,7 +17,7 @@ void form_gradients(const HeadTile& head, const GradContext<Source>& context, co
                     const Packed<kPartsOf<Source>>& by_rows, const Scratch& scratch,
                     const Parallel& parallel) {
   const EntryGradients<Source> form(head, context, out, hidden, by_rows, scratch);
-  const bool plain = context.logits.identity() && context.rows.mass_grad == nullptr;
+  const bool plain = context.logits.identity() && context.rows.p_factor == nullptr;
   const bool restored = context.retained.filled();
   if (plain) {
     restored ? form.template operator()<true, true>(parallel)
@@ -38,11 +38,11 @@ void grad_by_fallback(const HeadTile& head, const RowGradients& rows, const Grad
   RAO_FALLBACK_ISA::grad_tile(head, rows, kNothingRetained, out, other, parallel);
 }
 
-// Memory for dz by rows, row factors and places of targets.
+// Memory for dz by rows, row factors and positions of targets.
 template <int kParts>
 int64_t row_bytes(int64_t rows, int64_t entries) {
   return Packed<kParts>::bytes(blocks_of(rows), blocks_of(entries)) + PaddedFactors::bytes(rows) +
-         TargetPlaces::bytes(rows);
+         TargetPositions::bytes(rows);
 }
 
 template <class Source>
@@ -51,17 +51,18 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
   constexpr int kParts = kPartsOf<Source>;
   const auto hidden = PackedHidden<kParts>::of(scratch.packed_hidden, head.rows, head.size);
   const Rows<typename Source::Storage> weight = weight_rows<typename Source::Storage>(head);
-  const int64_t panels = blocks_of(head.words), strips = blocks_of(head.rows);
+  const int64_t panels = blocks_of(head.entries), strips = blocks_of(head.rows);
   std::byte* factors = scratch.rows + Packed<kParts>::bytes(strips, panels);
-  const GradContext<Source> context{rows,
-                                    RowLogits(head),
-                                    PaddedFactors(factors, rows, head.rows, head.scale),
-                                    TargetPlaces(factors + PaddedFactors::bytes(head.rows), head),
-                                    RetainedBlocks<Source>(slot, head.words),
-                                    head.rows,
-                                    head.words};
+  const GradContext<Source> context{
+      rows,
+      RowLogits(head),
+      PaddedFactors(factors, rows, head.rows, head.scale),
+      TargetPositions(factors + PaddedFactors::bytes(head.rows), head),
+      RetainedBlocks<Source>(slot, head.entries),
+      head.rows,
+      head.entries};
   const bool exact = kParts == 1 || (*hidden.exact && context.factors.in_range() &&
-                                     is_exact<Source>(weight, head.words, parallel));
+                                     is_exact<Source>(weight, head.entries, parallel));
   if (!exact) {
     const int64_t own = PackedHidden<kParts>::bytes(head.rows, head.size, true);
     return grad_by_fallback(head, rows, out, scratch, own, parallel);
@@ -74,7 +75,7 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
     parallel([&](int part) {
       const Range mine = share(panels, part, parallel.parts);
       for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-        pack_rows_of<Source>(weight, head.words, panel, packed);
+        pack_rows_of<Source>(weight, head.entries, panel, packed);
       }
     });
     HiddenGradient<Source>(head, out, by_rows, packed, scratch)(parallel);
@@ -83,19 +84,19 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
 
 }  // namespace
 
-ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t entries, int64_t size) {
   return with_source(dtype, [&](auto source) {
     using Source = decltype(source);
     constexpr int kParts = kPartsOf<Source>;
     ScratchSizes sizes{};
-    sizes.packed_weight = Packed<kParts>::bytes(blocks_of(size), blocks_of(words));
+    sizes.packed_weight = Packed<kParts>::bytes(blocks_of(size), blocks_of(entries));
     sizes.packed_hidden = PackedHidden<kParts>::bytes(rows, size, true);
-    sizes.rows = row_bytes<kParts>(rows, words);
-    sizes.thread = GradMemory<Source>::bytes(rows, words, size);
+    sizes.rows = row_bytes<kParts>(rows, entries);
+    sizes.thread = GradMemory<Source>::bytes(rows, entries, size);
     if (kParts == 1) {
       return sizes;
     }
-    return with_fallback(sizes, RAO_FALLBACK_ISA::grad_scratch(dtype, rows, words, size));
+    return with_fallback(sizes, RAO_FALLBACK_ISA::grad_scratch(dtype, rows, entries, size));
   });
 }
 

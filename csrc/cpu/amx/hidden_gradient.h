@@ -84,7 +84,7 @@ class HiddenGradient {
            (column + 1) * kBlock <= head_.size;
   }
   RAO_INLINE float* target(int64_t row, int64_t column) const {
-    return out_.dhidden + place(out_.dhidden_rows, row) * head_.size + column * kBlock;
+    return out_.dhidden + row_at(out_.dhidden_rows, row) * head_.size + column * kBlock;
   }
 
   RAO_INLINE void prefetch_sums(int64_t strip, int64_t column, int64_t first, int64_t end) const {

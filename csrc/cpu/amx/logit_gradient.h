@@ -20,8 +20,8 @@ class PaddedFactors {
         const RowFactors factors(rows, n, scale);
         set(n, factors.row_max, factors.log_sum, factors.p, factors.p_log_p);
         in_range_ = in_range_ && in_range(scale * rows.logp_grad[n]) &&
-                    (rows.mass_grad == nullptr || (in_range(scale * rows.mass_grad[n]) &&
-                                                   in_range(scale * rows.log_mass_grad[n])));
+                    (rows.p_factor == nullptr || (in_range(scale * rows.p_factor[n]) &&
+                                                  in_range(scale * rows.p_log_p_factor[n])));
       } else {
         set(n, 0.0f, __builtin_inff(), 0.0f, 0.0f);
       }
@@ -80,7 +80,7 @@ struct GradContext {
   const RowGradients& rows;
   RowLogits logits;
   PaddedFactors factors;
-  TargetPlaces targets;
+  TargetPositions targets;
   RetainedBlocks<Source> retained;
   int64_t row_count;
   int64_t entries;
@@ -213,7 +213,7 @@ class GradBlock {
   }
 
   // Entries beyond the tile's last are formed too, and zeroed at the end.
-  RAO_INLINE void form_entry(int entry, Words (&parts)[kParts]) const {
+  RAO_INLINE void form_entry(int entry, Uints (&parts)[kParts]) const {
     split(gradient(entry, 0), gradient(entry, 1), parts);
 #pragma GCC unroll 3
     for (int part = 0; part < kParts; ++part) {
@@ -222,12 +222,12 @@ class GradBlock {
   }
 
   RAO_INLINE void form_pair(int pair) const {
-    Words even[kParts], odd[kParts];
+    Uints even[kParts], odd[kParts];
     form_entry(2 * pair, even);
     form_entry(2 * pair + 1, odd);
 #pragma GCC unroll 3
     for (int part = 0; part < kParts; ++part) {
-      Words low, high;
+      Uints low, high;
       interleave_rows(even[part], odd[part], &low, &high);
       store(pairs_ + 2 * part * kTileBytes + pair * 64, low);
       store(pairs_ + (2 * part + 1) * kTileBytes + pair * 64, high);
@@ -235,10 +235,10 @@ class GradBlock {
   }
 
   RAO_INLINE void transpose_pairs(int which) const {
-    Words rows[kTileRows];
+    Uints rows[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      rows[i] = load<Words>(pairs_ + which * kTileBytes + i * 64);
+      rows[i] = load<Uints>(pairs_ + which * kTileBytes + i * 64);
     }
     transpose(rows);
     std::byte* target = rows_ + which % 2 * row_half_ + which / 2 * kTileBytes;
@@ -279,7 +279,7 @@ class GradBlock {
     }
     const float value =
         target_gradient(context_->rows, n) * context_->logits.scale() * slope[row % kLanes];
-    Words parts[kParts];
+    Uints parts[kParts];
     split(broadcast(value), broadcast(value), parts);
     for (int part = 0; part < kParts; ++part) {
       const uint32_t bits = parts[part][0];

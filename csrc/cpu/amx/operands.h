@@ -50,7 +50,7 @@ RAO_INLINE void pack_rows(const Rows<typename Source::Storage>& matrix, int64_t 
   for (int i = 0; i < kBlock; ++i) {
     std::byte* row = target + i / kTileRows * count * kParts * kTileBytes + i % kTileRows * 64;
     for (int64_t tile = 0; tile < count; ++tile) {
-      Words parts[kParts] = {};
+      Uints parts[kParts] = {};
       if (first + i < rows) {
         split_row<Source>(matrix[first + i], matrix.size, (k + tile) * kTileDepth, parts);
       }
@@ -68,11 +68,11 @@ void pack_columns_of(const Rows<typename Source::Storage>& matrix, int64_t rows,
                      const Packed<kPartsOf<Source>>& packed) {
   constexpr int kParts = kPartsOf<Source>;
   for (int64_t k = 0; k < packed.depth; ++k) {
-    Words pairs[kParts][kTileRows] = {};
+    Uints pairs[kParts][kTileRows] = {};
     for (int i = 0; i < kTileRows; ++i) {
       const int64_t row = unit * kTileRows + i;
       if (row < rows) {
-        Words parts[kParts];
+        Uints parts[kParts];
         split_row<Source>(matrix[row], matrix.size, k * kTileDepth, parts);
         for (int part = 0; part < kParts; ++part) {
           pairs[part][i] = parts[part];
@@ -99,7 +99,7 @@ void pack_rows_of(const Rows<typename Source::Storage>& matrix, int64_t rows, in
   // Whole tiles: a power of two between two stores is slow.
   for (int64_t block = 0; block < blocks_of(matrix.size); ++block) {
     for (int i = 0; i < kTileRows; ++i) {
-      Words even[kParts] = {}, odd[kParts] = {};
+      Uints even[kParts] = {}, odd[kParts] = {};
       if (first + 2 * i < rows) {
         split_row<Source>(matrix[first + 2 * i], matrix.size, block * kBlock, even);
       }
@@ -108,7 +108,7 @@ void pack_rows_of(const Rows<typename Source::Storage>& matrix, int64_t rows, in
       }
 #pragma GCC unroll 3
       for (int part = 0; part < kParts; ++part) {
-        Words low, high;
+        Uints low, high;
         interleave_rows(even[part], odd[part], &low, &high);
         store(packed.tile(block, 0, k) + part * kTileBytes + i * 64, low);
         store(packed.tile(block, 1, k) + part * kTileBytes + i * 64, high);
@@ -148,7 +148,7 @@ class WeightPanels {
 
   explicit WeightPanels(const HeadTile& head)
       : rows_{static_cast<const Storage*>(head.weight), head.size, head.weight_rows},
-        entries_(head.words) {
+        entries_(head.entries) {
     const int64_t bytes = head.size * static_cast<int64_t>(sizeof(Storage));
     const auto address = reinterpret_cast<uintptr_t>(head.weight);
     in_place_ = kParts == 1 && head.weight_rows == nullptr && head.size % kTileDepth == 0 &&

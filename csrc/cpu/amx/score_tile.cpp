@@ -16,7 +16,7 @@ struct ScoreContext {
   const RowState& state;
   RowLogits logits;
   GroupStatistics statistics;
-  TargetPlaces targets;
+  TargetPositions targets;
   RetainedBlocks<Source> retained;
   int64_t entries;
 };
@@ -111,7 +111,7 @@ class ScoreBlock {
       if (kPlain || transforms_ == 0) {
         set_retained_maximum(half, top);
       }
-      const float* before = context_->statistics.max(group) + place(half);
+      const float* before = context_->statistics.max(group) + first_row(half);
       max_[half] = is_first() ? top : maximum(top, load<Floats>(before));
       shift_[half] = shift_of(max_[half]);
       sums_[half] = {max_[half], Floats{}, Floats{}, Floats{}};
@@ -130,7 +130,7 @@ class ScoreBlock {
       sums_[half].sum += e;
       if (!kPlain) {
         sums_[half].entropy_sum += e == 0.0f ? Floats{} : e * centred;
-        sums_[half].square_sum += e * e;
+        sums_[half].sum_sq_probs += e * e;
         logit_sum_[half] += z[half];
       }
     }
@@ -144,17 +144,17 @@ class ScoreBlock {
     const GroupStatistics& statistics = context_->statistics;
     const int64_t group = panel_ / kGroupPanels;
     for (int half = 0; half < 2; ++half) {
-      const int64_t n = place(half);
+      const int64_t n = first_row(half);
       Sums sums = sums_[half];
       Floats logits = logit_sum_[half];
       if (!is_first()) {
         const Sums before{load<Floats>(statistics.max(group) + n),
                           load<Floats>(statistics.sum(group) + n),
                           !kPlain ? load<Floats>(statistics.entropy_sum(group) + n) : Floats{},
-                          !kPlain ? load<Floats>(statistics.square_sum(group) + n) : Floats{}};
+                          !kPlain ? load<Floats>(statistics.sum_sq_probs(group) + n) : Floats{}};
         const Sums moved = with_max(before, sums.max);
         sums = {sums.max, sums.sum + moved.sum, sums.entropy_sum + moved.entropy_sum,
-                sums.square_sum + moved.square_sum};
+                sums.sum_sq_probs + moved.sum_sq_probs};
         if (!kPlain) {
           logits += load<Floats>(statistics.logit_sum(group) + n);
         }
@@ -163,7 +163,7 @@ class ScoreBlock {
       store(statistics.sum(group) + n, sums.sum);
       if (!kPlain) {
         store(statistics.entropy_sum(group) + n, sums.entropy_sum);
-        store(statistics.square_sum(group) + n, sums.square_sum);
+        store(statistics.sum_sq_probs(group) + n, sums.sum_sq_probs);
         store(statistics.logit_sum(group) + n, logits);
       }
     }
@@ -195,7 +195,7 @@ class ScoreBlock {
   }
 
   RAO_INLINE bool is_first() const { return panel_ % kGroupPanels == 0; }
-  RAO_INLINE int64_t place(int half) const { return strip_ * kBlock + half * kLanes; }
+  RAO_INLINE int64_t first_row(int half) const { return strip_ * kBlock + half * kLanes; }
 
   const ScoreContext<Source>* context_;
   float* block_;
@@ -241,7 +241,7 @@ void score_blocks(const HeadTile& head, const ScoreContext<Source>& context,
   constexpr int kParts = kPartsOf<Source>;
   using Block = ScoreBlock<Source, kPlain>;
   const int64_t depth = hidden.by_rows.depth;
-  const int64_t strips = blocks_of(head.rows), panels = blocks_of(head.words);
+  const int64_t strips = blocks_of(head.rows), panels = blocks_of(head.entries);
   const int64_t set =
       strips_at_once(strips, strips_within<kParts>(kHiddenBytes, depth), parallel.parts);
   parallel([&](int part) {
@@ -266,19 +266,19 @@ void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot
   constexpr int kParts = kPartsOf<Source>;
   const auto hidden = PackedHidden<kParts>::of(scratch.packed_hidden, head.rows, head.size);
   const Rows<typename Source::Storage> weight = weight_rows<typename Source::Storage>(head);
-  const RetainedBlocks<Source> retained(slot, head.words);
-  const bool exact = *hidden.exact && is_exact<Source>(weight, head.words, parallel);
+  const RetainedBlocks<Source> retained(slot, head.entries);
+  const bool exact = *hidden.exact && is_exact<Source>(weight, head.entries, parallel);
   retained.set_filled(exact);
   if (!exact) {
     return RAO_FALLBACK_ISA::score_tile(head, state, kNothingRetained, scratch, parallel);
   }
-  const int64_t groups = ceil_div(head.words, kGroup);
+  const int64_t groups = ceil_div(head.entries, kGroup);
   const GroupStatistics statistics(scratch.rows, head.rows);
-  std::byte* places = scratch.rows + GroupStatistics::bytes(groups, head.rows);
+  std::byte* positions = scratch.rows + GroupStatistics::bytes(groups, head.rows);
   const ScoreContext<Source> context{
-      state, RowLogits(head), statistics, TargetPlaces(places, head), retained, head.words};
+      state, RowLogits(head), statistics, TargetPositions(positions, head), retained, head.entries};
   const bool more =
-      state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr;
+      state.entropy_sum != nullptr || state.sum_sq_probs != nullptr || state.logit_sum != nullptr;
   if (context.logits.identity() && !more) {
     score_blocks<Source, true>(head, context, hidden, scratch, parallel);
   } else {
@@ -289,22 +289,23 @@ void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot
 
 }  // namespace
 
-int64_t retained_bytes(DType dtype, int64_t rows, int64_t words) {
+int64_t retained_bytes(DType dtype, int64_t rows, int64_t entries) {
   return with_source(
-      dtype, [&](auto source) { return RetainedBlocks<decltype(source)>::bytes(rows, words); });
+      dtype, [&](auto source) { return RetainedBlocks<decltype(source)>::bytes(rows, entries); });
 }
 
-ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t entries, int64_t size) {
   return with_source(dtype, [&](auto source) {
     constexpr int kParts = kPartsOf<decltype(source)>;
     ScratchSizes sizes{};
     sizes.packed_hidden = PackedHidden<kParts>::bytes(rows, size, false);
-    sizes.rows = GroupStatistics::bytes(ceil_div(words, kGroup), rows) + TargetPlaces::bytes(rows);
+    sizes.rows =
+        GroupStatistics::bytes(ceil_div(entries, kGroup), rows) + TargetPositions::bytes(rows);
     sizes.thread = BlockMemory::bytes<kParts>(blocks_of(size));
     if (kParts == 1) {
       return sizes;
     }
-    return with_fallback(sizes, RAO_FALLBACK_ISA::score_scratch(dtype, rows, words, size));
+    return with_fallback(sizes, RAO_FALLBACK_ISA::score_scratch(dtype, rows, entries, size));
   });
 }
 

@@ -6,7 +6,7 @@
 namespace rao::RAO_ISA {
 
 // Past the caches where the address allows it: nothing reads it soon.
-RAO_INLINE void store_past_caches(void* target, Words value) {
+RAO_INLINE void store_past_caches(void* target, Uints value) {
 #if defined(__AVX512F__)
   if (reinterpret_cast<uintptr_t>(target) % 64 == 0) {
     return _mm512_stream_si512(static_cast<__m512i*>(target), (__m512i)value);
@@ -21,8 +21,8 @@ RAO_INLINE void store_row(typename Target::Storage* target, Floats low, Floats h
   if constexpr (kPartsOf<Target> == 1) {
     store_past_caches(target, to_bf16(low, high));
   } else if constexpr (sizeof(typename Target::Storage) == sizeof(float)) {
-    store_past_caches(target, as_words(low));
-    store_past_caches(target + kLanes, as_words(high));
+    store_past_caches(target, as_uints(low));
+    store_past_caches(target + kLanes, as_uints(high));
   } else {
     Target::store(target, low);
     Target::store(target + kLanes, high);

@@ -58,7 +58,7 @@ class RowLogits {
 };
 
 // Which of 16 lanes are below a limit, a bit each.
-RAO_INLINE uint32_t lanes_below(Words values, uint32_t limit) {
+RAO_INLINE uint32_t lanes_below(Uints values, uint32_t limit) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epu32_mask((__m512i)values, _mm512_set1_epi32(static_cast<int>(limit)));
 #else
@@ -71,33 +71,34 @@ RAO_INLINE uint32_t lanes_below(Words values, uint32_t limit) {
 }
 
 // Where in the tile each row's target is, [strips * 32] and far outside where it is elsewhere.
-class TargetPlaces {
+class TargetPositions {
  public:
   static int64_t bytes(int64_t rows) { return 4 * blocks_of(rows) * kBlock; }
 
-  TargetPlaces(std::byte* memory, const HeadTile& head)
-      : places_(reinterpret_cast<uint32_t*>(memory)) {
+  TargetPositions(std::byte* memory, const HeadTile& head)
+      : positions_(reinterpret_cast<uint32_t*>(memory)) {
     for (int64_t n = 0; n < blocks_of(head.rows) * kBlock; ++n) {
-      const int64_t place = n < head.rows ? head.targets[n] - head.first_word : -1;
-      places_[n] = place >= 0 && place < head.words ? static_cast<uint32_t>(place) : ~0u;
+      const int64_t position = n < head.rows ? head.targets[n] - head.first_entry : -1;
+      positions_[n] =
+          position >= 0 && position < head.entries ? static_cast<uint32_t>(position) : ~0u;
     }
   }
 
-  // Calls body(row, entry) for each of the block's targets, by their places in it.
+  // Calls body(row, entry) for each of the block's targets, by their positions in it.
   template <class Body>
   RAO_INLINE void for_each(int64_t panel, int64_t strip, const Body& body) const {
-    const uint32_t* places = places_ + strip * kBlock;
+    const uint32_t* positions = positions_ + strip * kBlock;
     const auto first = static_cast<uint32_t>(panel * kBlock);
-    uint32_t found = lanes_below(load<Words>(places) - first, kBlock) |
-                     lanes_below(load<Words>(places + kLanes) - first, kBlock) << kLanes;
+    uint32_t found = lanes_below(load<Uints>(positions) - first, kBlock) |
+                     lanes_below(load<Uints>(positions + kLanes) - first, kBlock) << kLanes;
     for (; __builtin_expect(found != 0, 0); found &= found - 1) {
       const int row = __builtin_ctz(found);
-      body(row, static_cast<int>(places[row] - first));
+      body(row, static_cast<int>(positions[row] - first));
     }
   }
 
  private:
-  uint32_t* places_;
+  uint32_t* positions_;
 };
 
 // A thread's memory for blocks of logits.
@@ -130,7 +131,7 @@ class BlockWalk {
   RAO_INLINE BlockWalk(const HeadTile& head, const Packed<kParts>& hidden,
                        const BlockMemory& memory)
       : weight_(head),
-        panels_(blocks_of(head.words)),
+        panels_(blocks_of(head.entries)),
         hidden_(hidden),
         memory_(memory),
         step_(depth_step<kParts>(hidden.depth)) {}

@@ -17,18 +17,18 @@ class LogitTransform {
         inverse_softcap_(softcap == 0.0f ? 0.0f : 1.0f / softcap) {}
 
   RAO_SHARED float scale() const { return scale_; }
-  RAO_SHARED bool bends() const { return softcap_ != 0.0f; }
+  RAO_SHARED bool has_softcap() const { return softcap_ != 0.0f; }
 
-  // slope: d logit / d product, without the scale. kMayBend: false where there is no softcap.
-  template <bool kMayBend>
+  // slope: d logit / d product, without the scale. kSoftcap: false where there is no softcap.
+  template <bool kSoftcap>
   RAO_SHARED float logit(float biased_product, float* slope) const {
     *slope = 1.0f;
-    if (!kMayBend || !bends()) {
+    if (!kSoftcap || !has_softcap()) {
       return biased_product * scale_;
     }
-    const float bend = tanhf(biased_product * inverse_softcap_);
-    *slope = 1.0f - bend * bend;
-    return bend * (softcap_ * scale_);
+    const float capped = tanhf(biased_product * inverse_softcap_);
+    *slope = 1.0f - capped * capped;
+    return capped * (softcap_ * scale_);
   }
 
  private:
@@ -41,17 +41,17 @@ class LogitTransform {
 struct RowFactors {
   float row_max;
   float log_sum;
-  float p;        // factor of p: mass_grad - logp_grad
+  float p;        // factor of p: p_factor - logp_grad
   float p_log_p;  // factor of p log p
 
   RAO_SHARED RowFactors(const RowGradients& rows, int64_t n, float scale)
       : row_max(rows.row_max[n]),
         log_sum(rows.log_sum[n]),
-        p(scale * ((rows.mass_grad == nullptr ? 0.0f : rows.mass_grad[n]) - rows.logp_grad[n])),
-        p_log_p(rows.mass_grad == nullptr ? 0.0f : scale * rows.log_mass_grad[n]) {}
+        p(scale * ((rows.p_factor == nullptr ? 0.0f : rows.p_factor[n]) - rows.logp_grad[n])),
+        p_log_p(rows.p_factor == nullptr ? 0.0f : scale * rows.p_log_p_factor[n]) {}
 };
 
-// Gradient of a product whose word is not the target, without the slope.
+// Gradient of a product whose entry is not the target, without the slope.
 template <bool kEntropy>
 RAO_SHARED float product_gradient(float z, const RowFactors& row) {
   const float log_p = (z - row.row_max) - row.log_sum;
@@ -64,9 +64,9 @@ RAO_SHARED float product_gradient(float z, const RowFactors& row) {
 RAO_SHARED float target_gradient(const RowGradients& rows, int64_t n) {
   const float logp = rows.logp[n];
   float dz = rows.logp_grad[n] * -expm1f(logp);
-  if (rows.mass_grad != nullptr) {
+  if (rows.p_factor != nullptr) {
     const float p = expf(logp);
-    dz += rows.mass_grad[n] * p + (p == 0.0f ? 0.0f : rows.log_mass_grad[n] * (p * logp));
+    dz += rows.p_factor[n] * p + (p == 0.0f ? 0.0f : rows.p_log_p_factor[n] * (p * logp));
   }
   return dz;
 }

@@ -1,4 +1,4 @@
-// A row's softmax statistics over words that come a few at a time.
+// A row's softmax statistics over entries that come a few at a time.
 #pragma once
 
 #include <cmath>
@@ -12,10 +12,10 @@ constexpr float kMinusInfinity = -__builtin_huge_valf();
 // Over the logits z so far, with e = exp(z - max). The last three only where they are wanted.
 struct RowSums {
   float max;
-  float sum;          // of e
-  float entropy_sum;  // of e (z - max)
-  float square_sum;   // of e^2
-  float logit_sum;    // of z
+  float sum;           // of e
+  float entropy_sum;   // of e (z - max)
+  float sum_sq_probs;  // of e^2
+  float logit_sum;     // of z
 };
 
 RAO_SHARED RowSums no_sums() { return {kMinusInfinity, 0.0f, 0.0f, 0.0f, 0.0f}; }
@@ -31,7 +31,7 @@ RAO_SHARED void add_logit(RowSums& sums, float z) {
   sums.sum += e;
   if (kMore) {
     sums.entropy_sum += e == 0.0f ? 0.0f : e * centred;
-    sums.square_sum += e * e;
+    sums.sum_sq_probs += e * e;
     sums.logit_sum += z;
   }
 }
@@ -43,7 +43,7 @@ RAO_SHARED void raise_max(RowSums& sums, float max) {
   const float decay = expf(moved);
   if (kMore) {
     sums.entropy_sum = (sums.entropy_sum + sums.sum * moved) * decay;
-    sums.square_sum *= decay * decay;
+    sums.sum_sq_probs *= decay * decay;
   }
   sums.sum *= decay;
   sums.max = max;

@@ -1,6 +1,6 @@
 // The two tile operations of the CPU backend: problems on raw pointers, and their entry points.
 //
-// Legend: N rows, V vocabulary, D hidden size, W words of a tile, G = kGroup. All arrays are
+// Legend: N rows, V vocabulary, D hidden size, W entries of a tile, G = kGroup. All arrays are
 // row-major and, unless a stride says otherwise, contiguous.
 #pragma once
 
@@ -12,26 +12,26 @@
 
 namespace rao {
 
-// logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the words
-// [first_word, first_word + W).
+// logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the entries
+// [first_entry, first_entry + W).
 struct HeadTile {
   DType dtype;                 // of hidden and weight
   const void* hidden;          // [N, D]
   const void* weight;          // [W, D], or with weight_rows any number of rows
-  const int64_t* weight_rows;  // [W] the row of weight of each word, or null: word i is row i
+  const int64_t* weight_rows;  // [W] the row of weight of each entry, or null: entry i is row i
   const float* bias;           // [W] or null
   const int64_t* targets;      // [N]
   int64_t rows;                // N
-  int64_t words;               // W
+  int64_t entries;             // W
   int64_t size;                // D
-  int64_t first_word;
+  int64_t first_entry;
   float scale;
   float softcap;  // 0 = none
 };
 
 // Outputs; null = not wanted. dhidden [N, D] is added to; dweight [W, D] and dbias [W] are written.
-// The rows of the pass and the words of the tile may lie elsewhere in them: row n in
-// dhidden_rows[n] and word i in dweight_rows[i], where these are not null.
+// The rows of the pass and the entries of the tile may lie elsewhere in them: row n in
+// dhidden_rows[n] and entry i in dweight_rows[i], where these are not null.
 struct Gradients {
   float* dhidden;
   const int64_t* dhidden_rows;
@@ -69,10 +69,10 @@ enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
 constexpr int kIsaCount = 5;
 
 struct TileKernels {
-  // Bytes of a RetainedSlot for a tile of so many words.
-  int64_t (*retained_bytes)(DType dtype, int64_t rows, int64_t words);
-  ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
-  ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
+  // Bytes of a RetainedSlot for a tile of so many entries.
+  int64_t (*retained_bytes)(DType dtype, int64_t rows, int64_t entries);
+  ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t entries, int64_t size);
+  ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t entries, int64_t size);
   // Before the first tile of a pass, and when its rows have changed.
   void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size, bool backward,
                       std::byte* packed, const Parallel& parallel);

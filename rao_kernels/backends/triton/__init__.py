@@ -1,7 +1,7 @@
 """The Triton backend: the vendor's products and a row kernel behind them, or one fused kernel.
 
 Importing it imports no triton: the kernels' modules are loaded when a tile operation first runs.
-Legend: N rows, W words of a tile.
+Legend: N rows, W entries of a tile.
 """
 
 from __future__ import annotations

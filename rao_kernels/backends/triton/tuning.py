@@ -2,7 +2,7 @@
 
 The form is data: `configs/forms.json`, by device and dtype the largest hidden size at which the
 fused form runs. Until a row is measured it is what `roofline` says; docs/roofline.md shows both.
-Legend: N rows, W words of a tile, D hidden size.
+Legend: N rows, W entries of a tile, D hidden size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).with_name("configs")
 
 @dataclass(frozen=True)
 class RowsLaunch:
-    """A program takes one row of a tile: `groups` groups of words (a power of two)."""
+    """A program takes one row of a tile: `groups` groups of entries (a power of two)."""
 
     groups: int
     warps: int
@@ -43,9 +43,9 @@ class MergeLaunch:
 class ProductLaunch:
     """A program forms blocks of ``[block_rows, GROUP]`` products, `block_size` of D at a time.
 
-    row_blocks: blocks of rows that go through the words together. parts: of a block's words, dealt
-    with one after another once the products are formed. descriptors: blocks are loaded by the copy
-    engine. programs_at_once: programs that the device runs at one time.
+    row_blocks: blocks of rows that pass over the entries together. parts: into which a block's
+    entries are cut; the epilogue takes one part at a time. descriptors: blocks are loaded by the
+    copy engine (TMA). programs_at_once: programs that the device runs at one time.
     """
 
     block_rows: int
@@ -72,7 +72,7 @@ def _power_of_two(number: int) -> int:
 
 
 def rows_launch(width: int) -> RowsLaunch:
-    """16 words a thread: a whole row is on its way at once, in few registers."""
+    """16 entries a thread: a whole row is on its way at once, in few registers."""
     count = _power_of_two(groups(width))
     return RowsLaunch(count, warps=max(1, min(count * GROUP // 512, 32)))
 
@@ -113,7 +113,7 @@ def target_of(device: torch.device) -> Target:
 def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
     """Heuristic: blocks of `rows` x 256 products in 8 warps, as deep a pipeline as fits.
 
-    16 blocks of rows by what is left of the processors read about as many rows as words. Copies
+    16 blocks of rows by what is left of the processors read about as many rows as entries. Copies
     by descriptor where there is a copy engine (sm_90 and up).
     """
     target = target_of(head.hidden.device)
@@ -137,7 +137,7 @@ def score_launch(head: Head, state: RowState) -> ProductLaunch:
     """128 rows where what follows the products leaves registers for them, else 64; the tests that
     compile for every target look after it."""
     bends = head.bias is not None or head.softcap is not None
-    seldom = state.square_sum is not None or state.logit_sum is not None
+    seldom = state.sum_sq_probs is not None or state.logit_sum is not None
     blackwell = target_of(head.hidden.device).capability >= (10, 0)
     return _product_launch(head, rows=64 if bends or seldom or blackwell else 128, parts=4)
 
