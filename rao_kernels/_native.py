@@ -57,7 +57,7 @@ class Missing:
 
 @cache
 def cpu_library() -> CpuLibrary | Missing:
-    """The library of the CPU kernels, loaded on the first call.
+    """Return the library of the CPU kernels, loaded on the first call.
 
     Raises:
         BackendError: ``RAO_KERNELS_CPU_ISA`` names an instruction set this processor cannot run.
@@ -67,7 +67,7 @@ def cpu_library() -> CpuLibrary | Missing:
     operators = torch.ops.rao_native
     if _is_older(operators):
         return Missing(
-            f"its library {_LIBRARY.name} is an older one; `{BUILD_COMMAND}` rebuilds it"
+            f"its library {_LIBRARY.name} is older than its sources; `{BUILD_COMMAND}` rebuilds it"
         )
     found = operators.host_isas()
     host = tuple(name for bit, name in reversed(list(enumerate(ISAS))) if found >> bit & 1)
@@ -77,7 +77,7 @@ def cpu_library() -> CpuLibrary | Missing:
 
 @cache
 def cuda_library() -> CudaLibrary | Missing:
-    """The library of the CUDA kernels, loaded on the first call; it needs no CUDA to load."""
+    """Return the library of the CUDA kernels, loaded on the first call; loading needs no CUDA."""
     if missing := _load(_CUDA_LIBRARY, CUDA_BUILD_COMMAND):
         return missing
     *compiler, numbers = torch.ops.rao_native.row_kernels_build().split(" ")
@@ -92,8 +92,8 @@ def cuda_library() -> CudaLibrary | Missing:
 def call(operator: Any, **arguments: object) -> Any:
     """Call a native operator with its arguments by name, as its schema has them.
 
-    torch receives them by position: it would take about 3.5 us a call to match 21 names itself,
-    twice as long as this does.
+    torch receives them by position: matching 21 names here takes about 1.7 us a call, in torch
+    3.5 us.
 
     Raises:
         TypeError: an argument is missing, or is not one of the operator's.
@@ -107,20 +107,20 @@ def call(operator: Any, **arguments: object) -> Any:
 
 @cache
 def _argument_order(operator: Any) -> tuple[frozenset[str], itemgetter[str]]:
-    """The names of the schema's arguments, and what puts them in its order."""
+    """Return the names of the schema's arguments, and a getter that puts them in its order."""
     names = [argument.name for argument in operator.default._schema.arguments]
     return frozenset(names), itemgetter(*names)
 
 
 @cache
 def cuda_problem(device: int) -> str | None:
-    """The reason why the library's kernels cannot run on that CUDA device, or None."""
+    """Return the reason why the library's kernels cannot run on that CUDA device, or None."""
     with torch.cuda.device(device):
         return torch.ops.rao_native.row_kernels_problem() or None
 
 
 def _load(path: Path, command: str) -> Missing | None:
-    """Load a library; else the reason why not, and the command that builds it."""
+    """Load a library; return a reason, with the command that builds it, if that fails."""
     if not path.exists():
         return Missing(f"its library {path.name} is not built; `{command}` builds it")
     try:
@@ -131,7 +131,7 @@ def _load(path: Path, command: str) -> Missing | None:
 
 
 def _is_older(operators: Any) -> bool:
-    """Whether the library was built from earlier sources: its operators take other arguments."""
+    """Return True if the library was built from earlier sources, with other arguments."""
     if not hasattr(operators, "score_tile"):
         return True
     names, _ = _argument_order(operators.score_tile)

@@ -1,4 +1,4 @@
-// Element types of the operands: vectors of them to and from fp32.
+// Element types of the operands: loads to fp32 vectors, and rounded stores from them.
 #pragma once
 
 #include "simd.h"
@@ -47,7 +47,7 @@ struct Float16 {
                      _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
   }
 #else
-  // Multiplying by powers of two moves between the exponents' biases, denormals included.
+  // Multiplying by a power of two changes the exponent's bias, of denormals too.
   static RAO_INLINE Floats load(const Storage* source) {
     const Uints bits = widen(RAO_ISA::load<Halves>(source));
     const Uints sign = (bits & 0x8000u) << 16;
@@ -60,7 +60,7 @@ struct Float16 {
     const Uints bits = as_uints(value);
     const Uints sign = (bits >> 16) & 0x8000u;
     const Uints magnitude = bits & 0x7fffffffu;
-    // Normal results: round the 13 bits that go, then rebias. Denormal results: adding 0.5 lets
+    // Normal results: round off the low 13 bits, then rebias. Denormal results: adding 0.5 lets
     // the adder round them into the low bits.
     const Uints normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     const Uints denormal = as_uints(as_floats(magnitude) + 0.5f) - 0x3f000000u;

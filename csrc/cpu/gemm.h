@@ -1,4 +1,7 @@
-// C[rows, columns] = A[rows, K] B[K, columns] over blocks of rows that stay in a core's cache.
+// C[rows, columns] = A[rows, K] B[K, columns], by blocks of rows that stay in a core's cache.
+//
+// A block of C is [rows][stride] floats. Micro-tiles of kMicroRows rows by one panel are summed in
+// registers. product.h has the layouts of A and B.
 #pragma once
 
 #include "product.h"
@@ -16,7 +19,7 @@ struct Left {
   int64_t stride;
 };
 
-// kRows rows of C by one panel; add: to what C holds.
+// Computes kRows rows of one panel of C. add: adds them to C.
 
 template <class Product, int kRows>
 void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, int64_t stride,
@@ -54,7 +57,7 @@ void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, i
   }
 }
 
-// `rows` rows, at most kRows, with their number as a compile-time constant.
+// multiply_micro of `rows` rows, at most kRows, with their number a compile-time constant.
 template <class Product, int kRows = Product::kMicroRows>
 void multiply_rows(int64_t rows, Left left, const uint32_t* panel, int64_t depth, float* c,
                    int64_t stride, bool add) {
@@ -66,8 +69,8 @@ void multiply_rows(int64_t rows, Left left, const uint32_t* panel, int64_t depth
   multiply_micro<Product, kRows>(left, panel, depth, c, stride, add);
 }
 
-// One block of C: `panels` panels of B, packed one after the other with `depth` lanes each.
-// load_left(k, count) returns A's lanes [k, k + count).
+// Computes one block of C: `panels` panels of B, packed one after the other with `depth` lanes
+// each. load_left(k, count) returns A's lanes [k, k + count).
 template <class Product, class LoadLeft>
 void multiply_block(const LoadLeft& load_left, int64_t rows, const uint32_t* packed, int64_t depth,
                     int64_t panels, float* c, int64_t stride) {

@@ -1,8 +1,8 @@
 // grad_tile: a tile's logit gradient from retained or recomputed products, then the two gradient
 // products on it.
 //
-// The logit gradient dz [N, W] is written once, as the rows of A that dhidden = dz @ weight wants;
-// dweight = dz^T @ hidden transposes it block by block in cache.
+// The logit gradient dz [N, W] is written once, row by row, as the left operand of
+// dhidden = dz @ weight; dweight = dz^T @ hidden transposes it block by block in cache.
 #include "rao/logit.h"
 #include "retained_tile.h"
 #include "tile_kernels_isa.h"
@@ -19,7 +19,7 @@ int64_t block_rows(int64_t columns) {
 }
 
 // dz in the products' element type: [N, stride], its entries beyond W zero up to a whole group. The
-// stride is off a power of two, or a column of dz would fall on a few lines of the caches.
+// stride is not a power of two, or a column of dz would fall in few sets of the caches.
 template <class Product>
 class LogitGradient {
  public:
@@ -29,8 +29,7 @@ class LogitGradient {
   LogitGradient(std::byte* memory, int64_t entries)
       : data_(reinterpret_cast<Storage*>(memory)), stride_(stride_of(entries)) {}
 
-  // A block of entries that is transposed may start within kRowBlock
-  // entries of a row's end.
+  // A transposed block may begin less than kRowBlock entries before the end of a row.
   static int64_t bytes(int64_t rows, int64_t entries) {
     return (rows * stride_of(entries) + Product::kRowBlock) * static_cast<int64_t>(sizeof(Storage));
   }
@@ -65,7 +64,7 @@ class RetainedRows {
     fill_tail(row, group_.width, 0.0f);
   }
 
-  // Rows are too far apart for the processor to see the next one coming.
+  // Rows are too far apart for the hardware prefetcher.
   RAO_INLINE void prefetch(int64_t n) const {
     constexpr int kLine = 64 / sizeof(Storage);
     for (int i = 0; i < kGroup; i += kLine) {
@@ -86,7 +85,7 @@ class RetainedRows {
   const int64_t* index_;
 };
 
-// Overwrites a row of products with the gradient of the products, target not yet told apart.
+// Overwrites a row of products with their gradient, as if no entry were the target.
 template <bool kEntropy, bool kSoftcap>
 RAO_INLINE void differentiate_row(float* row, const Transform& transform, const RowFactors& rows) {
 #pragma GCC unroll 4
@@ -108,7 +107,7 @@ void differentiate(float* row, int64_t n, int64_t target, int width, const Trans
   const bool hit = target >= 0 && target < width;
   Floats slope = broadcast(1.0f);
   if (hit) {
-    // Only the target's lane is used: the transform sees its product and its bias.
+    // Of this vector only the target's lane is used.
     const int start = static_cast<int>(target) / kLanes * kLanes;
     transform(load<Floats>(row + start), start, &slope);
   }
@@ -127,7 +126,7 @@ void differentiate(float* row, int64_t n, int64_t target, int width, const Trans
   fill_tail(row, width, 0.0f);
 }
 
-// One block of dz from its products, in place of which retained rows may stand.
+// Computes one block of dz, from the products in `block` or from retained rows.
 template <class Product, class Source>
 void differentiate_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
                          float* block, const RowGradients& rows, const RetainedRows<Source>& kept,
@@ -179,9 +178,9 @@ void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
 
 int64_t row_at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
 
-// Computes C[rows, size] block by block, all columns of B at a time where the rows suffice for all
-// parts, else panel by panel, and hands each block on:
-// store(block, stride, first_row, rows, first_column, columns).
+// Computes C[rows, size] block by block: all columns of B at a time where there are rows enough for
+// all parts, else panel by panel. Each block is passed to
+// store_block(block, stride, first_row, rows, first_column, columns).
 template <class Product, class LeftOf, class Store>
 void multiply_all(const LeftOf& left_of, int64_t rows, const uint32_t* packed, int64_t depth,
                   int64_t size, const Scratch& scratch, const Parallel& parallel,
@@ -230,7 +229,7 @@ void accumulate_dhidden(const HeadTile& head, const LogitGradient<Product>& dz,
                         scratch, parallel, add);
 }
 
-// A = dz^T: entries [first, first + kRowBlock) of the tile against rows of the pass.
+// A = dz^T: entries [first, first + count) of the tile by rows of the pass, transposed to `buffer`.
 template <class Product>
 class TransposedColumns {
  public:
@@ -250,7 +249,7 @@ class TransposedColumns {
   }
 
  private:
-  // The next rows: too far apart for the processor to see them coming.
+  // The next rows, which are too far apart for the hardware prefetcher.
   RAO_INLINE void prefetch(int64_t row) const {
     constexpr int64_t kLine = 64 / sizeof(typename LogitGradient<Product>::Storage);
     const int64_t end = smaller(rows_, row + kLanes * Product::kPerLane);

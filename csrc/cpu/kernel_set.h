@@ -1,4 +1,4 @@
-// The kernels of an instruction set, declared, and the table of them.
+// RAO_DECLARE(isa): declares the kernels of an instruction set and defines their table.
 #pragma once
 
 #include "rao/tile_kernels.h"

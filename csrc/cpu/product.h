@@ -23,10 +23,11 @@ RAO_INLINE T smaller(T a, T b) {
 // fp32 elements; half-precision operands are widened as they are packed.
 struct FloatProduct {
   using Element = Float32;
-  static constexpr int kPerLane = 1;    // elements of K in a lane
-  static constexpr int kMicroRows = 6;  // rows of A at once: 6 x kPanelVectors sums fill registers
-  static constexpr int kRowBlock =
-      96;  // rows of A that are multiplied by a panel while it is cached
+  static constexpr int kPerLane = 1;  // elements of K in a lane
+  // Rows of a micro-tile: kMicroRows x kPanelVectors sums fill the registers.
+  static constexpr int kMicroRows = 6;
+  // Rows of A that are multiplied by a panel of B while it is in cache.
+  static constexpr int kRowBlock = 96;
 
   static RAO_INLINE Floats multiply_add(Floats sum, uint32_t a, Uints b) {
     float scalar;

@@ -1,4 +1,5 @@
-// score_tile: a tile's logits, block by block in cache, folded into the statistics of the rows.
+// score_tile: computes a tile's logits block by block in cache and merges their statistics into the
+// rows'. Blocks are [rows][kGroup]; statistics.h and retained_tile.h have the other layouts.
 #include "retained_tile.h"
 #include "statistics.h"
 #include "tile_kernels_isa.h"
@@ -31,7 +32,8 @@ void transform_row(float* row, int width, const Transform& transform) {
   fill_tail(row, width, -kInfinity);
 }
 
-// Statistics of one row of logits, -inf beyond its width; entropy and square sums where wanted.
+// Statistics of one row of logits, which is -inf beyond its width. kMore: also entropy_sum and
+// sum_sq_probs.
 template <bool kMore>
 RAO_INLINE void reduce_row(const float* row, const GroupStatistics& out, int64_t group, int64_t n) {
   Floats max = load<Floats>(row);
@@ -39,24 +41,24 @@ RAO_INLINE void reduce_row(const float* row, const GroupStatistics& out, int64_t
     max = maximum(load<Floats>(row + i), max);
   }
   const float top = largest(max);
-  // A row of -inf has no probabilities: shift it by 0, not by -inf.
+  // 0 where all logits are -inf: -inf - -inf is NaN.
   const float shift = top == -kInfinity ? 0.0f : top;
-  Floats total{}, entropy{}, squares{};
+  Floats total{}, entropy_sum{}, sum_sq_probs{};
 #pragma GCC unroll 4
   for (int i = 0; i < kGroup; i += kLanes) {
     const Floats centred = load<Floats>(row + i) - shift;
     const Floats e = exponential(centred);
     total += e;
     if (kMore) {
-      entropy += e == 0.0f ? Floats{} : e * centred;
-      squares += e * e;
+      entropy_sum += e == 0.0f ? Floats{} : e * centred;
+      sum_sq_probs += e * e;
     }
   }
   out.max(group)[n] = top;
   out.sum(group)[n] = sum(total);
   if (kMore) {
-    out.entropy_sum(group)[n] = sum(entropy);
-    out.sum_sq_probs(group)[n] = sum(squares);
+    out.entropy_sum(group)[n] = sum(entropy_sum);
+    out.sum_sq_probs(group)[n] = sum(sum_sq_probs);
   }
 }
 
@@ -69,7 +71,7 @@ float sum_row(const float* row, int width) {
   return sum(total + load_some(row + i, width - i, 0.0f));
 }
 
-// Everything that one block of products gives.
+// Retained values, target logits and statistics of one block of products.
 template <class Source>
 void reduce_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t rows,
                   float* block, const RowState& state, const RetainedTile& retained,

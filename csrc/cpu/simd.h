@@ -1,7 +1,7 @@
 // Vectors of the instruction set this translation unit is compiled for.
 //
-// RAO_ISA names the set and the namespace, so that no two units share an inline function: the
-// linker would keep one of them, perhaps the one this processor cannot run.
+// RAO_ISA names the set and the namespace: if two units shared an inline function, the linker would
+// keep one copy, perhaps one that this processor cannot run.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,6 @@ constexpr int kPanelVectors = 2;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Uints __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
@@ -61,7 +60,7 @@ RAO_INLINE void store_some(float* target, int count, Floats value) {
 
 RAO_INLINE Uints widen(Halves value) { return __builtin_convertvector(value, Uints); }
 
-// NaN in `a` is passed over, which leaves it to the sums to tell.
+// Where `a` is NaN, `b`: a NaN logit shows in the sums, not in the maximum.
 RAO_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 // The lane numbers 0 ... kLanes - 1, for shuffles.
@@ -99,7 +98,7 @@ RAO_INLINE float sum(Floats value) {
   }
 }
 
-// Lanes of `a` and `b` in turn: the lower halves (kFirst = 0), or the upper halves.
+// Alternates lanes of `a` and `b`: of their lower halves (kFirst = 0), or of their upper halves.
 template <int kFirst, int... kIndex>
 RAO_INLINE Uints interleave(Uints a, Uints b, Indices<kIndex...>) {
   return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + (kIndex % 2) * kLanes)...);

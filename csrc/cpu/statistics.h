@@ -1,4 +1,4 @@
-// Statistics of the rows over groups of entries, and how they join the running ones.
+// Statistics of the rows over groups of entries, and their merge into the running statistics.
 #pragma once
 
 #include "elementary.h"
@@ -16,7 +16,7 @@ struct Sums {
   Floats sum_sq_probs;  // of e^2
 };
 
-// One row of floats for each of the five statistics of each group: [groups][5][stride].
+// The groups' statistics, [groups][5 statistics][stride rows].
 class GroupStatistics {
  public:
   static constexpr int kCount = 5;
@@ -40,10 +40,10 @@ class GroupStatistics {
   int64_t stride_;
 };
 
-// A row of -inf has no probabilities: shift it by 0, not by -inf.
+// The maximum, or 0 where all logits are -inf: -inf - -inf is NaN.
 RAO_INLINE Floats shift_of(Floats max) { return max == -kInfinity ? Floats{} : max; }
 
-// `sums` relative to a maximum that is at least its own.
+// Rescales `sums` to a maximum that is at least its own.
 RAO_INLINE Sums with_max(const Sums& sums, Floats max) {
   const Floats moved = sums.max == -kInfinity ? Floats{} : sums.max - shift_of(max);
   const Floats decay = exponential(moved);
@@ -51,7 +51,7 @@ RAO_INLINE Sums with_max(const Sums& sums, Floats max) {
           sums.sum_sq_probs * (decay * decay)};
 }
 
-// a and b over disjoint entries, as one.
+// The statistics of a's and b's entries together.
 RAO_INLINE Sums merge(const Sums& a, const Sums& b) {
   const Floats max = maximum(a.max, b.max);
   const Sums first = with_max(a, max), second = with_max(b, max);
@@ -59,7 +59,7 @@ RAO_INLINE Sums merge(const Sums& a, const Sums& b) {
           first.sum_sq_probs + second.sum_sq_probs};
 }
 
-// Folds the groups, in order, into kLanes rows of the running statistics.
+// Merges the groups, in order, into the running statistics of kLanes rows.
 inline void fold_rows(const RowState& state, const GroupStatistics& groups, int64_t count,
                       int64_t n, int lanes) {
   const bool more = state.entropy_sum != nullptr || state.sum_sq_probs != nullptr;
@@ -94,7 +94,7 @@ inline void fold_rows(const RowState& state, const GroupStatistics& groups, int6
   }
 }
 
-// Folds the groups into the running statistics of all rows.
+// Merges the groups into the running statistics of all rows.
 inline void fold_all(const RowState& state, const GroupStatistics& groups, int64_t count,
                      int64_t rows, const Parallel& parallel) {
   parallel([&](int part) {

@@ -1,11 +1,12 @@
-// The gradient of a tile's products, from the products or from a retained tile.
+// grad_rows: computes the gradient of a tile's products, from the products or a retained tile. One
+// block of threads a row; launch.cuh has the layout.
 #include "launch.cuh"
 #include "rao/logit.h"
 
 namespace rao::cuda {
 namespace {
 
-// The products of one row, as the vendor's fp32.
+// The products of one row, read from the vendor's fp32 matrix.
 class VendorRow {
  public:
   struct Loaded {
@@ -28,7 +29,7 @@ class VendorRow {
   const float* row_;
 };
 
-// The products of one row, as retained values and group maxima.
+// The products of one row, restored from retained values and group maxima.
 template <class T>
 class RetainedRow {
  public:
@@ -87,7 +88,7 @@ __device__ __forceinline__ void differentiate(Pack& pack, const RowFactors& fact
   }
 }
 
-// The target's own element, if it is in the tile.
+// Overwrites the target's element of dz, if the target is in the tile.
 template <class T, class Source>
 __device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGradients& rows,
                                              const LogitTransform& transform, const Source& source,
@@ -101,7 +102,7 @@ __device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGr
   }
 }
 
-// T: of dz. kPlain: logits are products times the scale.
+// T: element type of dz. kPlain: logits are products times the scale.
 template <class T, class Source, bool kEntropy, bool kPlain>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
     grad_rows(LogitsTile tile, LogitTransform transform, RowGradients rows, RetainedTile retained,

@@ -1,7 +1,7 @@
-// What both row kernels are made of: threads to entries, 16-byte accesses, and the launch.
+// Parts of both row kernels: the layout of threads over entries, 16-byte accesses, and the launch.
 //
-// A block takes one row. A warp takes batches of two groups; in each group a lane takes kPack
-// consecutive entries, so that a group is one pack of every lane of one warp.
+// A block of threads computes one row. A warp computes batches of two groups of entries; in each
+// group a lane has kPack consecutive entries, so that a group is one pack of every lane of a warp.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -66,7 +66,7 @@ __device__ __forceinline__ __half from_float(float value) {
   return __float2half_rn(value);
 }
 
-// A pack as it lies in memory, moved 16 bytes at a time.
+// A pack in memory, loaded and stored 16 bytes at a time.
 template <class T>
 struct Stored {
   static constexpr int kVectors = kPack * sizeof(T) / sizeof(uint4);
@@ -90,7 +90,7 @@ __device__ __forceinline__ Pack load_pack(const T* source) {
   return pack;
 }
 
-// Past L1, which keeps a store whole too: the compiler may split a plain one.
+// Bypasses L1. The compiler may split a plain store, but not this one.
 template <class T>
 __device__ __forceinline__ void store_pack(T* target, const Pack& pack) {
   T values[kPack];
@@ -106,7 +106,7 @@ __device__ __forceinline__ void store_pack(T* target, const Pack& pack) {
   }
 }
 
-// The pack of a lane in one group of a batch.
+// The position of a lane's pack in one group of a batch.
 struct PackPosition {
   int entry;
   int count;  // its entries inside the tile
@@ -138,22 +138,22 @@ __device__ __forceinline__ void for_each_batch(int entries, Batch&& batch) {
   }
 }
 
-// Where a row of a retained tile keeps a group.
+// The index of a row's group in a retained tile.
 __device__ __forceinline__ int64_t retained_index(const RetainedTile& retained, int entry,
                                                   int64_t row) {
   return entry / kGroup * retained.rows + row;
 }
 
-// Null for success.
+// The error message of a status; null for success.
 inline const char* problem_of(cudaError_t status) {
   if (status == cudaSuccess) {
     return nullptr;
   }
-  cudaGetLastError();  // an error that was reported is not reported again
+  cudaGetLastError();  // clears the error, so that it is not reported again
   return cudaGetErrorString(status);
 }
 
-// One block a row, with as many warps as there are batches.
+// Launches one block of threads a row, with a warp for each batch, at most kMaxWarps.
 template <class... Parameters, class... Arguments>
 const char* launch_rows(void (*kernel)(Parameters...), const LogitsTile& tile, void* stream,
                         const Arguments&... arguments) {

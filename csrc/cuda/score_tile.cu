@@ -1,4 +1,5 @@
-// Folds a tile's logits into the statistics of the rows, and retains the products where asked.
+// score_rows: merges the statistics of a tile's logits into the rows', and retains the products
+// where asked. One block of threads a row; launch.cuh has the layout.
 #include "launch.cuh"
 #include "rao/logit.h"
 #include "rao/online_lse.h"
@@ -55,7 +56,7 @@ __device__ __forceinline__ void retain(const Batch& batch, int first, int entrie
   }
 }
 
-// Products to logits.
+// Turns products into logits.
 template <bool kPlain>
 __device__ __forceinline__ void transform_batch(Batch& batch, const LogitTransform& transform,
                                                 const float* bias, int first, int entries) {
@@ -73,7 +74,7 @@ __device__ __forceinline__ void transform_batch(Batch& batch, const LogitTransfo
   }
 }
 
-// Folds the logits of a batch into the lane's sums. All lanes of a warp have the same maximum.
+// Adds the logits of a batch to the lane's sums. All lanes of a warp have the same maximum.
 template <bool kMore, bool kWhole>
 __device__ __forceinline__ void fold(RowSums& sums, const Batch& batch, int first, int entries) {
   float max = sums.max;
@@ -94,7 +95,7 @@ __device__ __forceinline__ void fold(RowSums& sums, const Batch& batch, int firs
   }
 }
 
-// Warp 0 goes on from the statistics so far, which lane 0 holds; the others begin with nothing.
+// Lane 0 of warp 0 continues the statistics so far; every other lane starts from zero.
 template <bool kMore>
 __device__ __forceinline__ RowSums initial_sums(const RowState& state, int64_t n) {
   RowSums sums = no_sums();
@@ -113,7 +114,7 @@ __device__ __forceinline__ RowSums initial_sums(const RowState& state, int64_t n
   return sums;
 }
 
-// Of the lanes of a warp, which have the same maximum; in every lane.
+// Adds the sums of a warp's lanes, which have the same maximum; every lane gets the result.
 template <bool kMore>
 __device__ __forceinline__ void add_lanes(RowSums& sums) {
   sums.sum = warp_sum(sums.sum);
@@ -124,7 +125,7 @@ __device__ __forceinline__ void add_lanes(RowSums& sums) {
   }
 }
 
-// The sums of all threads, in those of warp 0; always added in the same order.
+// Adds the sums of all threads, always in the same order; warp 0 gets the result.
 template <bool kMore>
 __device__ __forceinline__ void add_threads(RowSums& sums) {
   __shared__ RowSums of_warps[kMaxWarps];

@@ -48,7 +48,7 @@ def traits(device_type: str) -> Traits:
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:
-    """The size that csrc's TileKernels::retained_bytes gives for the instruction set in use."""
+    """Return what csrc's TileKernels::retained_bytes returns for the instruction set in use."""
     if _isa() != "avx512_amx":
         return grouped_bytes(rows, width, precision)
     blocks = -(-rows // _AMX_BLOCK) * -(-width // _AMX_BLOCK)
@@ -57,7 +57,7 @@ def retained_bytes(rows: int, width: int, precision: Precision) -> int:
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-    """Packed weight, packed hidden, per-row memory, per-thread memory.
+    """Return packed weight, packed hidden, per-row memory and per-thread memory.
 
     With ``itemsize`` 2 where bf16 is multiplied as such and 4 otherwise, and D rounded up to a
     panel of 64 entries or fewer, the bytes are::
@@ -160,7 +160,7 @@ def _head_arguments(head: Head, tile: Tile) -> dict[str, object]:
 
 
 def _written(table: Tensor | None, tile: Tile) -> Tensor | None:
-    """The rows that belong to the tile; all rows where the kernel is given the tile's `entries`."""
+    """Return the tile's rows, or all rows where the kernel is given the tile's `entries`."""
     return table if table is None or tile.entries is not None else table[tile.start : tile.stop]
 
 

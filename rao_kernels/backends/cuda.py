@@ -57,7 +57,7 @@ def retained_bytes(rows: int, width: int, precision: Precision) -> int:
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-    """None: torch's allocator reuses the previous tile's memory.
+    """Return none: torch's allocator reuses the previous tile's memory.
 
     A tile takes ``4 N W`` bytes in forward, and ``N W itemsize`` in backward, plus ``4 N W`` where
     it is recomputed.
@@ -104,7 +104,7 @@ def grad_tile(
 def _product_gradient(
     head: Head, tile: Tile, rows: RowGradients, retained: RetainedSlot | None
 ) -> Tensor:
-    """dz ``[N, W]``, padded, in `Precision.dz`; never in the memory of the retained tile."""
+    """Return dz ``[N, W]``, padded, in `Precision.dz`; never in the memory of the retained tile."""
     raw = None
     if retained is None:
         raw = _padded(head, tile, head.accumulator)
@@ -124,7 +124,7 @@ def _product_gradient(
 
 
 def _padded(head: Head, tile: Tile, dtype: torch.dtype) -> Tensor:
-    """Uninitialised ``[N, W]``, its rows padded to whole cache lines."""
+    """Return uninitialised ``[N, W]``, its rows padded to whole cache lines."""
     width = -(-tile.width // _PADDING) * _PADDING
     return torch.empty(head.rows, width, dtype=dtype, device=head.hidden.device)
 

@@ -1,6 +1,6 @@
-"""The two tile operations in plain torch: any device, any float dtype; the readable definition.
+"""The two tile operations in plain torch, for any device and float dtype: the readable definition.
 
-Products are the vendor's (`products`); those of half-precision operands are summed in fp32.
+Matrix products are the vendor's (`products`), with fp32 sums of half-precision operands.
 Legend: N rows, V vocabulary, D hidden size, W entries of a tile, G entries of a group.
 """
 
@@ -85,7 +85,7 @@ def grad_tile(
 
 
 def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Logits ``[N, W]`` and the softcap's derivative (without the scale)."""
+    """Return the logits ``[N, W]`` and the softcap's derivative (without the scale)."""
     bias = head.bias_tile(tile)
     z = raw if bias is None else raw + bias
     if head.softcap is None:
@@ -95,9 +95,9 @@ def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | fl
 
 
 def _fold(z: Tensor, state: RowState) -> None:
-    """Fold the logits of a tile into the running statistics."""
+    """Merge the statistics of a tile's logits into the running ones."""
     row_max = torch.maximum(state.row_max, z.amax(1))
-    # A row that is all -inf so far has no probabilities yet: shift it by 0, not by -inf.
+    # Rows that are all -inf so far are shifted by 0: -inf - -inf is NaN.
     shift = torch.where(row_max == -torch.inf, 0.0, row_max)
     centred = z - shift[:, None]
     e = centred.exp()
@@ -115,7 +115,7 @@ def _fold(z: Tensor, state: RowState) -> None:
 
 
 def _grouped(raw: Tensor) -> Tensor:
-    """``[N, W]`` as ``[N, groups, G]``, padded with -inf."""
+    """Return ``[N, W]`` as ``[N, groups, G]``, padded with -inf."""
     padded = functional.pad(raw, (0, -raw.shape[1] % GROUP), value=-torch.inf)
     return padded.view(raw.shape[0], -1, GROUP)
 
@@ -137,7 +137,7 @@ def _restore(head: Head, tile: Tile, retained: RetainedSlot, rows: RowGradients)
 
 
 def _logit_gradient(head: Head, tile: Tile, rows: RowGradients, z: Tensor) -> Tensor:
-    """``[N, W]``: see `RowGradients`."""
+    """Return dz ``[N, W]`` by the formula of `RowGradients`, without scale and slope."""
     entries = torch.arange(tile.start, tile.stop, device=z.device)
     is_target = head.targets[:, None] == entries
     log_p = (z - rows.row_max[:, None]) - rows.log_sum[:, None]

@@ -1,11 +1,11 @@
-// dz of a tile, and dweight and dbias from it.
+// dz of a tile, and dweight and dbias from it; logit_gradient.h has the layout of dz.
 #pragma once
 
 #include "grad_memory.h"
 
 namespace rao::RAO_ISA {
 
-// The gradient of the weight's rows that belong to a block of panels.
+// dweight of a block of panels: dz^T @ hidden.
 template <class Source>
 class WeightGradient {
  public:
@@ -15,7 +15,7 @@ class WeightGradient {
                  const GradMemory<Source>& memory, const Cut& cut)
       : head_(head), out_(out), hidden_(hidden), memory_(memory), cut_(cut) {}
 
-  // The part of the sums that strips `rows` have.
+  // Adds the products over strips `rows`; with the last strip, writes the sums to dweight.
   void add(const LogitGradient<kParts>& dz, Range panels, Range rows) const {
     const bool first = rows.begin == 0, last = rows.end == hidden_.depth;
     multiply_stationary<kParts>(
@@ -110,7 +110,7 @@ class BiasGradient {
   float sums_[kGroup] = {};
 };
 
-// What forms dz, and multiplies it for dweight.
+// Forms dz of a thread's panels, then dweight and dbias from it.
 template <class Source>
 class EntryGradients {
  public:
@@ -188,7 +188,7 @@ class EntryGradients {
       }
     } else {
       const int64_t depth = hidden_.by_rows.depth;
-      // What dz of few rows leaves of the cache takes more strips: a panel is loaded less often.
+      // Where dz has few rows, the rest of its cache holds strips: panels are loaded less often.
       const int64_t dz_bytes =
           LogitGradient<kParts>::bytes(panels.end - panels.begin, rows.end - rows.begin);
       const int64_t set = strips_within<kParts>(kHiddenBytes + kGradientBytes - dz_bytes, depth);

@@ -1,9 +1,8 @@
-// grad_tile on the tile unit: a tile's logit gradient, block by block of entries, and the two
-// gradient products on it.
+// grad_tile on AMX: a tile's logit gradient dz, by blocks of entries, and its two products.
 //
-// A thread forms dz of some panels with all rows and multiplies it by hidden, for dweight, while it
-// is in its second-level cache. Then all threads multiply dz by the weight, for dhidden, a strip of
-// rows at a time.
+// Each thread forms dz of some panels against all rows and multiplies it by hidden, for dweight,
+// while it is in the second-level cache. Then all threads multiply dz by the weight, for dhidden, a
+// strip of rows at a time.
 #include "entry_gradients.h"
 #include "fallback.h"
 #include "hidden_gradient.h"
@@ -28,7 +27,7 @@ void form_gradients(const HeadTile& head, const GradContext<Source>& context, co
   }
 }
 
-// Nothing is retained where the scores fell back: the products are formed again.
+// Recomputes the products: where score_tile fell back, nothing was retained.
 void grad_by_fallback(const HeadTile& head, const RowGradients& rows, const Gradients& out,
                       const Scratch& scratch, int64_t own_bytes, const Parallel& parallel) {
   Scratch other = scratch;
@@ -38,7 +37,7 @@ void grad_by_fallback(const HeadTile& head, const RowGradients& rows, const Grad
   RAO_FALLBACK_ISA::grad_tile(head, rows, kNothingRetained, out, other, parallel);
 }
 
-// Memory for dz by rows, row factors and positions of targets.
+// Bytes of dz by rows, of row factors and of the targets' positions.
 template <int kParts>
 int64_t row_bytes(int64_t rows, int64_t entries) {
   return Packed<kParts>::bytes(blocks_of(rows), blocks_of(entries)) + PaddedFactors::bytes(rows) +

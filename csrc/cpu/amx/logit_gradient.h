@@ -1,4 +1,4 @@
-// The logit gradient of a block, in the two forms that its products take it.
+// dz, the logit gradient of a block, in the layouts of its two products.
 #pragma once
 
 #include "rao/logit.h"
@@ -7,7 +7,8 @@
 
 namespace rao::RAO_ISA {
 
-// Row factors, padded to whole strips: a row beyond the last has no gradient.
+// Row factors, [4][rows], padded to whole strips; the factors of a padding row give a gradient of
+// 0.
 class PaddedFactors {
  public:
   static constexpr int kCount = 4;
@@ -33,8 +34,8 @@ class PaddedFactors {
   RAO_INLINE Floats p(int64_t n) const { return load<Floats>(data_ + 2 * stride_ + n); }
   RAO_INLINE Floats p_log_p(int64_t n) const { return load<Floats>(data_ + 3 * stride_ + n); }
 
-  // Whether three parts hold the gradient to fp32's precision: what is lost of it, below 2^-126,
-  // is then below the rounding of the row's sums.
+  // Whether three parts represent the gradients to fp32's precision: what they lose, below 2^-126,
+  // is then less than the rounding of the row's sums.
   bool in_range() const { return in_range_; }
 
  private:
@@ -74,7 +75,7 @@ struct LogitGradient {
   }
 };
 
-// What the blocks of one tile share.
+// The inputs that the blocks of one tile share.
 template <class Source>
 struct GradContext {
   const RowGradients& rows;
@@ -86,7 +87,7 @@ struct GradContext {
   int64_t entries;
 };
 
-// A block's products as the retained tile has them.
+// A block's products, restored from the retained tile.
 template <class Source>
 class RestoredBlock {
  public:
@@ -95,7 +96,7 @@ class RestoredBlock {
       kBlockFloats * static_cast<int64_t>(sizeof(Storage)) + 4 * kBlock;
 
   RestoredBlock() = default;
-  // memory: for rows that lie elsewhere in the retained tile.
+  // memory: kBytes, for rows that are gathered by retained_row.
   RAO_INLINE RestoredBlock(const GradContext<Source>& context, int64_t panel, int64_t strip,
                            std::byte* memory)
       : values_(context.retained.values(panel, strip)),
@@ -132,16 +133,16 @@ class RestoredBlock {
   const float* maxima_;
 };
 
-// kPlain: logits are the products and there is no gradient from the entropy.
+// dz of one block. kPlain: logits are the products, and p_factor is null.
 template <class Source, bool kPlain, bool kRestored>
 class GradBlock {
  public:
   static constexpr int kParts = kPartsOf<Source>;
-  // Beside the block: pairs of entries, [parts][2][16 pairs][16 rows].
+  // Scratch: pairs of entries, [parts][2][16 pairs][16 rows].
   static constexpr int64_t kPairBytes = 2 * kParts * kTileBytes;
 
   GradBlock() = default;
-  // panel, strip: of the tile; entries, rows: where the two forms of the block belong.
+  // panel, strip: of the tile. entries, rows: where the two layouts of the block are written.
   RAO_INLINE GradBlock(const GradContext<Source>& context, int64_t panel, int64_t strip,
                        const float* block, const RestoredBlock<Source>& restored,
                        std::byte* entries, std::byte* rows, int64_t row_half, std::byte* pairs)
@@ -158,7 +159,7 @@ class GradBlock {
 
   RAO_INLINE int units() const { return kTileRows + (rows_ == nullptr ? 0 : 2 * kParts); }
 
-  // Before the first unit.
+  // Called before the first unit.
   RAO_INLINE void start() {
     for (int half = 0; half < 2; ++half) {
       const int64_t n = strip_ * kBlock + half * kLanes;
@@ -199,7 +200,7 @@ class GradBlock {
   RAO_INLINE Floats gradient(int entry, int half) const {
     Floats z = product(entry, half), slope;
     if (!kPlain) {
-      const int64_t last = context_->entries - 1;  // of which alone there is a bias
+      const int64_t last = context_->entries - 1;  // the bias has no padding
       z = context_->logits(z, smaller(panel_ * kBlock + entry, last), &slope);
     }
     const Floats log_p = (z - row_max_[half]) - log_sum_[half];
@@ -212,7 +213,7 @@ class GradBlock {
     return dz;
   }
 
-  // Entries beyond the tile's last are formed too, and zeroed at the end.
+  // Entries beyond the tile's last are computed too; finish() zeroes them.
   RAO_INLINE void form_entry(int entry, Uints (&parts)[kParts]) const {
     split(gradient(entry, 0), gradient(entry, 1), parts);
 #pragma GCC unroll 3
@@ -248,7 +249,7 @@ class GradBlock {
     }
   }
 
-  // Where an entry's gradients of all rows stand, and a row's of all entries.
+  // The addresses of an entry's gradients of all rows, and of a row's gradients of all entries.
   RAO_INLINE std::byte* entry_row(int entry, int part) const {
     if (kParts == 1) {
       return entries_ + entry * 64;
@@ -270,7 +271,7 @@ class GradBlock {
     }
   }
 
-  // The target's gradient comes from its log-prob.
+  // Overwrites the target's gradient with the one that is computed from its log-prob.
   void put_target(int row, int entry) const {
     const int64_t n = strip_ * kBlock + row;
     Floats slope = broadcast(1.0f);

@@ -1,7 +1,7 @@
-// Operands as sums of bf16 parts, which is what the tile unit multiplies.
+// Operands as sums of bf16 parts, the only type that the tile unit multiplies.
 //
 // bf16 is its own part. fp16 is the sum of two parts exactly, and fp32 of three: x = b1 + b2 + b3,
-// each part the rounded rest of the ones before. A product of parts i and j is formed where
+// each part the rounded remainder of those before. A product of parts i and j is formed where
 // i + j <= 2 (counting from 0): all four of fp16's; six of fp32's nine, which leaves out what is
 // below 2^-24 of the whole.
 #pragma once
@@ -23,7 +23,7 @@ RAO_INLINE Uints to_bf16(Floats low, Floats high) {
 #if defined(__AVX512BF16__)
   return (Uints)_mm512_cvtne2ps_pbh(high, low);
 #else
-  // As the instruction does, which counts denormals as zero.
+  // As the instruction does, which treats denormals as zero.
   const auto rounded = [](Floats value) {
     const Uints bits = as_uints(value);
     const Uints nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -54,7 +54,7 @@ RAO_INLINE void split(Floats low, Floats high, Uints (&parts)[kParts]) {
   }
 }
 
-// 32 elements of a row.
+// The parts of 32 elements of a row.
 template <class Source>
 RAO_INLINE void split_row(const typename Source::Storage* row, Uints (&parts)[kPartsOf<Source>]) {
   if constexpr (kPartsOf<Source> == 1) {
@@ -64,7 +64,7 @@ RAO_INLINE void split_row(const typename Source::Storage* row, Uints (&parts)[kP
   }
 }
 
-// 32 elements of a row of `size`, from `first` on; zero beyond its end.
+// The parts of 32 elements of a row of `size`, from `first` on; zero beyond its end.
 template <class Source>
 RAO_INLINE void split_row(const typename Source::Storage* row, int64_t size, int64_t first,
                           Uints (&parts)[kPartsOf<Source>]) {
@@ -78,7 +78,7 @@ RAO_INLINE void split_row(const typename Source::Storage* row, int64_t size, int
   split_row<Source>(padded, parts);
 }
 
-// The elements of two rows in turn, as pairs: of columns 0 to 15, then of columns 16 to 31.
+// Alternates the elements of two rows, as pairs: low has columns 0 to 15, high columns 16 to 31.
 RAO_INLINE void interleave_rows(Uints first, Uints second, Uints* low, Uints* high) {
 #if defined(__AVX512BW__)
   alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
@@ -97,8 +97,8 @@ RAO_INLINE void interleave_rows(Uints first, Uints second, Uints* low, Uints* hi
 #endif
 }
 
-// Whether the parts of a value are the value: not beyond bf16's largest, no part denormal, which
-// the unit counts as zero.
+// Whether the parts of each value sum to it: no value is beyond bf16's largest, and no part is
+// denormal, which the unit treats as zero.
 RAO_INLINE bool all_exact(const Floats* values, int count) {
   constexpr uint32_t kSmallest = 0x0c000000u;  // 2^-103: its last bit is a normal number
   constexpr uint32_t kLargest = 0x7f7f7fffu;   // rounds to bf16's largest number
@@ -136,8 +136,8 @@ bool row_is_exact(const typename Source::Storage* row, int64_t size) {
   return true;
 }
 
-// Whether the operands that a matrix's rows become are the matrix. bf16 always is: its denormals
-// count as zero in the vector unit's bf16 products too.
+// Whether parts represent every row of a matrix exactly. Those of bf16 always do: the vector unit's
+// bf16 products treat denormals as zero too.
 template <class Source>
 bool is_exact(const Rows<typename Source::Storage>& matrix, int64_t rows,
               const Parallel& parallel) {

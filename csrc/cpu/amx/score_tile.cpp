@@ -1,5 +1,5 @@
-// score_tile on the tile unit: blocks of products, folded into the statistics of the rows while the
-// unit multiplies the next block.
+// score_tile on AMX: blocks of products, whose statistics are computed while the tile unit
+// multiplies the next block. walk.h has the layout of a block.
 #include "../statistics.h"
 #include "fallback.h"
 #include "retained.h"
@@ -8,9 +8,9 @@
 namespace rao::RAO_ISA {
 namespace {
 
-constexpr int64_t kHiddenBytes = 1 << 20;  // of the second-level cache
+constexpr int64_t kHiddenBytes = 1 << 20;  // packed hidden's share of the second-level cache
 
-// What the blocks of one tile share.
+// The inputs and outputs that the blocks of one tile share.
 template <class Source>
 struct ScoreContext {
   const RowState& state;
@@ -21,8 +21,7 @@ struct ScoreContext {
   int64_t entries;
 };
 
-// Statistics of a block. kPlain: logits are the products, and no sums but that of the probabilities
-// are wanted.
+// Statistics of a block. kPlain: logits are the products, and the last three of RowState are null.
 template <class Source, bool kPlain>
 class ScoreBlock {
  public:
@@ -38,7 +37,7 @@ class ScoreBlock {
 
   RAO_INLINE int units() const { return transforms_ + count_; }
 
-  // Before the first unit.
+  // Called before the first unit.
   RAO_INLINE void start() {
     retains_ = context_->retained.has_memory();
     if (kPlain || transforms_ == 0) {
@@ -90,7 +89,7 @@ class ScoreBlock {
   }
 
   RAO_INLINE Floats maximum_of(int half) const {
-    // Two chains, as one would wait for itself.
+    // Two chains: in one, each maximum would wait for the one before.
     Floats even = broadcast(-kInfinity), odd = even;
     int entry = 0;
     for (; entry + 2 <= count_; entry += 2) {
@@ -103,7 +102,7 @@ class ScoreBlock {
     return maximum(even, odd);
   }
 
-  // The block's maxima join the group's; the logits are shifted by those.
+  // Merges the block's maxima into the group's, which the logits are shifted by.
   RAO_INLINE void find_maxima() {
     const int64_t group = panel_ / kGroupPanels;
     for (int half = 0; half < 2; ++half) {
@@ -124,7 +123,7 @@ class ScoreBlock {
     for (int half = 0; half < 2; ++half) {
       z[half] = load<Floats>(at(entry, half));
       const Floats centred = z[half] - shift_[half];
-      // Three parts are as precise as fp32, and only this one is exactly 0 where -inf is.
+      // Three parts have fp32's precision; and only exponential is exactly 0 at -inf.
       const Floats e =
           kPlain && kPartsOf<Source> < 3 ? quick_exponential(centred) : exponential(centred);
       sums_[half].sum += e;
@@ -139,7 +138,7 @@ class ScoreBlock {
     }
   }
 
-  // The block is summed by itself: a sum over many entries at once would lose digits.
+  // Adds the block's sums to the group's: one long sum would lose digits.
   RAO_INLINE void join_group() const {
     const GroupStatistics& statistics = context_->statistics;
     const int64_t group = panel_ / kGroupPanels;
@@ -179,7 +178,7 @@ class ScoreBlock {
     store_row<Source>(context_->retained.values(panel_, strip_) + entry * kBlock, low - top_[0],
                       high - top_[1]);
   }
-  // The products, before they become logits.
+  // Retains the products, before transform() overwrites them with logits.
   RAO_INLINE void retain_all() {
     for (int half = 0; half < 2; ++half) {
       set_retained_maximum(half, maximum_of(half));
@@ -188,7 +187,7 @@ class ScoreBlock {
       retain(entry, load<Floats>(at(entry, 0)), load<Floats>(at(entry, 1)));
     }
   }
-  // Beyond the tile's last entry, so that equal inputs give equal memory.
+  // Zeroes the values beyond the tile's last entry, so that equal inputs give equal memory.
   RAO_INLINE void zero_retained_rest() const {
     auto* values = context_->retained.values(panel_, strip_);
     std::memset(values + count_ * kBlock, 0, (kBlock - count_) * kBlock * sizeof(values[0]));
@@ -212,13 +211,13 @@ class ScoreBlock {
   Floats logit_sum_[2];
 };
 
-// Strips that meet the panels of a group while their tiles stay in the second-level cache; as many
-// sets of them as the parts can share.
+// Strips of a set, whose tiles stay in the second-level cache for all panels of a group. The sets
+// are of equal size and as many as the parts can share.
 int64_t strips_at_once(int64_t strips, int64_t fitting, int parts) {
   return ceil_div(strips, parts * ceil_div(strips, parts * fitting));
 }
 
-// The part's share of all (set of strips, group, strip), set by set: body(group, strips).
+// Calls body(group, strips) for the part's share of all (set of strips, group, strip), set by set.
 template <class Body>
 RAO_INLINE void for_sets(int part, int parts, int64_t strips, int64_t set, int64_t groups,
                          const Body& body) {

@@ -1,11 +1,11 @@
-// Rows of results, past the caches.
+// Stores of rows of results that bypass the caches.
 #pragma once
 
 #include "parts.h"
 
 namespace rao::RAO_ISA {
 
-// Past the caches where the address allows it: nothing reads it soon.
+// Bypasses the caches where the address is aligned: nothing reads the value soon.
 RAO_INLINE void store_past_caches(void* target, Uints value) {
 #if defined(__AVX512F__)
   if (reinterpret_cast<uintptr_t>(target) % 64 == 0) {
@@ -15,7 +15,7 @@ RAO_INLINE void store_past_caches(void* target, Uints value) {
   store(target, value);
 }
 
-// 32 elements, rounded.
+// Stores 32 elements, rounded to the target's type.
 template <class Target>
 RAO_INLINE void store_row(typename Target::Storage* target, Floats low, Floats high) {
   if constexpr (kPartsOf<Target> == 1) {
@@ -29,7 +29,7 @@ RAO_INLINE void store_row(typename Target::Storage* target, Floats low, Floats h
   }
 }
 
-// Stores past the caches before this are seen before stores after it.
+// Makes stores that bypassed the caches visible before any later store.
 RAO_INLINE void order_stores() {
 #if defined(__AVX512F__)
   _mm_sfence();

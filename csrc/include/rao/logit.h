@@ -1,4 +1,4 @@
-// From a product to its logit, and from a logit to the gradient of its product.
+// The arithmetic of one element, for every device: product to logit, logit to product gradient.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,8 @@ class LogitTransform {
   RAO_SHARED float scale() const { return scale_; }
   RAO_SHARED bool has_softcap() const { return softcap_ != 0.0f; }
 
-  // slope: d logit / d product, without the scale. kSoftcap: false where there is no softcap.
+  // Returns the logit. slope: d logit / d product, without the scale. kSoftcap: false compiles the
+  // softcap out.
   template <bool kSoftcap>
   RAO_SHARED float logit(float biased_product, float* slope) const {
     *slope = 1.0f;
@@ -37,7 +38,7 @@ class LogitTransform {
   float inverse_softcap_;
 };
 
-// The row's part of the formula of RowGradients, times the scale.
+// What a row contributes to product_gradient: the formula of RowGradients, times the scale.
 struct RowFactors {
   float row_max;
   float log_sum;
@@ -51,7 +52,7 @@ struct RowFactors {
         p_log_p(rows.p_factor == nullptr ? 0.0f : scale * rows.p_log_p_factor[n]) {}
 };
 
-// Gradient of a product whose entry is not the target, without the slope.
+// Gradient of the product of an entry that is not the target, without the slope.
 template <bool kEntropy>
 RAO_SHARED float product_gradient(float z, const RowFactors& row) {
   const float log_p = (z - row.row_max) - row.log_sum;
@@ -60,7 +61,7 @@ RAO_SHARED float product_gradient(float z, const RowFactors& row) {
   return kEntropy && p != 0.0f ? dz + (p * log_p) * row.p_log_p : dz;
 }
 
-// The target's logit gradient: p and 1 - p come from logp, which is more precise than its logit.
+// Gradient of the target's logit. p and 1 - p come from logp, which is more precise than the logit.
 RAO_SHARED float target_gradient(const RowGradients& rows, int64_t n) {
   const float logp = rows.logp[n];
   float dz = rows.logp_grad[n] * -expm1f(logp);

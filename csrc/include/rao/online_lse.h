@@ -1,4 +1,4 @@
-// A row's softmax statistics over entries that come a few at a time.
+// A row's softmax statistics, updated a few entries at a time (online softmax).
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@ namespace rao {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-// Over the logits z so far, with e = exp(z - max). The last three only where they are wanted.
+// Sums over the logits z so far, with e = exp(z - max). The last three are optional.
 struct RowSums {
   float max;
   float sum;           // of e
@@ -20,7 +20,7 @@ struct RowSums {
 
 RAO_SHARED RowSums no_sums() { return {kMinusInfinity, 0.0f, 0.0f, 0.0f, 0.0f}; }
 
-// What logits are shifted by. A row that is all -inf has no probabilities: by 0, not by -inf.
+// The number subtracted from logits: the maximum, or 0 where all are -inf (-inf - -inf is NaN).
 RAO_SHARED float shift_of(float max) { return max == kMinusInfinity ? 0.0f : max; }
 
 // Adds a logit that is at most sums.max.
@@ -36,7 +36,7 @@ RAO_SHARED void add_logit(RowSums& sums, float z) {
   }
 }
 
-// Moves the maximum up, so that sums with the same maximum can be added.
+// Rescales the sums to a larger maximum; sums with the same maximum can be added.
 template <bool kMore>
 RAO_SHARED void raise_max(RowSums& sums, float max) {
   const float moved = sums.max == kMinusInfinity ? 0.0f : sums.max - shift_of(max);

@@ -1,4 +1,6 @@
-// What the two tile operations know of each row, on any device.
+// Per-row inputs and outputs of the two tile operations, on any device.
+//
+// The Python records RowState and RowGradients have the same fields in the same order.
 //
 // Legend: N rows, W entries of a tile, G = kGroup. All arrays are row-major and contiguous.
 #pragma once
@@ -12,7 +14,9 @@ enum class DType : int { kFloat32, kBFloat16, kFloat16 };
 // Entries that share one maximum in a retained tile.
 constexpr int kGroup = 256;
 
-// Running statistics, each [N]; the last three may be null.
+// Running statistics over the tiles so far, each [N]; the last three may be null. With
+// e = exp(z - row_max): row_sum of e, entropy_sum of e (z - row_max), sum_sq_probs of e^2,
+// logit_sum of z.
 struct RowState {
   float* row_max;
   float* row_sum;
@@ -23,7 +27,7 @@ struct RowState {
 };
 
 // A tile's products before bias, softcap and scale, group by group: product minus the maximum of
-// the row's group. What lies beyond the entries of the last group is of no account.
+// the row's group. Values beyond the last entry do not matter.
 struct RetainedTile {
   void* values;   // [ceil(W / G), rows, G] in the operands' dtype, or null
   float* maxima;  // [ceil(W / G), rows]
@@ -31,7 +35,8 @@ struct RetainedTile {
 };
 
 // dz_v = logp_grad (onehot_v - p_v) + p_v (p_factor + p_log_p_factor log p_v), each [N];
-// p_factor and p_log_p_factor may both be null. retained_row may be null: row n is row n.
+// p_factor and p_log_p_factor may both be null. retained_row: the retained tile's row of each row;
+// null: row n.
 struct RowGradients {
   const float* row_max;
   const float* log_sum;

@@ -1,6 +1,7 @@
 """grad_tile in Triton: dz from the vendor's or retained products, or recomputed in one kernel.
 
-The products of dz are the vendor's. Legend: N rows, W entries of a tile, S groups of a tile.
+The two matrix products of dz are the vendor's.
+Legend: N rows, W entries of a tile, S groups of a tile.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from .score_tile_kernels import product_constants, product_operands, retained_ar
 
 
 def from_products(head: Head, tile: Tile, raw: Tensor, rows: RowGradients, dz: Tensor) -> None:
-    """``dz [N, W]``, the gradient of ``raw [N, W]``. One pass, a program a row."""
+    """Write ``dz [N, W]``, the gradient of ``raw [N, W]``. One pass, one program a row."""
     _by_rows(head, tile, (raw, raw.stride(0), None, None, None), rows, dz)
 
 
 def from_retained(
     head: Head, tile: Tile, retained: RetainedTile, rows: RowGradients, dz: Tensor
 ) -> None:
-    """`from_products` of a retained tile, which is read as it is."""
+    """`from_products`, with the products of a retained tile."""
     _by_rows(head, tile, (None, None, *retained_arguments(retained)), rows, dz)
 
 
 def fused(head: Head, tile: Tile, rows: RowGradients, dz: Tensor) -> None:
-    """`from_products` with the products formed in the same kernel, and not written."""
+    """`from_products`, with the products computed in the same kernel and not written to memory."""
     weight = head.weight_tile(tile)
     config = tuning.grad_launch(head)
     launch(

@@ -1,4 +1,4 @@
-"""score_tile in Triton: from the vendor's products, or as one kernel that writes none.
+"""score_tile in Triton: from the vendor's products, or as one kernel that does not write products.
 
 Legend: N rows, W entries of a tile, D hidden size, S groups of a tile.
 """
@@ -34,7 +34,7 @@ from .blocks import (
 def from_products(
     head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
 ) -> None:
-    """Fold ``raw [N, W]`` into `state`; fill `retained` where given. One pass, a program a row."""
+    """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One pass, one program a row."""
     rows = tuning.rows_launch(tile.width)
     launch(
         _score_tile_rows_kernel,
@@ -56,7 +56,7 @@ def from_products(
 
 
 def partial_statistics(head: Head, width: int) -> Tensor:
-    """Scratch of `fused`: ``[STATISTICS, S, N]``."""
+    """Return scratch for `fused`: ``[STATISTICS, S, N]``."""
     shape = (STATISTICS, tuning.groups(width), head.rows)
     return torch.empty(shape, dtype=torch.float32, device=head.hidden.device)
 
@@ -68,7 +68,10 @@ def fused(
     state: RowState,
     retained: RetainedTile | None,
 ) -> None:
-    """`from_products` without products: each block's statistics go to `partials`, merged after."""
+    """Like `from_products`, with the products computed in the same kernel.
+
+    Each block's statistics are written to `partials`; a second kernel merges them.
+    """
     weight = head.weight_tile(tile)
     config = tuning.score_launch(head, state)
     launch(
@@ -112,7 +115,7 @@ def fused(
 def product_operands(
     head: Head, weight: Tensor, config: tuning.ProductLaunch
 ) -> tuple[object, object]:
-    """`hidden` and `weight` as the kernel takes them."""
+    """Return `hidden` and `weight` as the kernel takes them: descriptors or tensors."""
     if not _by_descriptor(head, weight, config):
         return head.hidden, weight
     return (
@@ -153,7 +156,7 @@ def _state_arguments(state: RowState) -> tuple[Tensor | None, ...]:
 def retained_arguments(
     retained: RetainedTile | None,
 ) -> tuple[Tensor | None, Tensor | None, int | None]:
-    """Its tensors and its number of rows."""
+    """Return the tile's tensors and its number of rows, or Nones."""
     if retained is None:
         return None, None, None
     return retained.values, retained.maxima, retained.maxima.shape[1]
@@ -309,15 +312,15 @@ def _score_tile_merge_kernel(
     stride = groups.to(tl.int64) * N
     top = tl.load(source, mask=there, other=-float("inf"))
     total = tl.load(source + stride, mask=there, other=0.0)
-    entropy, squares, logits = total, total, total
+    entropy_sum, sum_sq_probs, logit_sum = total, total, total
     if entropy_sum_ptr is not None:
-        entropy = tl.load(source + 2 * stride, mask=there, other=0.0)
+        entropy_sum = tl.load(source + 2 * stride, mask=there, other=0.0)
     if sum_sq_probs_ptr is not None:
-        squares = tl.load(source + 3 * stride, mask=there, other=0.0)
+        sum_sq_probs = tl.load(source + 3 * stride, mask=there, other=0.0)
     if logit_sum_ptr is not None:
-        logits = tl.load(source + 4 * stride, mask=there, other=0.0)
+        logit_sum = tl.load(source + 4 * stride, mask=there, other=0.0)
     fold(
-        merged_groups((top, total, entropy, squares, logits)),
+        merged_groups((top, total, entropy_sum, sum_sq_probs, logit_sum)),
         rows,
         rows < N,
         row_max_ptr,
