@@ -159,8 +159,8 @@ def _needs(spec: LossSpec) -> list[str]:
 
 def _taken(spec: LossSpec) -> list[str]:
     """What it may read besides, in words."""
-    waived = [need for need in spec.needs if need not in spec.required_inputs({})]
-    return [_WORDS.get(need, need) for need in (*spec.optional, *waived)]
+    skipped = [need for need in spec.needs if need not in spec.required_inputs({})]
+    return [_WORDS.get(need, need) for need in (*spec.optional, *skipped)]
 
 
 def _fields(need: str) -> str:
@@ -168,6 +168,6 @@ def _fields(need: str) -> str:
 
 
 def _conditions(spec: LossSpec) -> Iterator[str]:
-    for need, waivers in spec.waived.items():
-        settings = " or ".join(f"`{name}={value!r}`" for name, value in waivers)
-        yield f"{_fields(need)} unless {settings}"
+    for need, settings in spec.needed_unless.items():
+        unless = " or ".join(f"`{name}={value!r}`" for name, value in settings)
+        yield f"{_fields(need)} unless {unless}"

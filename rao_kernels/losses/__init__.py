@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     grao,
     group,
+    hyperparameters,
     pairwise,
     pointwise_pairs,
     policy_clipped,
@@ -16,8 +17,8 @@ from . import (
     sft,
     unpaired,
 )
-from ._hyperparameters import meanings
 from ._inputs import LossInputs
+from ._meanings import hyperparameter_types, meanings
 from ._names import ALIASES
 from ._spec import LossSpec, reduce_units
 from ._table import CombinedLoss, Loss, LossTable
@@ -51,6 +52,8 @@ __all__ = [
     "LossTable",
     "bradley_terry_loss",
     "fit_log_z0",
+    "hyperparameter_types",
+    "hyperparameters",
     "meanings",
     "reduce_units",
 ]

@@ -278,9 +278,10 @@ def token_mean(values: Tensor) -> Tensor:
 
 
 def with_on_policy(terms: Callable[..., Terms]) -> Callable[..., Terms]:
-    """`terms` with the hyperparameter `on_policy`: ratios against the policy as it is now."""
+    """Add the hyperparameter `on_policy` to `terms`: all ratios are 1."""
 
-    @functools.wraps(terms)
+    # The annotations stay this function's own: `hyperparameter_types` reads `on_policy` there.
+    @functools.wraps(terms, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     def switched(inputs: LossInputs, *, on_policy: bool, **hyper: Any) -> Terms:
         if on_policy and inputs.old_token_logps is not None:
             raise InputError("old_token_logps", "None with on_policy=True", "a tensor")
@@ -290,7 +291,7 @@ def with_on_policy(terms: Callable[..., Terms]) -> Callable[..., Terms]:
 
 
 # Without old log-probs a ratio would be 1 whatever sampled the responses.
-OLD_WAIVED = {"old_token_logps": (("on_policy", True),)}
+OLD_NEEDED_UNLESS = {"old_token_logps": (("on_policy", True),)}
 
 STD = {"eps": 1e-4, "population_std": False}
 RATIO = {"kl_beta": 0.0, "on_policy": False}
@@ -316,15 +317,18 @@ KL_NOTE = (
 
 def row(
     name: str,
+    title: str,
     unit: Unit,
     terms: Callable[..., Terms],
     defaults: Mapping[str, Any],
     paper: str,
+    defaults_from: str,
     *notes: str,
 ) -> LossSpec:
     """A loss with advantages given or formed from rewards, and the k3 penalty."""
     return LossSpec(
         name=name,
+        title=title,
         unit=unit,
         terms=with_on_policy(terms),
         weights=sequence_weights if unit == "sequence" else token_weights,
@@ -332,6 +336,7 @@ def row(
         optional=("groups",),
         defaults=defaults,
         paper=paper,
-        waived={"ref_token_logps": (("kl_beta", 0.0),), **OLD_WAIVED},
+        defaults_from=defaults_from,
+        needed_unless={"ref_token_logps": (("kl_beta", 0.0),), **OLD_NEEDED_UNLESS},
         notes=notes,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..types import LossOutput
 from ._inputs import LossInputs
 from ._names import ALIASES, advice, spelled
 from ._spec import LossSpec, Unit
+
+if TYPE_CHECKING:
+    from .hyperparameters import LossKey
 
 
 class LossTable(Mapping[str, LossSpec]):
@@ -26,10 +29,10 @@ class LossTable(Mapping[str, LossSpec]):
     def __init__(self, rows: Iterable[LossSpec]) -> None:
         self._rows = {row.name: row for row in rows}
 
-    def __getitem__(self, name: str) -> LossSpec:
+    def __getitem__(self, name: LossKey | str) -> LossSpec:
         return self._rows[_key(name)]
 
-    def find(self, name: str, argument: str = "loss") -> LossSpec:
+    def find(self, name: LossKey | str, argument: str = "loss") -> LossSpec:
         """The loss `name`; where there is none, an `InputError` about `argument` that helps."""
         if name not in self:
             known = f"one of {', '.join(self)}"

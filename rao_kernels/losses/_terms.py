@@ -150,11 +150,13 @@ class Pairs:
 
     chosen: Tensor
     rejected: Tensor
-    poison: Tensor
+    nan_if_invalid: Tensor
 
     def split(self, per_sequence: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen and rejected ``[P]`` of ``[S]``; NaN for what is no pair."""
-        return per_sequence[self.chosen] + self.poison, per_sequence[self.rejected] + self.poison
+        return per_sequence[self.chosen] + self.nan_if_invalid, per_sequence[
+            self.rejected
+        ] + self.nan_if_invalid
 
 
 def pair_up(inputs: LossInputs) -> Pairs:
@@ -172,8 +174,8 @@ def pair_up(inputs: LossInputs) -> Pairs:
     valid = (same[:, 0] == same[:, 1]) & first[:, 0] & ~first[:, 1]
     if groups.device.type == "cpu" and not bool(valid.all()):
         raise _pair_error(groups, preferred)
-    poison = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
-    return Pairs(order[:, 0], order[:, 1], poison.masked_fill(~valid, torch.nan))
+    nan_if_invalid = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
+    return Pairs(order[:, 0], order[:, 1], nan_if_invalid.masked_fill(~valid, torch.nan))
 
 
 def _pair_error(groups: Tensor, preferred: Tensor) -> InputError:

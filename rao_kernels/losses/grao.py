@@ -58,6 +58,7 @@ def grao(
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="grao",
+        title="GRAO",
         unit="prompt",
         terms=grao,
         weights=prompt_weights,
@@ -69,7 +70,13 @@ ROWS: tuple[LossSpec, ...] = (
             "eps": 1e-4,
             "population_std": True,
         },
-        paper="Group Relative Alignment Optimization, arXiv 2508.07750",
+        paper=(
+            "Wang et al. 2025, Group Relative Alignment Optimization, arXiv 2508.07750, Eq. 2 to 5"
+        ),
+        defaults_from=(
+            "beta 0.5, lam 0.6 and the population's standard deviation are the "
+            "paper's; eps 1e-4 is TRL's for GRPO."
+        ),
         notes=(
             "Eq. 4 averages over the G samples (the default); the text also speaks of one group "
             "with the gold answer, which is `gold_in_statistics=True`. Without it, where all "

@@ -70,7 +70,7 @@ class ScoreOptions(PairOptions):
 PAIR_DEFAULTS: dict[str, Any] = {"ld_alpha": 1.0, "ld_reference": True, "wpo": False}
 SCORE_DEFAULTS: dict[str, Any] = {**PAIR_DEFAULTS, "f_divergence": "reverse_kl", "f_alpha": 0.5}
 NEEDS = (REFERENCE, "ref_token_logps", "token_log_sum_sq")
-WAIVED = {
+NEEDED_UNLESS = {
     "ref_token_logps": (("ld_alpha", 1.0), ("ld_reference", False)),
     "token_log_sum_sq": (("wpo", False),),
 }
@@ -202,44 +202,52 @@ def pointwise_terms(
 
 def margin_row(
     name: str,
+    title: str,
     terms: Callable[..., Terms],
     defaults: dict[str, Any],
     paper: str,
     *,
+    defaults_from: str,
     needs: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> LossSpec:
     """The row of a function of the margin: with the options of `ScoreOptions`."""
     return LossSpec(
         name=name,
+        title=title,
         unit="pair",
         terms=terms,
         weights=pair_weights,
         needs=(*PAIR, *needs, *NEEDS),
         defaults={**defaults, **SCORE_DEFAULTS},
         paper=paper,
-        waived=WAIVED,
+        defaults_from=defaults_from,
+        needed_unless=NEEDED_UNLESS,
         notes=(*notes, *SCORE_NOTES),
     )
 
 
 def pair_row(
     name: str,
+    title: str,
     terms: Callable[..., Terms],
     defaults: dict[str, Any],
     paper: str,
     *,
+    defaults_from: str,
     notes: tuple[str, ...] = (),
 ) -> LossSpec:
     """The row of another pair loss: with the options of `PairOptions`."""
     return LossSpec(
         name=name,
+        title=title,
         unit="pair",
         terms=terms,
         weights=pair_weights,
         needs=(*PAIR, *NEEDS),
         defaults={**defaults, **PAIR_DEFAULTS},
         paper=paper,
-        waived=WAIVED,
+        defaults_from=defaults_from,
+        needed_unless=NEEDED_UNLESS,
         notes=(*notes, *NOTES),
     )

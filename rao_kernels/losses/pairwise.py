@@ -33,7 +33,7 @@ from ._terms import (
 from .modifiers import ScoreOptions, expm1, margin_row, margin_terms, smoothed
 
 
-def sigmoid(
+def dpo(
     inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
     """DPO: ``sp(-u)``; dL/dD_w = -beta sigmoid(-u) (arXiv 2305.18290).
@@ -195,7 +195,7 @@ def dpo_nll(
 ) -> Terms:
     """DPO with likelihood: ``sp(-u) - sft_weight l_w / n_w`` (Iterative RPO, arXiv 2404.19733)."""
     check_not_negative("sft_weight", sft_weight)
-    terms = sigmoid(inputs, beta=beta, label_smoothing=label_smoothing, **options)
+    terms = dpo(inputs, beta=beta, label_smoothing=label_smoothing, **options)
     nll = -per_token(inputs.logps, inputs)[pair_up(inputs).chosen]
     return Terms(terms.values + sft_weight * nll, {**terms.metrics, "nll_loss": nll.mean()})
 
@@ -218,37 +218,53 @@ def aot(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
 ROWS: tuple[LossSpec, ...] = (
     margin_row(
         "sigmoid",
-        sigmoid,
+        "DPO",
+        dpo,
         {"beta": 0.1, "label_smoothing": 0.0},
-        "Direct Preference Optimization, arXiv 2305.18290",
+        "Rafailov et al. 2023, Direct Preference Optimization, arXiv 2305.18290, Eq. 7",
+        defaults_from="beta 0.1 is the paper's (Appendix B) and TRL's.",
         notes=("TRL's sigmoid and Liger's ignore label_smoothing.",),
     ),
     margin_row(
         "cdpo",
-        sigmoid,
+        "cDPO",
+        dpo,
         {"beta": 0.1, "label_smoothing": 0.1},
-        "Conservative DPO, ericmitchell.ai/cdpo.pdf",
+        "Mitchell 2023, A note on DPO with noisy preferences, ericmitchell.ai/cdpo.pdf",
+        defaults_from="beta 0.1 is DPO's, label_smoothing 0.1 that of `robust`.",
         notes=("Has no key in TRL and Liger; HALOs smooths by 0.2.",),
     ),
     margin_row(
         "robust",
+        "Robust DPO",
         robust,
         {"beta": 0.1, "label_smoothing": 0.1},
-        "Provably Robust DPO, arXiv 2403.00409",
+        "Chowdhury et al. 2024, Provably Robust DPO, arXiv 2403.00409, Sec. 3.1",
+        defaults_from=(
+            "label_smoothing 0.1 is the paper's (Sec. 6); beta 0.1 is TRL's default, "
+            "the paper's is 0.01."
+        ),
         notes=("TRL smooths by 0 unless told, which is sigmoid.",),
     ),
     margin_row(
         "sigmoid_norm",
+        "Length-normalised DPO",
         sigmoid_norm,
         {"beta": 0.1, "label_smoothing": 0.0},
-        "length-normalised DPO of Tulu 3, arXiv 2411.15124",
+        "Lambert et al. 2024, Tulu 3, arXiv 2411.15124",
+        defaults_from=(
+            "beta 0.1 is TRL's; of a mean log-ratio it is small, and the Tulu 3 "
+            "models were trained with 5."
+        ),
         notes=("TRL divides by the length of the mask, which counts the same tokens.",),
     ),
     margin_row(
         "ipo",
+        "IPO",
         ipo,
         {"tau": 0.1, "length_normalized": False, "label_smoothing": 0.0},
-        "Identity Preference Optimization, arXiv 2310.12036",
+        "Azar et al. 2023, A General Theoretical Paradigm (IPO), arXiv 2310.12036, Eq. 17",
+        defaults_from="tau 0.1 is TRL's beta.",
         notes=(
             "Sums over tokens as in the paper, OpenRLHF and NeMo-Aligner; TRL, HALOs, AReaL, "
             "LLaMA-Factory and ms-swift take means (length_normalized=True). TRL's beta is tau.",
@@ -256,15 +272,19 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "hinge",
+        "RSO hinge",
         hinge,
         {"beta": 0.1, "label_smoothing": 0.0},
-        "Statistical Rejection Sampling Optimization, arXiv 2309.06657",
+        "Liu et al. 2023, Statistical Rejection Sampling Optimization, arXiv 2309.06657",
+        defaults_from="beta 0.1 is TRL's.",
     ),
     margin_row(
         "exo_pair",
+        "EXO-pair",
         exo_pair,
         {"beta": 0.1, "label_smoothing": 1e-3},
-        "Efficient Exact Optimization, arXiv 2402.00856",
+        "Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856, Sec. 3.2",
+        defaults_from="beta 0.1 (its beta_r, Appendix B) and label_smoothing 1e-3 are the paper's.",
         notes=(
             "The authors' code takes log-probabilities 0 and -10 for the two targets. TRL smooths "
             "by 0 unless told, and refuses that.",
@@ -272,9 +292,11 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "discopop",
+        "DiscoPOP",
         discopop,
         {"beta": 0.05, "tau": 0.05},
-        "Discovered Preference Optimization, arXiv 2406.08414",
+        "Lu et al. 2024, Discovered Preference Optimization, arXiv 2406.08414, Sec. 3",
+        defaults_from="the paper's (Appendices B and E).",
         notes=(
             "TRL and Liger multiply g by exp(-u): NaN where that overflows, from u = -88 down in "
             "fp32. Here the product is one exponential.",
@@ -282,9 +304,11 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "dpo_nll",
+        "DPO + NLL",
         dpo_nll,
         {"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
-        "Iterative Reasoning Preference Optimization, arXiv 2404.19733",
+        "Pang et al. 2024, Iterative Reasoning Preference Optimization, arXiv 2404.19733, Eq. 1",
+        defaults_from="the paper's.",
         notes=(
             'The likelihood is a mean over tokens for each pair. TRL\'s loss_type=["sigmoid", '
             '"sft"] takes it over all tokens: LOSSES.combine({"sigmoid": 1.0, "sft": 1.0}).',
@@ -292,9 +316,11 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "r_dpo",
+        "R-DPO",
         r_dpo,
         {"beta": 0.1, "alpha": 0.01, "label_smoothing": 0.0},
-        "Disentangling Length from Quality in DPO, arXiv 2403.19159",
+        "Park et al. 2024, Disentangling Length from Quality in DPO, arXiv 2403.19159",
+        defaults_from="beta 0.1 is DPO's; alpha 0.01 per token is to be set for the data.",
         notes=(
             "The sign follows from the paper's penalty of alpha per token on the reward; it is "
             "printed the other way round in some tables, which is a negative alpha here.",
@@ -302,12 +328,14 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="aot",
+        title="AOT",
         unit="pair",
         terms=aot,
         weights=pair_weights,
         needs=(*PAIR, REFERENCE),
         defaults={"beta": 0.01, "label_smoothing": 0.0},
-        paper="Alignment via Optimal Transport, arXiv 2406.05882",
+        paper="Melnyk et al. 2024, Alignment via Optimal Transport, arXiv 2406.05882, Sec. 3",
+        defaults_from="beta 0.01; TRL's is 0.1.",
         notes=("Sorted over the pairs of one call; TRL sorts over those of one device.",),
     ),
 )

@@ -185,18 +185,22 @@ def _clipped(
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="ppo",
+        title="PPO",
         unit="token",
         terms=policy.with_on_policy(ppo),
         weights=policy.token_weights,
         needs=("advantages", "values", "returns", "old_token_logps", "ref_token_logps"),
         optional=("old_values",),
         defaults={**policy.PPO, "value_coef": 0.1, "value_clip": 0.2},
-        paper="Proximal Policy Optimization, arXiv 1707.06347",
-        waived={
+        paper="Schulman et al. 2017, Proximal Policy Optimization, arXiv 1707.06347, Eq. 7",
+        defaults_from=(
+            "the clip of 0.2 is the paper's; value_coef 0.1 and value_clip 0.2 are TRL's."
+        ),
+        needed_unless={
             "values": (("value_coef", 0.0),),
             "returns": (("value_coef", 0.0),),
             "ref_token_logps": (("kl_beta", 0.0),),
-            **policy.OLD_WAIVED,
+            **policy.OLD_NEEDED_UNLESS,
         },
         notes=(
             "Advantages and returns come from the rollout: the reward with its KL penalty, "
@@ -208,68 +212,87 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     policy.row(
         "grpo",
+        "GRPO",
         "sequence",
         grpo,
         policy.GROUPED,
-        "Group Relative Policy Optimization, arXiv 2402.03300",
+        (
+            "Shao et al. 2024, DeepSeekMath (Group Relative Policy Optimization), arXiv "
+            "2402.03300, Eq. 3"
+        ),
+        "the clip of 0.2, kl_beta 0 and eps 1e-4 are TRL's.",
         policy.STD_NOTE,
         policy.KL_NOTE,
         policy.DUAL_NOTE,
     ),
     policy.row(
         "dr_grpo",
+        "Dr. GRPO",
         "sequence",
         dr_grpo,
         {**policy.PPO, "max_completion_length": None},
-        "Dr. GRPO, arXiv 2503.20783",
+        "Liu et al. 2025, Understanding R1-Zero-Like Training (Dr. GRPO), arXiv 2503.20783",
+        "the clip of 0.2 and kl_beta 0 are TRL's; the sum over tokens is the paper's.",
         "The paper's equation sums over tokens; TRL, Liger and the authors' code divide by the "
         "generation budget: give it as `max_completion_length`.",
     ),
     policy.row(
         "dapo",
+        "DAPO",
         "token",
         dapo,
         {**policy.GROUPED, "clip_high": 0.28},
-        "DAPO, arXiv 2503.14476",
+        "Yu et al. 2025, DAPO, arXiv 2503.14476",
+        "the clip of 0.2 and 0.28 is the paper's (Sec. 4.1); eps 1e-4 is TRL's.",
         "Overlong and dynamic sampling are a matter of the data. TRL's and Liger's epsilon_high "
         "is epsilon (0.2) unless given.",
     ),
     policy.row(
         "bnpo",
+        "BNPO",
         "sequence",
         bnpo,
         policy.GROUPED,
-        "GRPO with a mean over the batch's tokens, as TRL's bnpo",
+        "TRL 2025, GRPO with a mean over the batch's tokens (loss_type='bnpo')",
+        "TRL's.",
         "The paper of that name (arXiv 2506.02864) is about another advantage. Each micro-batch "
         "counts by its sequences here, each the same in TRL.",
     ),
     policy.row(
         "gspo",
+        "GSPO",
         "sequence",
         gspo,
         {**policy.GROUPED, "clip_low": 3e-4, "clip_high": 4e-4},
-        "Group Sequence Policy Optimization, arXiv 2507.18071",
+        "Zheng et al. 2025, Group Sequence Policy Optimization, arXiv 2507.18071",
+        "the clip of 3e-4 and 4e-4 is the paper's (Sec. 5.1); eps 1e-4 is TRL's.",
         "TRL: loss_type='grpo' with importance_sampling_level='sequence'.",
     ),
     policy.row(
         "luspo",
+        "LUSPO",
         "sequence",
         luspo,
         {**policy.GROUPED, "clip_low": 2e-3, "clip_high": 2.5e-3},
-        "Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261",
+        "Liu et al. 2026, Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261",
+        "the clip of 2e-3 and 2.5e-3 is the paper's (Sec. 5.1); eps 1e-4 is TRL's.",
         "As TRL with importance_sampling_level='sequence'. Liger has the same without a KL "
         "penalty; with one it averages the penalty over padded positions too.",
     ),
     LossSpec(
         name="rloo",
+        title="RLOO",
         unit="sequence",
         terms=policy.with_on_policy(rloo),
         weights=sequence_weights,
         needs=("advantages|rewards", "old_token_logps", REFERENCE),
         optional=("groups",),
         defaults=policy.PPO,
-        paper="REINFORCE Leave-One-Out, arXiv 2402.14740",
-        waived={REFERENCE: (("kl_beta", 0.0),), **policy.OLD_WAIVED},
+        paper="Ahmadian et al. 2024, Back to Basics (REINFORCE Leave-One-Out), arXiv 2402.14740",
+        defaults_from=(
+            "the clip of 0.2 is TRL's; kl_beta 0 is off, where the paper has 0.03 and TRL 0.05."
+        ),
+        needed_unless={REFERENCE: (("kl_beta", 0.0),), **policy.OLD_NEEDED_UNLESS},
         notes=(
             "The penalty is part of the reward, as in the paper and TRL (its beta is 0.05), not "
             "added to the loss. The clip is TRL's; on policy it does nothing.",

@@ -154,18 +154,22 @@ def _check_pair(name: str, value: tuple[float, float]) -> tuple[float, float]:
 ROWS: tuple[LossSpec, ...] = (
     policy.row(
         "gmpo",
+        "GMPO",
         "sequence",
         gmpo,
         {"clip_low": 0.4, "clip_high": 0.4, **policy.SOFT},
-        "Geometric-Mean Policy Optimization, arXiv 2507.20673",
+        "Zhao et al. 2025, Geometric-Mean Policy Optimization, arXiv 2507.20673",
+        "0.4 on both sides is the paper's; eps 1e-4 is TRL's.",
         "clip_low and clip_high bound the log-ratio, as in the paper, TRL and verl.",
     ),
     policy.row(
         "cispo",
+        "CISPO",
         "token",
         cispo,
         {"clip_low": 1.0, "clip_high": 4.0, **policy.SOFT},
-        "CISPO (MiniMax-M1), arXiv 2506.13585",
+        "MiniMax 2025, MiniMax-M1 (CISPO), arXiv 2506.13585",
+        "no lower bound, and the upper bound of 5 of ScaleRL (arXiv 2510.13786).",
         "The weight's upper bound is 1 + clip_high, as in the paper and verl. TRL and Liger clamp "
         "at epsilon_high itself: their 5.0 is `clip_high=4.0`, and their default of 0.2 caps "
         "every weight at 0.2. The paper gives no number; 5 is ScaleRL's. clip_low 1 is no lower "
@@ -173,18 +177,22 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     policy.row(
         "sapo",
+        "SAPO",
         "sequence",
         sapo,
         {"temperature_pos": 1.0, "temperature_neg": 1.05, **policy.SOFT},
-        "Soft Adaptive Policy Optimization, arXiv 2511.20347",
+        "Gao et al. 2025, Soft Adaptive Policy Optimization, arXiv 2511.20347",
+        "TRL's.",
         "TRL rounds the temperatures to fp32: its 1.05 is 2e-8 less.",
     ),
     policy.row(
         "vespo",
+        "VESPO",
         "token",
         vespo,
         {"k": (2.0, 3.0), "lam": (3.0, 2.0), **policy.SOFT},
-        "VESPO, arXiv 2602.10693",
+        "Shen et al. 2026, Variational Sequence-Level Soft Policy Optimization, arXiv 2602.10693",
+        "TRL's.",
         "TRL and Liger clamp each token's log-ratio at +-20 before the sum: another number where "
         "one token is beyond.",
     ),

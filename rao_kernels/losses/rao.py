@@ -180,19 +180,21 @@ def _metrics(
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="rao",
+        title="RAO",
         unit="prompt",
         terms=rao,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "prompt_logps", "ref_prompt_logps"),
         optional=("groups", "ref_rewards", "ref_reward_groups"),
         defaults={"beta": 0.1, "log_z0": 50.0, "prompt_term": "detached"},
-        paper="Reward Alignment Optimization, Algorithm 1",
+        paper="Reward Alignment Optimization: A Direct Point-wise Alignment Approach, Algorithm 1",
+        defaults_from="the paper's best, beta 0.1 and Z0 50.",
         notes=(
             "Z0 is read as log Z(t0) in nats: the paper searches it over negative numbers too, "
             "which have no log. Eq. 7 prints no log; Eq. 5, 6, 8 and Algorithm 1 have one "
             "(docs/rao.md). The defaults here are the paper's; the trainer's is log_z0='auto'.",
         ),
-        waived={
+        needed_unless={
             "prompt_logps": (("prompt_term", "none"),),
             "ref_prompt_logps": (("prompt_term", "none"),),
         },

@@ -170,8 +170,8 @@ def triple_up(inputs: LossInputs) -> tuple[Tensor, Pairs]:
     valid = same & (ranked[:, 0] == 2) & (ranked[:, 1] == 1) & (ranked[:, 2] == 0)
     if groups.device.type == "cpu" and not bool(valid.all()):
         raise _triple_error(groups[order[~valid][0]])
-    poison = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
-    pairs = Pairs(order[:, 1], order[:, 2], poison.masked_fill(~valid, torch.nan))
+    nan_if_invalid = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
+    pairs = Pairs(order[:, 1], order[:, 2], nan_if_invalid.masked_fill(~valid, torch.nan))
     return order[:, 0], pairs
 
 
@@ -210,12 +210,16 @@ _NLL_NOTE = (
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="simpo",
+        title="SimPO",
         unit="pair",
         terms=simpo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0},
-        paper="Simple Preference Optimization, arXiv 2405.14734",
+        paper="Meng et al. 2024, Simple Preference Optimization, arXiv 2405.14734, Eq. 6",
+        defaults_from=(
+            "within the ranges that the paper searches, beta 2 to 2.5 and gamma / beta 0.1 to 0.55."
+        ),
         notes=(
             "gamma is the margin itself, as in TRL (simpo_gamma) and Liger; the paper and its "
             "code also give gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
@@ -224,12 +228,14 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="alphapo",
+        title="AlphaPO",
         unit="pair",
         terms=alphapo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 2.5, "gamma": 0.1, "alpha": 0.25, "label_smoothing": 0.0},
-        paper="AlphaPO, arXiv 2501.03884",
+        paper="Gupta et al. 2025, AlphaPO: Reward Shape Matters, arXiv 2501.03884",
+        defaults_from="the paper's for Mistral-Instruct (Table 3).",
         notes=(
             "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
             " underflows; here one expm1, which continues as its tangent from e^20.",
@@ -237,12 +243,14 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="cpo",
+        title="CPO",
         unit="pair",
         terms=cpo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
-        paper="Contrastive Preference Optimization, arXiv 2401.08417",
+        paper="Xu et al. 2024, Contrastive Preference Optimization, arXiv 2401.08417",
+        defaults_from="TRL's.",
         notes=(
             _NLL_NOTE,
             "The authors' repository now scales the rejected term by a penalty on lengths; that "
@@ -251,22 +259,28 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="slic",
+        title="SLiC-HF",
         unit="pair",
         terms=slic,
         weights=pair_weights,
         needs=PAIR,
         defaults={"margin": 1.0, "sft_weight": 0.1},
-        paper="SLiC-HF, arXiv 2305.10425",
+        paper=(
+            "Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration, arXiv 2305.10425, Sec. 2"
+        ),
+        defaults_from="those of HALOs.",
         notes=("The target of the regularisation is the chosen response, summed, as in HALOs.",),
     ),
     LossSpec(
         name="orpo",
+        title="ORPO",
         unit="pair",
         terms=orpo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"lam": 0.1},
-        paper="Odds Ratio Preference Optimization, arXiv 2403.07691",
+        paper="Hong et al. 2024, Odds Ratio Preference Optimization, arXiv 2403.07691, Eq. 6",
+        defaults_from="the paper's and TRL's.",
         notes=(
             "The NLL is minus the chosen response's mean log-probability, averaged over pairs, as "
             "in LLaMA-Factory. TRL's is a token mean over the batch and over prompt and response, "
@@ -277,6 +291,7 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="tpo",
+        title="TPO",
         unit="pair",
         terms=tpo,
         weights=triple_weights,
@@ -288,7 +303,8 @@ ROWS: tuple[LossSpec, ...] = (
             "gamma": 0.0,
             "label_smoothing": 0.0,
         },
-        paper="Triple Preference Optimization, arXiv 2405.16681",
+        paper="Saeidi et al. 2024, Triple Preference Optimization, arXiv 2405.16681",
+        defaults_from="TRL's.",
         notes=(
             _NLL_NOTE,
             "TRL's 'tpo-l' is `length_normalized=True` with gamma 0.5; its 'hinge' and 'ipo' forms "

@@ -254,12 +254,17 @@ def rebel(inputs: LossInputs, *, eta: float) -> Terms:
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="dro_value",
+        title="DRO-V",
         unit="sequence",
         terms=dro_value,
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "values"),
         defaults={"tau": 1.0},
-        paper="Direct Reward Optimisation, arXiv 2405.19107",
+        paper=(
+            "Richemond et al. 2024, Offline Regularised Reinforcement Learning (DRO), arXiv "
+            "2405.19107"
+        ),
+        defaults_from="tau 1 is the paper's best of 0.1, 1 and 5.",
         notes=(
             "The paper divides the policy's gradient by tau; its two networks have their own "
             "learning rates.",
@@ -268,12 +273,16 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="reward_partition",
+        title="Reward partitioning",
         unit="sequence",
         terms=reward_partition,
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"tau": 5.0, "length_normalized": False},
-        paper="Reward Partitioning Optimization, arXiv 2506.13702",
+        paper="Faye et al. 2025, Reward Partitioning Optimization, arXiv 2506.13702",
+        defaults_from=(
+            "tau 5 is that of the authors' main script; sums over tokens are the paper's."
+        ),
         notes=(
             "The authors' code averages log-probs over tokens (length_normalized=True) and "
             "standardises rewards over the data set beforehand.",
@@ -281,31 +290,37 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="a2po",
+        title="A*-PO",
         unit="sequence",
         terms=a2po,
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "groups", "ref_rewards", "ref_reward_groups"),
         defaults={"beta1": 0.5, "beta2": 1e-3},
-        paper="A*-PO, arXiv 2505.20686",
+        paper="Brantley et al. 2025, Optimal Advantage Regression (A*-PO), arXiv 2505.20686",
+        defaults_from="the paper's and TRL's.",
     ),
     LossSpec(
         name="qrpo",
+        title="QRPO",
         unit="sequence",
         terms=qrpo,
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "groups", "ref_rewards", "ref_reward_groups"),
         defaults={"beta": 0.1, "quantile_reward": "identity", "quantile_clamp": "half_sample"},
-        paper="Quantile Reward Policy Optimization, arXiv 2507.08068",
+        paper="Matrenok et al. 2025, Quantile Reward Policy Optimization, arXiv 2507.08068",
+        defaults_from="beta 0.1 is DPO's; set it for the task.",
         notes=("The authors' code drops log(1 - exp(-1 / beta)) from log Z.",),
     ),
     LossSpec(
         name="kimi",
+        title="Kimi k1.5",
         unit="prompt",
         terms=kimi,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"tau": 0.1, "baseline": "mean"},
-        paper="Kimi k1.5, arXiv 2501.12599",
+        paper="Kimi Team 2025, Kimi k1.5, arXiv 2501.12599",
+        defaults_from="the report publishes no tau; 0.1 is DPO's beta.",
         notes=(
             "The report publishes no tau. Trinity-RFT's k2 regulariser is per token and has no "
             "factor 1/2.",
@@ -313,30 +328,36 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="dgro",
+        title="DGRO",
         unit="prompt",
         terms=dgro,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"beta1": 1.0, "beta2": 0.1, "half": True, "baseline": "mean"},
-        paper="Decoupled Group Reward Optimization, arXiv 2505.12951",
+        paper="Su et al. 2025, Decoupled Group Reward Optimization, arXiv 2505.12951",
+        defaults_from="with beta1 1 and beta2 0.1 the loss is `kimi` at its default.",
     ),
     LossSpec(
         name="agro",
+        title="AGRO",
         unit="prompt",
         terms=agro,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"beta": 0.1, "unbiased": False},
-        paper="Any-Generation Reward Optimization, arXiv 2503.19612",
+        paper="Tang et al. 2025, Any-Generation Reward Optimization, arXiv 2503.19612",
+        defaults_from="beta 0.1 is DPO's.",
         notes=("GVPO (arXiv 2504.19599) and TB-VarGrad (arXiv 2503.18929) share its gradient.",),
     ),
     LossSpec(
         name="rebel",
+        title="REBEL",
         unit="pair",
         terms=rebel,
         weights=pair_weights,
         needs=(*PAIR, REFERENCE, "rewards"),
         defaults={"eta": 1.0},
-        paper="REBEL, arXiv 2404.16767",
+        paper="Gao et al. 2024, REBEL: Regressing Relative Rewards, arXiv 2404.16767",
+        defaults_from="eta 1 takes rewards as log-ratios in nats; set it for the reward's scale.",
     ),
 )

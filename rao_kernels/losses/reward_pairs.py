@@ -136,31 +136,47 @@ def _gap(rewards: Tensor, pairs: Pairs) -> Tensor:
 ROWS: tuple[LossSpec, ...] = (
     margin_row(
         "rpo_distill",
+        "Reward distillation",
         rpo_distill,
         {"beta": 0.1},
-        "Robust Preference Optimization through Reward Model Distillation, arXiv 2405.19316",
+        (
+            "Fisch et al. 2024, Robust Preference Optimization through Reward Model Distillation, "
+            "arXiv 2405.19316"
+        ),
+        defaults_from="beta 0.1 is DPO's.",
         needs=("rewards",),
         notes=("NeMo-Aligner's rpo_sq.",),
     ),
     margin_row(
         "rpo_pessimistic",
+        "Pessimistic reward distillation",
         rpo_pessimistic,
         {"beta": 0.1, "gamma": 0.0, "minimum": "pair"},
-        "Robust Preference Optimization through Reward Model Distillation, arXiv 2405.19316",
+        (
+            "Fisch et al. 2024, Robust Preference Optimization through Reward Model Distillation, "
+            "arXiv 2405.19316"
+        ),
+        defaults_from=(
+            "beta 0.1 is DPO's; gamma 0 with a minimum for each pair is the paper's e-DPO."
+        ),
         needs=("reward_ensemble",),
     ),
     margin_row(
         "rpo_bwd_kl",
+        "Nemotron RPO, backward KL",
         rpo_bwd_kl,
         {"beta": 0.2, "eta": 1.0},
-        "Reward-aware Preference Optimization, Nemotron-4 340B, arXiv 2406.11704",
+        "NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference Optimization), arXiv 2406.11704",
+        defaults_from="NeMo-Aligner's.",
         needs=("rewards",),
     ),
     margin_row(
         "rpo_fwd_kl",
+        "Nemotron RPO, forward KL",
         rpo_fwd_kl,
         {"beta": 0.2, "eta": 1.0},
-        "Reward-aware Preference Optimization, Nemotron-4 340B, arXiv 2406.11704",
+        "NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference Optimization), arXiv 2406.11704",
+        defaults_from="NeMo-Aligner's.",
         needs=("rewards",),
     ),
 )

@@ -28,6 +28,7 @@ def _metrics(inputs: LossInputs, nll: Tensor) -> dict[str, Tensor]:
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="sft",
+        title="SFT",
         unit="token",
         terms=sft,
         weights=preferred_token_weights,
@@ -38,12 +39,13 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="dft",
+        title="DFT",
         unit="token",
         terms=dft,
         weights=preferred_token_weights,
         needs=(),
         optional=("preferred",),
         defaults={},
-        paper="Dynamic Fine-Tuning, arXiv 2508.05629",
+        paper="Wu et al. 2025, Dynamic Fine-Tuning, arXiv 2508.05629",
     ),
 )

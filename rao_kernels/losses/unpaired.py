@@ -128,8 +128,8 @@ def _pair_by_rank(scores: Tensor, good: Tensor) -> Pairs:
     valid = good[order[:half]] & ~good[order[half : 2 * half]]
     if len(order) % 2 or (good.device.type == "cpu" and not bool(valid.all())):
         raise InputError("preferred", "as many True as False", f"{len(order)} sequences otherwise")
-    poison = torch.zeros(half, dtype=torch.float64, device=scores.device)
-    return Pairs(order[:half], order[half:], poison.masked_fill(~valid, torch.nan))
+    nan_if_invalid = torch.zeros(half, dtype=torch.float64, device=scores.device)
+    return Pairs(order[:half], order[half:], nan_if_invalid.masked_fill(~valid, torch.nan))
 
 
 def label_metrics(inputs: LossInputs, implicit_rewards: Tensor) -> dict[str, Tensor]:
@@ -151,12 +151,14 @@ _WEIGHTS = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="kto",
+        title="KTO",
         unit="sequence",
         terms=kto,
         weights=sequence_weights,
         needs=("preferred", REFERENCE, "kl_logps", "ref_kl_logps"),
         defaults=_WEIGHTS,
-        paper="Kahneman-Tversky Optimization, arXiv 2402.01306",
+        paper="Ethayarajh et al. 2024, Kahneman-Tversky Optimization, arXiv 2402.01306",
+        defaults_from="TRL's, which are the paper's setting.",
         notes=(
             "z0 is of the batch given; TRL takes the mean over ranks. Liger has no weights for "
             "the labels, and clamps nothing: it takes z0 as given.",
@@ -164,12 +166,14 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="bco",
+        title="BCO",
         unit="sequence",
         terms=bco,
         weights=sequence_weights,
         needs=("preferred", REFERENCE),
         defaults={"beta": 0.01, "delta": None},
-        paper="Binary Classifier Optimization, arXiv 2404.04656",
+        paper="Jung et al. 2024, Binary Classifier Optimization, arXiv 2404.04656",
+        defaults_from="beta 0.01 is the paper's (Appendix C).",
         notes=(
             "TRL's running mean starts with the batch's own; keep one of the metric "
             "`bco/mean_reward` and give it as `delta`. TRL's beta is 0.1. Its density-ratio "
@@ -178,32 +182,38 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="apo_zero_unpaired",
+        title="APO-zero, unpaired",
         unit="sequence",
         terms=apo_zero_unpaired,
         weights=sequence_weights,
         needs=("preferred", REFERENCE),
         defaults=_WEIGHTS,
-        paper="Anchored Preference Optimization, arXiv 2408.06266",
+        paper="D'Oosterlinck et al. 2024, Anchored Preference Optimization, arXiv 2408.06266",
+        defaults_from="beta 0.1 is the paper's (Sec. 5.2); the weights are TRL's.",
     ),
     LossSpec(
         name="aot_unpaired",
+        title="AOT, unpaired",
         unit="pair",
         terms=aot_unpaired,
         weights=pair_weights,
         needs=("preferred", REFERENCE),
         defaults={"beta": 0.01, "label_smoothing": 0.0},
-        paper="Alignment via Optimal Transport, arXiv 2406.05882",
+        paper="Melnyk et al. 2024, Alignment via Optimal Transport, arXiv 2406.05882, Sec. 3",
+        defaults_from="beta 0.01; TRL's is 0.1.",
         notes=("Sorting is within the batch given; TRL sorts per device. TRL's beta is 0.1.",),
     ),
     LossSpec(
         name="sppo",
+        title="SPPO",
         unit="sequence",
         terms=sppo,
         weights=sequence_weights,
         needs=("rewards", REFERENCE),
         defaults={"eta": 1000.0},
         probabilities=("rewards",),
-        paper="Self-Play Preference Optimization, arXiv 2405.00675",
+        paper="Wu et al. 2024, Self-Play Preference Optimization, arXiv 2405.00675",
+        defaults_from="the paper's.",
         notes=(
             "eta is 1 / beta of TRL, Liger and the authors' code. `sppo_hard` sums winner and "
             "loser instead of averaging.",

@@ -36,9 +36,9 @@ def test_rows_describe_themselves() -> None:
         assert spec.paper
         assert spec.unit in ("prompt", "pair", "sequence", "token")
         assert {part for need in spec.needs for part in need.split("|")} <= known
-        waivers = [pair for pairs in spec.waived.values() for pair in pairs]
-        assert {hyper for hyper, _ in waivers} <= set(spec.defaults)
-        assert set(spec.waived) <= set(spec.needs)
+        settings = [pair for pairs in spec.needed_unless.values() for pair in pairs]
+        assert {hyper for hyper, _ in settings} <= set(spec.defaults)
+        assert set(spec.needed_unless) <= set(spec.needs)
         assert set(spec.optional) <= known
 
 
