@@ -304,7 +304,7 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "dpo_nll",
-        "DPO + NLL",
+        "DPO+NLL",
         dpo_nll,
         {"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
         "Pang et al. 2024, Iterative Reasoning Preference Optimization, arXiv 2404.19733, Eq. 1",
