@@ -12,20 +12,6 @@ from ._policy import ClipOptions, PolicyOptions, StdOptions
 from ._spec import LossSpec
 from .modifiers import PairOptions, ScoreOptions
 
-# Hyperparameters with one meaning in every loss whose own `Args` do not document them.
-COMMON = {
-    "beta": "KL coefficient, in reward per nat: the implicit reward of a response is beta times "
-    "its log-ratio to the reference. A smaller one lets the policy move further from the "
-    "reference for the same rewards.",
-    "tau": "KL coefficient, in reward per nat; other losses call it beta.",
-    "eta": "scale of rewards, or of win probabilities, in nats per unit: 1 / beta.",
-    "label_smoothing": "assumed share of flipped labels, from 0 to 1; 0 is off.",
-    "length_normalized": "True takes the mean log-probability of a response's tokens, False the "
-    "sum.",
-    "sft_weight": "weight of the negative log-likelihood that is added, 0 or more; 0 is off.",
-    "gamma": "target margin between the scores of chosen and rejected response, in units of the "
-    "score.",
-}
 _OPTIONS = (PairOptions, ScoreOptions, ClipOptions, StdOptions, PolicyOptions)
 _ENTRY = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n +.+)*)", re.MULTILINE)
 
@@ -33,12 +19,11 @@ _ENTRY = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n +.+)*)", re.MULTILINE)
 def meanings(spec: LossSpec) -> dict[str, str]:
     """Return the meaning of each hyperparameter.
 
-    Looked up in the `Args` of the loss's function, then in the docstrings of its options, then in
-    `COMMON`.
+    Read from the `Args` of the loss's function, else from the docstrings of its options.
     """
     shared = {name: text for options in _OPTIONS for name, text in _entries(getdoc(options) or "")}
     _, _, own = (getdoc(spec.terms) or "").partition("Args:\n")
-    known = COMMON | shared | dict(_entries(dedent(own)))
+    known = shared | dict(_entries(dedent(own.partition("\n\n")[0])))
     return {name: known[name] for name in spec.defaults}
 
 

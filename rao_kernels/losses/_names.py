@@ -35,7 +35,7 @@ ALIASES = {
     "rpo_sq": "rpo_distill",
     "reward_distillation": "rpo_distill",
     "distilled_dpo": "rpo_distill",
-    "pessimistic_reward_distillation": "rpo_pessimistic",
+    "pessimistic_distillation": "rpo_pessimistic",
     "nemotron_rpo_backward_kl": "rpo_bwd_kl",
     "nemotron_rpo_forward_kl": "rpo_fwd_kl",
     "nemotron_rpo_fwd_kl": "rpo_fwd_kl",

@@ -29,13 +29,13 @@ LossKey = Literal[
     "cdpo",
     "robust",
     "sigmoid_norm",
+    "dpo_nll",
+    "r_dpo",
+    "aot",
     "ipo",
     "hinge",
     "exo_pair",
     "discopop",
-    "dpo_nll",
-    "r_dpo",
-    "aot",
     "cal_dpo",
     "dpop",
     "dpo_shift",
@@ -81,17 +81,17 @@ LossKey = Literal[
 
 
 class RAO(TypedDict, total=False):
-    """Hyperparameters of `rao`: Reward Alignment Optimization: A Direct Point-wise Alignment
-    Approach, Algorithm 1.
+    """Hyperparameters of `rao`: RAO paper, Reward Alignment Optimization: A Direct Point-wise
+    Alignment Approach, Algorithm 1.
 
-    beta: strength of the pull to the reference, in reward per nat. Default: 0.1.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     log_z0: log Z(t0) in nats, a number (the paper's best is 50), or an estimate of it by
         `fit_log_z0` from the rewards given: "auto", their mean over beta, a lower bound that
         centres the targets; "logmeanexp", log mean exp(r / beta), of `ref_rewards` where those are
         given. Default: 50.0.
-    prompt_term: how DX enters. "detached": without gradient (Algorithm 1). "none": DX = 0. "grad":
-        with gradient (Eq. 8). "eq7_literal": the offset is ``log_z0 * exp(DX)``, without gradient,
-        which reads the number as the linear Z0 of Eq. 7. Default: "detached".
+    prompt_term: treatment of DX. "detached": without gradient (Algorithm 1). "none": DX = 0.
+        "grad": with gradient (Eq. 8). "eq7_literal": the offset is ``log_z0 * exp(DX)``, without
+        gradient, which reads the number as the linear Z0 of Eq. 7. Default: "detached".
     """
 
     beta: float
@@ -103,7 +103,7 @@ class DROV(TypedDict, total=False):
     """Hyperparameters of `dro_value`: Richemond et al. 2024, Offline Regularised Reinforcement
     Learning (DRO), arXiv 2405.19107.
 
-    tau: KL coefficient, in reward per nat; other losses call it beta. Default: 1.0.
+    tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 1.0.
     """
 
     tau: float
@@ -113,9 +113,8 @@ class RewardPartitioning(TypedDict, total=False):
     """Hyperparameters of `reward_partition`: Faye et al. 2025, Reward Partitioning Optimization,
     arXiv 2506.13702.
 
-    tau: KL coefficient, in reward per nat; other losses call it beta. Default: 5.0.
-    length_normalized: True takes the mean log-probability of a response's tokens, False the sum.
-        Default: False.
+    tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 5.0.
+    length_normalized: True takes means over tokens of log-probs, False sums. Default: False.
     """
 
     tau: float
@@ -126,8 +125,8 @@ class AStarPO(TypedDict, total=False):
     """Hyperparameters of `a2po`: Brantley et al. 2025, Optimal Advantage Regression (A*-PO), arXiv
     2505.20686.
 
-    beta1: temperature at which the value V is estimated. Default: 0.5.
-    beta2: strength of the pull to the reference, in reward per nat. Default: 0.001.
+    beta1: temperature of the estimate of V, in reward. Default: 0.5.
+    beta2: KL coefficient, in reward per nat; the implicit reward is beta2 D. Default: 0.001.
     """
 
     beta1: float
@@ -138,11 +137,12 @@ class QRPO(TypedDict, total=False):
     """Hyperparameters of `qrpo`: Matrenok et al. 2025, Quantile Reward Policy Optimization, arXiv
     2507.08068.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    quantile_reward: R. "identity"; "log"; "normal", the normal quantile. Default: "identity".
-    quantile_clamp: how q is kept where R is finite. "half_sample": half a sample away from 0 and 1
-        for "log" and "normal". "authors": a whole sample, as their code does, for "log" away from 0
+    beta: KL coefficient, in transformed reward R per nat; the implicit reward is beta D. Default:
+        0.1.
+    quantile_reward: transform R of q. "identity": q. "log": log q. "normal": the normal quantile.
+        Default: "identity".
+    quantile_clamp: clamp that keeps R finite. "half_sample": half a sample away from 0 and 1 for
+        "log" and "normal". "authors": a whole sample, as in their code, for "log" away from 0
         alone. Default: "half_sample".
     """
 
@@ -154,8 +154,9 @@ class QRPO(TypedDict, total=False):
 class KimiK15(TypedDict, total=False):
     """Hyperparameters of `kimi`: Kimi Team 2025, Kimi k1.5, arXiv 2501.12599.
 
-    tau: KL coefficient, in reward per nat; other losses call it beta. Default: 0.1.
-    baseline: V. "mean": the group's mean reward. "log_mean_exp": as derived. Default: "mean".
+    tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 0.1.
+    baseline: V. "mean": the group's mean reward. "log_mean_exp": ``tau log mean exp(r / tau)``.
+        Default: "mean".
     """
 
     tau: float
@@ -167,11 +168,11 @@ class DGRO(TypedDict, total=False):
     2505.12951.
 
     beta1: scale of the policy gradient. Default: 1.0.
-    beta2: weight of the squared distance to the sampling policy. Default: 0.1.
-    half: whether that square is halved, as where a KL regulariser is expanded; False is the ``beta2
+    beta2: weight of the squared distance to the sampling policy, in reward per nat. Default: 0.1.
+    half: True halves that square, as in the expansion of a KL regulariser; False is the ``beta2
         D^2`` that summaries of the paper print. Default: True.
     baseline: V. "mean": the group's mean reward. "log_mean_exp": the soft value ``t log mean exp(r
-        / t)`` at t = b / beta1, the ratio that fixes the optimum. Default: "mean".
+        / t)`` at t = b / beta1, the ratio that determines the optimum. Default: "mean".
     """
 
     beta1: float
@@ -184,9 +185,8 @@ class AGRO(TypedDict, total=False):
     """Hyperparameters of `agro`: Tang et al. 2025, Any-Generation Reward Optimization, arXiv
     2503.19612.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    unbiased: whether the variance is divided by k - 1 instead of k. Default: False.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    unbiased: True divides the variance by k - 1, False by k. Default: False.
     """
 
     beta: float
@@ -197,7 +197,7 @@ class REBEL(TypedDict, total=False):
     """Hyperparameters of `rebel`: Gao et al. 2024, REBEL: Regressing Relative Rewards, arXiv
     2404.16767.
 
-    eta: log-ratio that one unit of reward is worth, 1 / beta of other losses. Default: 1.0.
+    eta: log-ratio per unit of reward, in nats; 1 / beta of other losses. Default: 1.0.
     """
 
     eta: float
@@ -207,17 +207,18 @@ class DPO(TypedDict, total=False):
     """Hyperparameters of `sigmoid`: Rafailov et al. 2023, Direct Preference Optimization, arXiv
     2305.18290, Eq. 7.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    label_smoothing: assumed share e of flipped labels, from 0 to 1. Default: 0.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -234,17 +235,18 @@ class CDPO(TypedDict, total=False):
     """Hyperparameters of `cdpo`: Mitchell 2023, A note on DPO with noisy preferences,
     ericmitchell.ai/cdpo.pdf.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.1.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    label_smoothing: assumed share e of flipped labels, from 0 to 1. Default: 0.1.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -261,17 +263,18 @@ class RobustDPO(TypedDict, total=False):
     """Hyperparameters of `robust`: Chowdhury et al. 2024, Provably Robust DPO, arXiv 2403.00409,
     Sec. 3.1.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     label_smoothing: e, the share of flipped labels, from 0 to below 1/2. Default: 0.1.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -287,132 +290,24 @@ class RobustDPO(TypedDict, total=False):
 class LengthNormalisedDPO(TypedDict, total=False):
     """Hyperparameters of `sigmoid_norm`: Lambert et al. 2024, Tulu 3, arXiv 2411.15124.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
+    beta: KL coefficient, in reward per nat per token; the implicit reward is beta D / n. Default:
+        0.1.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
     beta: float
     label_smoothing: float
-    ld_alpha: float
-    ld_reference: bool
-    wpo: Literal["clamped"] | bool
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
-    f_alpha: float
-
-
-class IPO(TypedDict, total=False):
-    """Hyperparameters of `ipo`: Azar et al. 2023, A General Theoretical Paradigm (IPO), arXiv
-    2310.12036, Eq. 17.
-
-    tau: strength of the pull to the reference: the margin's target is 1 / (2 tau). Default: 0.1.
-    length_normalized: whether D is a mean over tokens instead of the paper's sum. Default: False.
-    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
-    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
-    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
-    """
-
-    tau: float
-    length_normalized: bool
-    label_smoothing: float
-    ld_alpha: float
-    ld_reference: bool
-    wpo: Literal["clamped"] | bool
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
-    f_alpha: float
-
-
-class RSOHinge(TypedDict, total=False):
-    """Hyperparameters of `hinge`: Liu et al. 2023, Statistical Rejection Sampling Optimization,
-    arXiv 2309.06657.
-
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
-    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
-    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
-    """
-
-    beta: float
-    label_smoothing: float
-    ld_alpha: float
-    ld_reference: bool
-    wpo: Literal["clamped"] | bool
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
-    f_alpha: float
-
-
-class EXOPair(TypedDict, total=False):
-    """Hyperparameters of `exo_pair`: Ji et al. 2024, Efficient Exact Optimization, arXiv
-    2402.00856, Sec. 3.2.
-
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    label_smoothing: e, the target probability of the rejected response, above 0 and below 1.
-        Default: 0.001.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
-    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
-    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
-    """
-
-    beta: float
-    label_smoothing: float
-    ld_alpha: float
-    ld_reference: bool
-    wpo: Literal["clamped"] | bool
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
-    f_alpha: float
-
-
-class DiscoPOP(TypedDict, total=False):
-    """Hyperparameters of `discopop`: Lu et al. 2024, Discovered Preference Optimization, arXiv
-    2406.08414, Sec. 3.
-
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.05.
-    tau: temperature of the gate g between the logistic and the exponential loss. Default: 0.05.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
-    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
-    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
-    """
-
-    beta: float
-    tau: float
     ld_alpha: float
     ld_reference: bool
     wpo: Literal["clamped"] | bool
@@ -424,19 +319,20 @@ class DPONLL(TypedDict, total=False):
     """Hyperparameters of `dpo_nll`: Pang et al. 2024, Iterative Reasoning Preference Optimization,
     arXiv 2404.19733, Eq. 1.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    sft_weight: weight of the negative log-likelihood that is added, 0 or more; 0 is off. Default:
-        1.0.
-    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    sft_weight: weight of the likelihood term, in nats per token, 0 or more. Default: 1.0.
+    label_smoothing: assumed share of flipped labels in the DPO term, from 0 to 1; 0 is off.
+        Default: 0.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -454,19 +350,20 @@ class RDPO(TypedDict, total=False):
     """Hyperparameters of `r_dpo`: Park et al. 2024, Disentangling Length from Quality in DPO, arXiv
     2403.19159.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    alpha: cost per token on the reward: a chosen response that is longer teaches less. Default:
-        0.01.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    alpha: cost on the reward, per token: it shrinks the gradient where the chosen response is the
+        longer one. Default: 0.01.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -484,8 +381,7 @@ class AOT(TypedDict, total=False):
     """Hyperparameters of `aot`: Melnyk et al. 2024, Alignment via Optimal Transport, arXiv
     2406.05882, Sec. 3.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
 
@@ -493,16 +389,134 @@ class AOT(TypedDict, total=False):
     label_smoothing: float
 
 
+class IPO(TypedDict, total=False):
+    """Hyperparameters of `ipo`: Azar et al. 2023, A General Theoretical Paradigm (IPO), arXiv
+    2310.12036, Eq. 17.
+
+    tau: KL coefficient, in reward per nat: the margin's target is 1 / (2 tau) nats. Default: 0.1.
+    length_normalized: True takes D as a mean over tokens, False as the paper's sum. Default: False.
+    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
+    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
+    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
+    """
+
+    tau: float
+    length_normalized: bool
+    label_smoothing: float
+    ld_alpha: float
+    ld_reference: bool
+    wpo: Literal["clamped"] | bool
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
+    f_alpha: float
+
+
+class RSOHinge(TypedDict, total=False):
+    """Hyperparameters of `hinge`: Liu et al. 2023, Statistical Rejection Sampling Optimization,
+    arXiv 2309.06657.
+
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
+    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
+    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
+    """
+
+    beta: float
+    label_smoothing: float
+    ld_alpha: float
+    ld_reference: bool
+    wpo: Literal["clamped"] | bool
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
+    f_alpha: float
+
+
+class EXOPair(TypedDict, total=False):
+    """Hyperparameters of `exo_pair`: Ji et al. 2024, Efficient Exact Optimization, arXiv
+    2402.00856, Sec. 3.2.
+
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    label_smoothing: e, the target probability of the rejected response, above 0 and below 1.
+        Default: 0.001.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
+    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
+    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
+    """
+
+    beta: float
+    label_smoothing: float
+    ld_alpha: float
+    ld_reference: bool
+    wpo: Literal["clamped"] | bool
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
+    f_alpha: float
+
+
+class DiscoPOP(TypedDict, total=False):
+    """Hyperparameters of `discopop`: Lu et al. 2024, Discovered Preference Optimization, arXiv
+    2406.08414, Sec. 3.
+
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.05.
+    tau: temperature, in reward, of the gate g between the logistic and the exponential loss.
+        Default: 0.05.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
+    wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
+    f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
+    """
+
+    beta: float
+    tau: float
+    ld_alpha: float
+    ld_reference: bool
+    wpo: Literal["clamped"] | bool
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
+    f_alpha: float
+
+
 class CalDPO(TypedDict, total=False):
     """Hyperparameters of `cal_dpo`: Xiao et al. 2024, Calibrated DPO, arXiv 2412.14516.
 
-    beta: strength of the pull to the reference: the targets of D are +-1 / (2 beta). Default: 0.1.
-    calibration_weight: w, of the two squares beside the contrastive term. Default: 1.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat: the targets of D are +-1 / (2 beta) nats. Default: 0.1.
+    calibration_weight: w, the weight of the two squares, 0 or more. Default: 1.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -515,14 +529,15 @@ class CalDPO(TypedDict, total=False):
 class DPOP(TypedDict, total=False):
     """Hyperparameters of `dpop`: Pal et al. 2024, Smaug: DPO-Positive, arXiv 2402.13228.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.3.
-    dpop_lambda: weight of that penalty. Default: 50.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.3.
+    dpop_lambda: weight of the penalty relative to the margin, 0 or more; 0 is DPO. Default: 50.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -535,14 +550,15 @@ class DPOP(TypedDict, total=False):
 class DPOShift(TypedDict, total=False):
     """Hyperparameters of `dpo_shift`: Yang et al. 2025, DPO-Shift, arXiv 2502.07599.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     shift: weight of the rejected response, from 0 to 1; 1 is DPO. Default: 0.95.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -556,13 +572,14 @@ class APODown(TypedDict, total=False):
     """Hyperparameters of `apo_down`: D'Oosterlinck et al. 2024, Anchored Preference Optimization,
     arXiv 2408.06266, Eq. 8.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.1.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -575,13 +592,14 @@ class APOZero(TypedDict, total=False):
     """Hyperparameters of `apo_zero`: D'Oosterlinck et al. 2024, Anchored Preference Optimization,
     arXiv 2408.06266, Eq. 7.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.1.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -594,13 +612,14 @@ class NCAPair(TypedDict, total=False):
     """Hyperparameters of `nca_pair`: Chen et al. 2024, Noise Contrastive Alignment, arXiv
     2402.05369, Sec. 4.1.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.01.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -613,15 +632,16 @@ class BCOPair(TypedDict, total=False):
     """Hyperparameters of `bco_pair`: Jung et al. 2024, Binary Classifier Optimization, arXiv
     2404.04656, Sec. 4.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
-    delta: a running mean of the implicit rewards a, kept by the caller; without gradient. Default:
-        0.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.01.
+    delta: level of the implicit rewards a: a running mean that the caller keeps; no gradient.
+        Default: 0.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -635,13 +655,15 @@ class SPPOHard(TypedDict, total=False):
     """Hyperparameters of `sppo_hard`: Wu et al. 2024, Self-Play Preference Optimization, arXiv
     2405.00675, Sec. 3.
 
-    beta: strength of the pull to the reference: the targets of D are +-1 / (2 beta). Default:
-        0.001.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat, 1 / eta of the paper: the targets of D are +-1 / (2
+        beta) nats. Default: 0.001.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
     """
 
     beta: float
@@ -654,16 +676,17 @@ class RewardDistillation(TypedDict, total=False):
     """Hyperparameters of `rpo_distill`: Fisch et al. 2024, Robust Preference Optimization through
     Reward Model Distillation, arXiv 2405.19316.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -675,23 +698,24 @@ class RewardDistillation(TypedDict, total=False):
     f_alpha: float
 
 
-class PessimisticRewardDistillation(TypedDict, total=False):
+class PessimisticDistillation(TypedDict, total=False):
     """Hyperparameters of `rpo_pessimistic`: Fisch et al. 2024, Robust Preference Optimization
     through Reward Model Distillation, arXiv 2405.19316.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    gamma: weight of that KL, 0 for none. Default: 0.0.
-    minimum: over what the minimum is taken. "pair": each pair. "batch": means of the batch.
-        Default: "pair".
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
+    gamma: weight of the KL of the reference to the policy, 0 or more; 0 is off. Default: 0.0.
+    minimum: "pair" takes the minimum over reward models for each pair, "batch" over the models'
+        means of the batch, which do not add up over its parts. Default: "pair".
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -709,17 +733,18 @@ class NemotronRPOBackwardKL(TypedDict, total=False):
     """Hyperparameters of `rpo_bwd_kl`: NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference
     Optimization), arXiv 2406.11704.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.2.
-    eta: scale of the reward gap. Default: 1.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.2.
+    eta: scale of the reward gap, above 0. Default: 1.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -736,17 +761,18 @@ class NemotronRPOForwardKL(TypedDict, total=False):
     """Hyperparameters of `rpo_fwd_kl`: NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference
     Optimization), arXiv 2406.11704.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.2.
-    eta: scale of the reward gap. Default: 1.0.
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO, arXiv
-        2409.06411). Default: 1.0.
-    ld_reference: whether those weights apply to the reference too. Default: True.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.2.
+    eta: scale of the reward gap, above 0. Default: 1.0.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
+    ld_reference: True applies those weights to the reference too, False to the policy only.
+        Default: True.
     wpo: True weighs each pair, without gradient, by the product of its responses' ``exp(mean(l_t -
-        log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1. Default: False.
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
-        Default: "reverse_kl".
+        log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped" clamps that weight
+        at 1; False is off. Default: False.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240). Default: "reverse_kl".
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL. Default: 0.5.
     """
 
@@ -763,10 +789,9 @@ class InfoNCA(TypedDict, total=False):
     """Hyperparameters of `infonca`: Chen et al. 2024, Noise Contrastive Alignment, arXiv
     2402.05369.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
-    alpha: temperature of the softmax over rewards; towards 0 the best response takes all. Default:
-        0.01.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
+    alpha: temperature of the softmax over rewards, in reward; towards 0 only the best response
+        counts. Default: 0.01.
     """
 
     beta: float
@@ -776,10 +801,9 @@ class InfoNCA(TypedDict, total=False):
 class NCA(TypedDict, total=False):
     """Hyperparameters of `nca`: Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
-    alpha: temperature of the softmax over rewards; towards 0 the best response takes all. Default:
-        0.01.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
+    alpha: temperature of the softmax over rewards, in reward; towards 0 only the best response
+        counts. Default: 0.01.
     """
 
     beta: float
@@ -789,10 +813,10 @@ class NCA(TypedDict, total=False):
 class EXO(TypedDict, total=False):
     """Hyperparameters of `exo`: Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
-    alpha: temperature of the softmax over rewards; towards 0 the best response takes all. Default:
-        0.1.
+    beta: KL coefficient (the paper's beta_pi), in reward per nat; the implicit reward is beta D.
+        Default: 0.1.
+    alpha: temperature of the softmax over rewards (the paper's beta_r), in reward; towards 0 only
+        the best response counts. Default: 0.1.
     """
 
     beta: float
@@ -803,9 +827,8 @@ class SimPO(TypedDict, total=False):
     """Hyperparameters of `simpo`: Meng et al. 2024, Simple Preference Optimization, arXiv
     2405.14734, Eq. 6.
 
-    beta: scale of the implicit reward, beta times the mean log-probability. Default: 2.0.
-    gamma: target margin between the scores of chosen and rejected response, in units of the score.
-        Default: 0.5.
+    beta: scale of the implicit reward beta lbar, in reward per nat per token. Default: 2.0.
+    gamma: target margin between the implicit rewards, in reward. Default: 0.5.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
 
@@ -818,9 +841,8 @@ class AlphaPO(TypedDict, total=False):
     """Hyperparameters of `alphapo`: Gupta et al. 2025, AlphaPO: Reward Shape Matters, arXiv
     2501.03884.
 
-    beta: scale of the implicit reward R. Default: 2.5.
-    gamma: target margin between the scores of chosen and rejected response, in units of the score.
-        Default: 0.1.
+    beta: scale of the implicit reward R, in reward per nat per token. Default: 2.5.
+    gamma: target margin between the implicit rewards, in reward. Default: 0.1.
     alpha: shape of the reward; 0 is SimPO. Default: 0.25.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
@@ -835,9 +857,8 @@ class CPO(TypedDict, total=False):
     """Hyperparameters of `cpo`: Xu et al. 2024, Contrastive Preference Optimization, arXiv
     2401.08417.
 
-    beta: scale of the implicit reward, beta times the log-probability. Default: 0.1.
-    sft_weight: weight of the negative log-likelihood that is added, 0 or more; 0 is off. Default:
-        1.0.
+    beta: scale of the implicit reward beta L, in reward per nat. Default: 0.1.
+    sft_weight: weight of the chosen responses' NLL, 0 or more; 0 is off. Default: 1.0.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
 
@@ -850,9 +871,8 @@ class SLiCHF(TypedDict, total=False):
     """Hyperparameters of `slic`: Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration, arXiv
     2305.10425, Sec. 2.
 
-    margin: nats by which the chosen response should lead. Default: 1.0.
-    sft_weight: weight of the negative log-likelihood that is added, 0 or more; 0 is off. Default:
-        0.1.
+    margin: target margin between the log-probabilities, in nats. Default: 1.0.
+    sft_weight: weight of the chosen response's likelihood, 0 or more; 0 is off. Default: 0.1.
     """
 
     margin: float
@@ -863,7 +883,7 @@ class ORPO(TypedDict, total=False):
     """Hyperparameters of `orpo`: Hong et al. 2024, Odds Ratio Preference Optimization, arXiv
     2403.07691, Eq. 6.
 
-    lam: weight of the odds-ratio term beside the likelihood. Default: 0.1.
+    lam: weight of the odds-ratio term beside the likelihood, 0 or more. Default: 0.1.
     """
 
     lam: float
@@ -873,12 +893,10 @@ class TPO(TypedDict, total=False):
     """Hyperparameters of `tpo`: Saeidi et al. 2024, Triple Preference Optimization, arXiv
     2405.16681.
 
-    beta: scale of the implicit reward, beta times the log-probability. Default: 0.01.
-    sft_weight: weight of the negative log-likelihood that is added, 0 or more; 0 is off. Default:
-        1.0.
-    length_normalized: whether lbar stands for L: TPO-L. Default: False.
-    gamma: target margin between the scores of chosen and rejected response, in units of the score.
-        Default: 0.0.
+    beta: scale of the implicit reward beta L, in reward per nat. Default: 0.01.
+    sft_weight: weight of the gold responses' NLL, 0 or more; 0 is off. Default: 1.0.
+    length_normalized: True takes lbar in place of L (TPO-L). Default: False.
+    gamma: target margin between the implicit rewards, in reward. Default: 0.0.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
 
@@ -893,8 +911,7 @@ class KTO(TypedDict, total=False):
     """Hyperparameters of `kto`: Ethayarajh et al. 2024, Kahneman-Tversky Optimization, arXiv
     2402.01306.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     desirable_weight: lamD and lamU, above 0. Default: 1.0.
     undesirable_weight: lamD and lamU, above 0. Default: 1.0.
     """
@@ -907,10 +924,9 @@ class KTO(TypedDict, total=False):
 class BCO(TypedDict, total=False):
     """Hyperparameters of `bco`: Jung et al. 2024, Binary Classifier Optimization, arXiv 2404.04656.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
-    delta: the caller's running mean of ``beta D``, or None for the batch's own; no gradient.
-        Default: None.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
+    delta: level of the implicit rewards ``beta D``: a running mean that the caller keeps, or None
+        for the batch's own mean; no gradient. Default: None.
     """
 
     beta: float
@@ -921,8 +937,7 @@ class APOZeroUnpaired(TypedDict, total=False):
     """Hyperparameters of `apo_zero_unpaired`: D'Oosterlinck et al. 2024, Anchored Preference
     Optimization, arXiv 2408.06266.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.1.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     desirable_weight: lamD and lamU, above 0. Default: 1.0.
     undesirable_weight: lamD and lamU, above 0. Default: 1.0.
     """
@@ -936,8 +951,7 @@ class AOTUnpaired(TypedDict, total=False):
     """Hyperparameters of `aot_unpaired`: Melnyk et al. 2024, Alignment via Optimal Transport, arXiv
     2406.05882, Sec. 3.
 
-    beta: KL coefficient, in reward per nat: the implicit reward of a response is beta times its
-        log-ratio to the reference. Default: 0.01.
+    beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
 
@@ -949,7 +963,7 @@ class SPPO(TypedDict, total=False):
     """Hyperparameters of `sppo`: Wu et al. 2024, Self-Play Preference Optimization, arXiv
     2405.00675.
 
-    eta: scale of the target log-ratio, 1 / beta. Default: 1000.0.
+    eta: scale of the target log-ratio, in nats; 1 / beta. Default: 1000.0.
     """
 
     eta: float
@@ -959,17 +973,17 @@ class PPO(TypedDict, total=False):
     """Hyperparameters of `ppo`: Schulman et al. 2017, Proximal Policy Optimization, arXiv
     1707.06347, Eq. 7.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
     value_coef: weight of the value model's error; 0 leaves the policy's part alone. Default: 0.1.
-    value_clip: how far V may leave V_old before its error is held; None for the plain error.
-        Default: 0.2.
+    value_clip: largest change of V from V_old, in reward, before the error is clipped; None for the
+        plain squared error. Default: 0.2.
     """
 
     clip_low: float
@@ -985,17 +999,17 @@ class GRPO(TypedDict, total=False):
     """Hyperparameters of `grpo`: Shao et al. 2024, DeepSeekMath (Group Relative Policy
     Optimization), arXiv 2402.03300, Eq. 3.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1011,14 +1025,14 @@ class DrGRPO(TypedDict, total=False):
     """Hyperparameters of `dr_grpo`: Liu et al. 2025, Understanding R1-Zero-Like Training (Dr.
     GRPO), arXiv 2503.20783.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
     max_completion_length: L, the generation budget in tokens; None for 1. Default: None.
     """
 
@@ -1033,17 +1047,17 @@ class DrGRPO(TypedDict, total=False):
 class DAPO(TypedDict, total=False):
     """Hyperparameters of `dapo`: Yu et al. 2025, DAPO, arXiv 2503.14476.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.28.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.28.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1059,17 +1073,17 @@ class BNPO(TypedDict, total=False):
     """Hyperparameters of `bnpo`: TRL 2025, GRPO with a mean over the batch's tokens
     (loss_type='bnpo').
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1085,17 +1099,17 @@ class GSPO(TypedDict, total=False):
     """Hyperparameters of `gspo`: Zheng et al. 2025, Group Sequence Policy Optimization, arXiv
     2507.18071.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.0003.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.0004.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.0003.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.0004.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1111,17 +1125,17 @@ class LUSPO(TypedDict, total=False):
     """Hyperparameters of `luspo`: Liu et al. 2026, Length-Unbiased Sequence Policy Optimization,
     arXiv 2602.05261.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.002.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.0025.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.002.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.0025.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1137,14 +1151,14 @@ class RLOO(TypedDict, total=False):
     """Hyperparameters of `rloo`: Ahmadian et al. 2024, Back to Basics (REINFORCE Leave-One-Out),
     arXiv 2402.14740.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none. Default:
-        None.
-    kl_beta: weight of the penalty to the reference, which is part of the reward; 0 is none.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
+    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
+        Default: None.
+    kl_beta: weight of the penalty to the reference, in reward per nat, which is part of the reward;
+        0 is none. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
     """
 
     clip_low: float
@@ -1158,15 +1172,14 @@ class GMPO(TypedDict, total=False):
     """Hyperparameters of `gmpo`: Zhao et al. 2025, Geometric-Mean Policy Optimization, arXiv
     2507.20673.
 
-    clip_low: the log-ratio counts within ``[-clip_low, clip_high]``. Default: 0.4.
-    clip_high: the log-ratio counts within ``[-clip_low, clip_high]``. Default: 0.4.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: bounds of the log-ratio in nats, ``[-clip_low, clip_high]``. Default: 0.4.
+    clip_high: bounds of the log-ratio in nats, ``[-clip_low, clip_high]``. Default: 0.4.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1180,15 +1193,14 @@ class GMPO(TypedDict, total=False):
 class CISPO(TypedDict, total=False):
     """Hyperparameters of `cispo`: MiniMax 2025, MiniMax-M1 (CISPO), arXiv 2506.13585.
 
-    clip_low: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 1.0.
-    clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``. Default: 4.0.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    clip_low: the weight rho is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 1.0.
+    clip_high: the weight rho is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 4.0.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     clip_low: float
@@ -1203,15 +1215,15 @@ class SAPO(TypedDict, total=False):
     """Hyperparameters of `sapo`: Gao et al. 2025, Soft Adaptive Policy Optimization, arXiv
     2511.20347.
 
-    temperature_pos: T where A_i > 0. Default: 1.0.
+    temperature_pos: T where A_i > 0; a larger one lowers the weight of off-policy tokens faster.
+        Default: 1.0.
     temperature_neg: T elsewhere. Default: 1.05.
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     temperature_pos: float
@@ -1228,13 +1240,12 @@ class VESPO(TypedDict, total=False):
 
     k: power of the ratio w, a pair: where A_i >= 0, and elsewhere. Default: (2.0, 3.0).
     lam: rate at which the weight decays in w, a pair likewise. Default: (3.0, 2.0).
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-        Default: 0.0.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: False.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none. Default: 0.0.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        False.
     """
 
     k: tuple[float, float]
@@ -1251,11 +1262,11 @@ class GRAO(TypedDict, total=False):
 
     beta: weight of the imitation of the gold answer. Default: 0.5.
     lam: weight of the gap between samples and gold answer. Default: 0.6.
-    gold_in_statistics: whether mean_g and std_g are over the samples and the gold answer, which
-        bounds the gold answer's advantage, or over the samples alone. Default: False.
-    eps: what is added to the standard deviation. Default: 0.0001.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
-        Default: True.
+    gold_in_statistics: True takes mean_g and std_g over the samples and the gold answer, which
+        bounds the gold answer's advantage; False over the samples alone. Default: False.
+    eps: number above 0 that is added to the standard deviation, in reward. Default: 0.0001.
+    population_std: True divides squares by the G responses of the group, False by G - 1. Default:
+        True.
     """
 
     beta: float

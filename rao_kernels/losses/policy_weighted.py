@@ -1,9 +1,11 @@
-"""Policy gradients whose ratio is held in other ways than by PPO's clip.
+"""Policy gradients that bound the ratio in other ways than PPO's clip.
+
+GMPO (`gmpo`), CISPO (`cispo`), SAPO (`sapo`), VESPO (`vespo`).
 
 Legend: rho_t ratio of the policy's probability of token t to the sampling policy's, A_i advantage
 of response i, r_i its reward, mean_g and std_g over the responses to one prompt, clip(x) into
-``[1 - clip_low, 1 + clip_high]``, l_t log-probability, sg without gradient.
-Every loss takes advantages where they are given and else forms them from the rewards.
+``[1 - clip_low, 1 + clip_high]``, l_t log-probability, sg stop-gradient, N response tokens, S
+sequences. Advantages are taken where given, else computed from the rewards.
 """
 
 from __future__ import annotations
@@ -31,11 +33,16 @@ def gmpo(
 ) -> Terms:
     """GMPO: ``-A_i exp(mean_t k_t)``, mean over sequences.
 
-    ``k_t = min(log rho_t, clip_high)`` where A_i >= 0, else ``max(log rho_t, -clip_low)``;
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2507.20673).
+    Zhao et al. 2025, arXiv 2507.20673. ``k_t = min(log rho_t, clip_high)`` where A_i >= 0, else
+    ``max(log rho_t, -clip_low)``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
-        clip_low, clip_high: the log-ratio counts within ``[-clip_low, clip_high]``.
+        clip_low, clip_high: bounds of the log-ratio in nats, ``[-clip_low, clip_high]``.
+        kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none.
+        options: see `StdOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     low, high = (
         -check_not_negative("clip_low", clip_low),
@@ -43,8 +50,8 @@ def gmpo(
     )
     advantages = policy.standardized_advantages(inputs, **options)
     ratios = policy.token_log_ratios(inputs)
-    held = policy.one_sided(ratios, advantages, low, high)
-    geometric_mean = policy.ratio(policy.sequence_means(held, inputs)[inputs.segments])
+    clipped = policy.one_sided(ratios, advantages, low, high)
+    geometric_mean = policy.ratio(policy.sequence_means(clipped, inputs)[inputs.segments])
     metrics = policy.ratio_metrics(ratios, advantages, low, high)
     return policy.policy_terms(
         inputs,
@@ -65,7 +72,15 @@ def cispo(
 ) -> Terms:
     """CISPO: ``-sg(clip(rho_t)) A_i l_t``, mean over tokens.
 
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2506.13585).
+    MiniMax 2025, arXiv 2506.13585. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
+
+    Args:
+        clip_low, clip_high: the weight rho is clipped into ``[1 - clip_low, 1 + clip_high]``.
+        kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none.
+        options: see `StdOptions`.
+
+    Returns:
+        Values ``[N]``.
     """
     low, high = policy.log_bounds(clip_low, clip_high)
     advantages = policy.standardized_advantages(inputs, **options)
@@ -90,11 +105,17 @@ def sapo(
 ) -> Terms:
     """SAPO: ``mean_t -(4 / T) sigmoid(T (rho_t - 1)) A_i``, mean over sequences.
 
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2511.20347).
+    Gao et al. 2025, arXiv 2511.20347. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
-        temperature_pos: T where A_i > 0.
+        temperature_pos: T where A_i > 0; a larger one lowers the weight of off-policy tokens
+            faster.
         temperature_neg: T elsewhere.
+        kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none.
+        options: see `StdOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     check_positive("temperature_pos", temperature_pos)
     check_positive("temperature_neg", temperature_neg)
@@ -118,12 +139,17 @@ def vespo(
 ) -> Terms:
     """VESPO: ``-sg(exp(lam + k log w_i - lam w_i)) A_i l_t``, mean over tokens.
 
-    ``log w_i = sum_t log rho_t``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``
-    (arXiv 2602.10693).
+    Shen et al. 2026, arXiv 2602.10693. ``log w_i = sum_t log rho_t``;
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
         k: power of the ratio w, a pair: where A_i >= 0, and elsewhere.
         lam: rate at which the weight decays in w, a pair likewise.
+        kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none.
+        options: see `StdOptions`.
+
+    Returns:
+        Values ``[N]``.
     """
     advantages = policy.standardized_advantages(inputs, **options)
     ratios = policy.sequence_log_ratios(inputs).detach()
@@ -141,7 +167,7 @@ def vespo(
 
 
 def _choose(condition: Tensor, yes: float, no: float) -> Tensor:
-    """``[N]`` fp64."""
+    """Return ``[N]`` fp64: `yes` where the condition holds, else `no`."""
     return torch.full_like(condition, no, dtype=torch.float64).masked_fill(condition, yes)
 
 
@@ -172,8 +198,8 @@ ROWS: tuple[LossSpec, ...] = (
         "no lower bound, and the upper bound of 5 of ScaleRL (arXiv 2510.13786).",
         "The weight's upper bound is 1 + clip_high, as in the paper and verl. TRL and Liger clamp "
         "at epsilon_high itself: their 5.0 is `clip_high=4.0`, and their default of 0.2 caps "
-        "every weight at 0.2. The paper gives no number; 5 is ScaleRL's. clip_low 1 is no lower "
-        "bound; verl's default is 0.2 on both sides.",
+        "every weight at 0.2. The paper gives no number. clip_low 1 means no lower bound; verl's "
+        "default is 0.2 on both sides.",
     ),
     policy.row(
         "sapo",

@@ -1,6 +1,9 @@
 """Pair losses without a reference model.
 
-Legend: w chosen, l rejected; L log-probability of a response, n its length, lbar = L / n;
+SimPO (`simpo`), AlphaPO (`alphapo`), CPO (`cpo`), SLiC-HF (`slic`), ORPO (`orpo`), and on triples
+TPO (`tpo`).
+
+Legend: w chosen, l rejected; L log-probability of a response, n its length in tokens, lbar = L / n;
 sp(a) = log(1 + exp(a)); NLL token mean over the batch's responses named; P pairs.
 """
 
@@ -32,10 +35,17 @@ from .modifiers import expm1, smoothed
 
 
 def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: float) -> Terms:
-    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734).
+    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs.
+
+    Meng et al. 2024, arXiv 2405.14734, Eq. 6.
 
     Args:
-        beta: scale of the implicit reward, beta times the mean log-probability.
+        beta: scale of the implicit reward beta lbar, in reward per nat per token.
+        gamma: target margin between the implicit rewards, in reward.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     scores = check_positive("beta", beta) * per_token(inputs.logps, inputs)
     return _beyond_margin(inputs, scores, gamma, label_smoothing)
@@ -46,11 +56,16 @@ def alphapo(
 ) -> Terms:
     """AlphaPO: ``sp(gamma - (R_w - R_l))``, ``R = beta (1 - exp(-alpha lbar)) / alpha``.
 
-    Mean over pairs (arXiv 2501.03884).
+    Gupta et al. 2025, arXiv 2501.03884. Mean over pairs.
 
     Args:
-        beta: scale of the implicit reward R.
+        beta: scale of the implicit reward R, in reward per nat per token.
+        gamma: target margin between the implicit rewards, in reward.
         alpha: shape of the reward; 0 is SimPO.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     means = per_token(inputs.logps, inputs)
     shaped = means if alpha == 0 else -expm1(-alpha * means) / alpha
@@ -60,16 +75,23 @@ def alphapo(
 def _beyond_margin(
     inputs: LossInputs, scores: Tensor, gamma: float, label_smoothing: float
 ) -> Terms:
-    """``log(1 + exp(gamma - (score_w - score_l)))`` of scores ``[S]``."""
+    """Return ``log(1 + exp(gamma - (score_w - score_l)))`` of scores ``[S]``."""
     surrogate = smoothed(logistic, label_smoothing)
     return pair_terms(inputs, scores, lambda margin: surrogate(margin - gamma))
 
 
 def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: float) -> Terms:
-    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417).
+    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs.
+
+    Xu et al. 2024, arXiv 2401.08417.
 
     Args:
-        beta: scale of the implicit reward, beta times the log-probability.
+        beta: scale of the implicit reward beta L, in reward per nat.
+        sft_weight: weight of the chosen responses' NLL, 0 or more; 0 is off.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     scores = check_positive("beta", beta) * inputs.logps
     terms = pair_terms(inputs, scores, smoothed(logistic, label_smoothing))
@@ -79,10 +101,14 @@ def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: 
 def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
     """SLiC-HF: ``max(0, margin - (L_w - L_l)) - sft_weight L_w``, mean over pairs.
 
-    At the kink the subgradient is 0 (arXiv 2305.10425).
+    Zhao et al. 2023, arXiv 2305.10425, Sec. 2. At the kink the subgradient is 0.
 
     Args:
-        margin: nats by which the chosen response should lead.
+        margin: target margin between the log-probabilities, in nats.
+        sft_weight: weight of the chosen response's likelihood, 0 or more; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     logps = inputs.logps
     terms = pair_terms(inputs, logps, lambda difference: F.relu(margin - difference))
@@ -90,12 +116,15 @@ def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
 
 
 def orpo(inputs: LossInputs, *, lam: float) -> Terms:
-    """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``.
+    """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``, mean over pairs.
 
-    Mean over pairs. The implicit rewards are the log-odds o (arXiv 2403.07691).
+    Hong et al. 2024, arXiv 2403.07691, Eq. 6. The implicit rewards are the log-odds o.
 
     Args:
-        lam: weight of the odds-ratio term beside the likelihood.
+        lam: weight of the odds-ratio term beside the likelihood, 0 or more.
+
+    Returns:
+        Values ``[P]``.
     """
     check_not_negative("lam", lam)
     means = per_token(inputs.logps, inputs)
@@ -104,21 +133,22 @@ def orpo(inputs: LossInputs, *, lam: float) -> Terms:
 
 
 def log_odds(logps: Tensor, dtype: torch.dtype) -> Tensor:
-    """``log(p / (1 - p))`` of fp64 log-probabilities that were computed in `dtype`.
+    """Return ``log(p / (1 - p))`` of fp64 log-probabilities that were computed in `dtype`.
 
-    From the last p below 1 that `dtype` knows (1 - 2^-24 in fp32) it continues as its tangent: at
-    p = 1 the odds are infinite. The gradient ``1 / (1 - p)`` is right up to there, stays finite
+    From the largest p below 1 in `dtype` (1 - 2^-24 in fp32) on it continues as its tangent, as the
+    odds are infinite at p = 1. The gradient ``1 / (1 - p)`` is exact up to there, stays finite
     (1.7e7 in fp32) and never vanishes.
     """
     nearest = -torch.finfo(dtype).eps / 2
     beyond = F.relu(logps - nearest)
-    held = logps - beyond
-    return held - log1mexp(held) - beyond / math.expm1(nearest)
+    clamped = logps - beyond
+    return clamped - log1mexp(clamped) - beyond / math.expm1(nearest)
 
 
 def log1mexp(negative: Tensor) -> Tensor:
-    """``log(1 - exp(x))`` of x < 0, exact at both ends."""
-    # Each branch sees only arguments it is exact for, so that neither spoils the gradient.
+    """Return ``log(1 - exp(x))`` of x < 0, exact at both ends."""
+    # Each branch gets only arguments it is exact for: a NaN in the unused one would reach the
+    # gradient.
     return torch.where(
         negative > -math.log(2),
         (-torch.expm1(negative.clamp(min=-1.0))).log(),
@@ -137,11 +167,18 @@ def tpo(
 ) -> Terms:
     """TPO: ``sp(gamma - beta (L_w - L_l)) + sft_weight NLL(gold)``, mean over triples.
 
-    Three responses to each prompt: gold, preferred and neither (arXiv 2405.16681).
+    Saeidi et al. 2024, arXiv 2405.16681. A triple is three responses to a prompt: the gold one, and
+    of the other two the preferred (w) and the rejected (l).
 
     Args:
-        beta: scale of the implicit reward, beta times the log-probability.
-        length_normalized: whether lbar stands for L: TPO-L.
+        beta: scale of the implicit reward beta L, in reward per nat.
+        sft_weight: weight of the gold responses' NLL, 0 or more; 0 is off.
+        length_normalized: True takes lbar in place of L (TPO-L).
+        gamma: target margin between the implicit rewards, in reward.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``, one per triple.
     """
     logps = inputs.logps
     scores = check_positive("beta", beta) * (
@@ -155,9 +192,9 @@ def tpo(
 
 
 def triple_up(inputs: LossInputs) -> tuple[Tensor, Pairs]:
-    """Gold sequences ``[P]``, and the pairs of the other two in each group of three.
+    """Return gold sequences ``[P]`` and the pairs of the other two in each group of three.
 
-    Checked as `pair_up` checks.
+    A group of another composition raises where the inputs are on the CPU, and gives NaN elsewhere.
     """
     groups = inputs.require("groups")
     gold, preferred = inputs.require("gold").bool(), inputs.require("preferred").bool()
@@ -184,7 +221,7 @@ def _triple_error(groups: Tensor) -> InputError:
 
 
 def batch_nll(inputs: LossInputs, sequences: Tensor) -> Tensor:
-    """``[P]`` of sequences ``[P]``, whose mean is their negative log-probability per token."""
+    """Return ``[P]`` values whose mean is the token-mean NLL of `sequences`."""
     count = inputs.lengths[sequences].sum().clamp(min=1).double()
     return -inputs.logps[sequences] * (len(sequences) / count)
 
@@ -197,14 +234,14 @@ def _with_nll(terms: Terms, nll: Tensor, weight: float) -> Terms:
 
 
 def triple_weights(inputs: LossInputs) -> Tensor:
-    """``[P]`` one for each three sequences."""
+    """Return ``[P]`` ones, one for each three sequences."""
     device = inputs.token_logps.device
     return torch.ones(inputs.num_sequences // 3, dtype=torch.float64, device=device)
 
 
 _NLL_NOTE = (
-    "The NLL is a token mean over this batch, as in TRL and Liger; each batch counts by its pairs "
-    "under a shared normaliser."
+    "The NLL is a token mean over this batch, as in TRL and Liger; under a shared normaliser each "
+    "batch is weighted by its number of pairs."
 )
 
 ROWS: tuple[LossSpec, ...] = (
@@ -222,7 +259,7 @@ ROWS: tuple[LossSpec, ...] = (
         ),
         notes=(
             "gamma is the margin itself, as in TRL (simpo_gamma) and Liger; the paper and its "
-            "code also give gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
+            "code also state gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
             "(cpo_alpha 1): for that, combine with `sft`.",
         ),
     ),

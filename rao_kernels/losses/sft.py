@@ -1,4 +1,9 @@
-"""Maximum likelihood, of the preferred responses where `preferred` is given."""
+"""Maximum likelihood, of the preferred responses where `preferred` is given.
+
+SFT, the negative log-likelihood (`sft`), and DFT (`dft`).
+
+Legend: l_t log-probability of token t, sg stop-gradient, N response tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,23 @@ from ._terms import Terms, preferred_token_weights, weighted_mean
 
 
 def sft(inputs: LossInputs) -> Terms:
-    """SFT: ``-l_t``, the negative log-probability, mean over tokens."""
+    """SFT: ``-l_t``, the negative log-likelihood, mean over tokens.
+
+    Returns:
+        Values ``[N]``, with the metric `nll_loss`.
+    """
     values = -inputs.token_logps.double()
     return Terms(values, _metrics(inputs, values))
 
 
 def dft(inputs: LossInputs) -> Terms:
-    """DFT: ``-sg(exp(l_t)) l_t``, mean over tokens (arXiv 2508.05629)."""
+    """DFT: ``-sg(exp(l_t)) l_t``, mean over tokens.
+
+    Wu et al. 2025, arXiv 2508.05629.
+
+    Returns:
+        Values ``[N]``, with the metric `nll_loss`.
+    """
     logps = inputs.token_logps.double()
     return Terms(-logps.detach().exp() * logps, _metrics(inputs, -logps))
 

@@ -1,4 +1,4 @@
-"""Types of hyperparameters: in step with the table, and what a type checker makes of them."""
+"""Types of hyperparameters: equal to the table's, and enforced by a type checker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def generator() -> ModuleType:
 
 
 def test_the_module_is_in_step_with_the_table(generator: ModuleType) -> None:
-    """Run docs/generate_losses.py where this fails."""
+    """If this fails, run docs/generate_losses.py."""
     assert MODULE.read_text(encoding="utf-8") == generator.hyperparameters_module(LOSSES.values())
 
 

@@ -1,4 +1,4 @@
-"""Names that losses go by: keys, names of papers and other libraries, and typing errors."""
+"""Names of losses: keys, names of papers and other libraries, and typing errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_names_of_the_field(name: str, key: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NOT_OFFERED | set(EXPLAINED)))
 def test_a_name_of_the_field_never_leads_to_another_loss(name: str) -> None:
-    """Neither as it is nor as papers write it; several meanings are all named."""
+    """No spelling of it gets a suggestion; every possible meaning is listed."""
     for spelling in (name, name.upper(), name.replace("_", "-")):
         with pytest.raises(InputError) as error:
             LOSSES.find(spelling)
@@ -80,9 +80,9 @@ def test_every_title_is_a_name() -> None:
 
 
 OTHER_LIBRARIES = {
-    "TRL": """sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero
-        apo_down discopop sft sigmoid_norm kto apo_zero_unpaired simpo alphapo grpo dr_grpo dapo
-        bnpo cispo sapo luspo vespo nll chunked_nll dft""",
+    "TRL": """sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired
+        apo_zero apo_down discopop sft sigmoid_norm kto apo_zero_unpaired simpo alphapo grpo
+        dr_grpo dapo bnpo cispo sapo luspo vespo nll chunked_nll dft""",
     "LLaMA-Factory": "sigmoid hinge ipo orpo simpo",
     "axolotl": "dpo ipo orpo kto simpo grpo",
     "NeMo-Aligner": "dpo ipo rpo_sq rpo_bwd_kl rpo_fwd_kl",
