@@ -132,7 +132,7 @@ def _index(specs: Iterable[LossSpec]) -> Iterator[str]:
 
 def _heading(spec: LossSpec) -> str:
     """Return the key, and the title where it is another name."""
-    from ..losses import spelled
+    from ..losses._names import spelled
 
     return f"`{spec.name}`" + ("" if spelled(spec.title) == spec.name else f" ({spec.title})")
 

@@ -47,7 +47,7 @@ from . import (
 )
 from ._inputs import LossInputs
 from ._meanings import hyperparameter_types, meanings
-from ._names import ALIASES, spelled
+from ._names import ALIASES
 from ._spec import LossSpec, reduce_units
 from ._table import CombinedLoss, Loss, LossTable
 from .rao import fit_log_z0
@@ -86,5 +86,4 @@ __all__ = [
     "hyperparameters",
     "meanings",
     "reduce_units",
-    "spelled",
 ]

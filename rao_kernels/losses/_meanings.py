@@ -13,7 +13,7 @@ from ._spec import LossSpec
 from .modifiers import PairOptions, ScoreOptions
 
 _OPTIONS = (PairOptions, ScoreOptions, ClipOptions, StdOptions, PolicyOptions)
-_ENTRY = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n +.+)*)", re.MULTILINE)
+_ENTRY = re.compile(r"^(\w+): (.+(?:\n +.+)*)", re.MULTILINE)
 
 
 def meanings(spec: LossSpec) -> dict[str, str]:
@@ -42,8 +42,7 @@ def hyperparameter_types(spec: LossSpec) -> dict[str, Any]:
 def _entries(text: str) -> Iterator[tuple[str, str]]:
     """Yield (name, meaning) of each ``name: meaning`` that begins a line.
 
-    Indented lines continue the one before; ``a, b: meaning`` is one meaning for both names.
+    Indented lines continue the one before.
     """
     for match in _ENTRY.finditer(text):
-        for name in match[1].split(", "):
-            yield name, " ".join(match[2].split())
+        yield match[1], " ".join(match[2].split())

@@ -39,7 +39,8 @@ Mean = Callable[[Tensor, LossInputs], Tensor]
 class ClipOptions(TypedDict):
     """Options of PPO's surrogate.
 
-    clip_low, clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
     """
 

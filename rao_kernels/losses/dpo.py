@@ -41,8 +41,7 @@ def dpo(
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is beta D.
-        label_smoothing: assumed share e of flipped labels, from 0 to 1. It adds ``e u``, which
-            makes the loss cDPO (Mitchell 2023), smallest at ``u = log((1 - e) / e)``; 0 is off.
+        label_smoothing: assumed share of flipped labels, from 0 to 1, as in cDPO; 0 is off.
         options: see `ScoreOptions`.
 
     Returns:
@@ -53,6 +52,25 @@ def dpo(
     return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
 
 
+def cdpo(
+    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
+) -> Terms:
+    """cDPO: ``(1 - e) sp(-u) + e sp(u)``, mean over pairs: DPO with label smoothing.
+
+    Mitchell 2023, ericmitchell.ai/cdpo.pdf. Equal to ``sp(-u) + e u``, smallest at
+    ``u = log((1 - e) / e)``.
+
+    Args:
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        label_smoothing: e, the assumed share of flipped labels, from 0 to 1; 0 is DPO.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
+    """
+    return dpo(inputs, beta=beta, label_smoothing=label_smoothing, **options)
+
+
 def sigmoid_norm(
     inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
@@ -61,7 +79,8 @@ def sigmoid_norm(
     Lambert et al. 2024 (Tulu 3), arXiv 2411.15124.
 
     Args:
-        beta: KL coefficient, in reward per nat per token; the implicit reward is beta D / n.
+        beta: KL coefficient, in reward per nat of mean log-ratio; the implicit reward is
+            beta D / n.
         label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
         options: see `ScoreOptions`.
 
@@ -114,7 +133,7 @@ def dpo_nll(
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is beta D.
-        sft_weight: weight of the likelihood term, in nats per token, 0 or more.
+        sft_weight: weight of the chosen response's NLL per token, 0 or more; 0 is DPO.
         label_smoothing: assumed share of flipped labels in the DPO term, from 0 to 1; 0 is off.
         options: see `ScoreOptions`.
 
@@ -196,7 +215,7 @@ ROWS: tuple[LossSpec, ...] = (
     margin_row(
         "cdpo",
         "cDPO",
-        dpo,
+        cdpo,
         {"beta": 0.1, "label_smoothing": 0.1},
         "Mitchell 2023, A note on DPO with noisy preferences, ericmitchell.ai/cdpo.pdf",
         defaults_from="beta 0.1 is DPO's, label_smoothing 0.1 that of `robust`.",

@@ -208,7 +208,8 @@ class DPO(TypedDict, total=False):
     2305.18290, Eq. 7.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
-    label_smoothing: assumed share e of flipped labels, from 0 to 1. Default: 0.0.
+    label_smoothing: assumed share of flipped labels, from 0 to 1, as in cDPO; 0 is off. Default:
+        0.0.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
         (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
     ld_reference: True applies those weights to the reference too, False to the policy only.
@@ -236,7 +237,7 @@ class CDPO(TypedDict, total=False):
     ericmitchell.ai/cdpo.pdf.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
-    label_smoothing: assumed share e of flipped labels, from 0 to 1. Default: 0.1.
+    label_smoothing: e, the assumed share of flipped labels, from 0 to 1; 0 is DPO. Default: 0.1.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
         (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
     ld_reference: True applies those weights to the reference too, False to the policy only.
@@ -290,8 +291,8 @@ class RobustDPO(TypedDict, total=False):
 class LengthNormalisedDPO(TypedDict, total=False):
     """Hyperparameters of `sigmoid_norm`: Lambert et al. 2024, Tulu 3, arXiv 2411.15124.
 
-    beta: KL coefficient, in reward per nat per token; the implicit reward is beta D / n. Default:
-        0.1.
+    beta: KL coefficient, in reward per nat of mean log-ratio; the implicit reward is beta D / n.
+        Default: 0.1.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
         (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
@@ -320,7 +321,7 @@ class DPONLL(TypedDict, total=False):
     arXiv 2404.19733, Eq. 1.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
-    sft_weight: weight of the likelihood term, in nats per token, 0 or more. Default: 1.0.
+    sft_weight: weight of the chosen response's NLL per token, 0 or more; 0 is DPO. Default: 1.0.
     label_smoothing: assumed share of flipped labels in the DPO term, from 0 to 1; 0 is off.
         Default: 0.0.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
@@ -827,7 +828,8 @@ class SimPO(TypedDict, total=False):
     """Hyperparameters of `simpo`: Meng et al. 2024, Simple Preference Optimization, arXiv
     2405.14734, Eq. 6.
 
-    beta: scale of the implicit reward beta lbar, in reward per nat per token. Default: 2.0.
+    beta: scale of the implicit reward beta lbar, in reward per nat of mean log-probability.
+        Default: 2.0.
     gamma: target margin between the implicit rewards, in reward. Default: 0.5.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     """
@@ -841,7 +843,7 @@ class AlphaPO(TypedDict, total=False):
     """Hyperparameters of `alphapo`: Gupta et al. 2025, AlphaPO: Reward Shape Matters, arXiv
     2501.03884.
 
-    beta: scale of the implicit reward R, in reward per nat per token. Default: 2.5.
+    beta: scale of the implicit reward R, in reward per nat of mean log-probability. Default: 2.5.
     gamma: target margin between the implicit rewards, in reward. Default: 0.1.
     alpha: shape of the reward; 0 is SimPO. Default: 0.25.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
@@ -912,8 +914,8 @@ class KTO(TypedDict, total=False):
     2402.01306.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
-    desirable_weight: lamD and lamU, above 0. Default: 1.0.
-    undesirable_weight: lamD and lamU, above 0. Default: 1.0.
+    desirable_weight: lamD, the weight of desirable responses, above 0. Default: 1.0.
+    undesirable_weight: lamU, the weight of the others, above 0. Default: 1.0.
     """
 
     beta: float
@@ -938,8 +940,8 @@ class APOZeroUnpaired(TypedDict, total=False):
     Optimization, arXiv 2408.06266.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
-    desirable_weight: lamD and lamU, above 0. Default: 1.0.
-    undesirable_weight: lamD and lamU, above 0. Default: 1.0.
+    desirable_weight: lamD, the weight of desirable responses, above 0. Default: 1.0.
+    undesirable_weight: lamU, the weight of the others, above 0. Default: 1.0.
     """
 
     beta: float
@@ -973,8 +975,8 @@ class PPO(TypedDict, total=False):
     """Hyperparameters of `ppo`: Schulman et al. 2017, Proximal Policy Optimization, arXiv
     1707.06347, Eq. 7.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -999,8 +1001,8 @@ class GRPO(TypedDict, total=False):
     """Hyperparameters of `grpo`: Shao et al. 2024, DeepSeekMath (Group Relative Policy
     Optimization), arXiv 2402.03300, Eq. 3.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -1025,8 +1027,8 @@ class DrGRPO(TypedDict, total=False):
     """Hyperparameters of `dr_grpo`: Liu et al. 2025, Understanding R1-Zero-Like Training (Dr.
     GRPO), arXiv 2503.20783.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -1047,8 +1049,8 @@ class DrGRPO(TypedDict, total=False):
 class DAPO(TypedDict, total=False):
     """Hyperparameters of `dapo`: Yu et al. 2025, DAPO, arXiv 2503.14476.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.28.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.28.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -1073,8 +1075,8 @@ class BNPO(TypedDict, total=False):
     """Hyperparameters of `bnpo`: TRL 2025, GRPO with a mean over the batch's tokens
     (loss_type='bnpo').
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -1099,8 +1101,8 @@ class GSPO(TypedDict, total=False):
     """Hyperparameters of `gspo`: Zheng et al. 2025, Group Sequence Policy Optimization, arXiv
     2507.18071.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.0003.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.0004.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.0003.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.0004.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -1125,8 +1127,8 @@ class LUSPO(TypedDict, total=False):
     """Hyperparameters of `luspo`: Liu et al. 2026, Length-Unbiased Sequence Policy Optimization,
     arXiv 2602.05261.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.002.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.0025.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.002.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.0025.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
@@ -1151,8 +1153,8 @@ class RLOO(TypedDict, total=False):
     """Hyperparameters of `rloo`: Ahmadian et al. 2024, Back to Basics (REINFORCE Leave-One-Out),
     arXiv 2402.14740.
 
-    clip_low: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
-    clip_high: the ratio is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 0.2.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
     dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
         Default: None.
     kl_beta: weight of the penalty to the reference, in reward per nat, which is part of the reward;
@@ -1172,8 +1174,8 @@ class GMPO(TypedDict, total=False):
     """Hyperparameters of `gmpo`: Zhao et al. 2025, Geometric-Mean Policy Optimization, arXiv
     2507.20673.
 
-    clip_low: bounds of the log-ratio in nats, ``[-clip_low, clip_high]``. Default: 0.4.
-    clip_high: bounds of the log-ratio in nats, ``[-clip_low, clip_high]``. Default: 0.4.
+    clip_low: the log-ratio is clipped from below at -clip_low, in nats; 0 or more. Default: 0.4.
+    clip_high: the log-ratio is clipped from above at clip_high, in nats; 0 or more. Default: 0.4.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none. Default: 0.0.
     on_policy: True states that the current policy sampled the responses: ratios are 1, and
         `old_token_logps` must not be given. Default: False.
@@ -1193,8 +1195,8 @@ class GMPO(TypedDict, total=False):
 class CISPO(TypedDict, total=False):
     """Hyperparameters of `cispo`: MiniMax 2025, MiniMax-M1 (CISPO), arXiv 2506.13585.
 
-    clip_low: the weight rho is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 1.0.
-    clip_high: the weight rho is clipped into ``[1 - clip_low, 1 + clip_high]``. Default: 4.0.
+    clip_low: the weight rho is clipped from below at 1 - clip_low; from 0 to 1. Default: 1.0.
+    clip_high: the weight rho is clipped from above at 1 + clip_high; 0 or more. Default: 4.0.
     kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none. Default: 0.0.
     on_policy: True states that the current policy sampled the responses: ratios are 1, and
         `old_token_logps` must not be given. Default: False.

@@ -37,7 +37,8 @@ def gmpo(
     ``max(log rho_t, -clip_low)``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
-        clip_low, clip_high: bounds of the log-ratio in nats, ``[-clip_low, clip_high]``.
+        clip_low: the log-ratio is clipped from below at -clip_low, in nats; 0 or more.
+        clip_high: the log-ratio is clipped from above at clip_high, in nats; 0 or more.
         kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none.
         options: see `StdOptions`.
 
@@ -75,7 +76,8 @@ def cispo(
     MiniMax 2025, arXiv 2506.13585. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
-        clip_low, clip_high: the weight rho is clipped into ``[1 - clip_low, 1 + clip_high]``.
+        clip_low: the weight rho is clipped from below at 1 - clip_low; from 0 to 1.
+        clip_high: the weight rho is clipped from above at 1 + clip_high; 0 or more.
         kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none.
         options: see `StdOptions`.
 

@@ -40,7 +40,7 @@ def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: flo
     Meng et al. 2024, arXiv 2405.14734, Eq. 6.
 
     Args:
-        beta: scale of the implicit reward beta lbar, in reward per nat per token.
+        beta: scale of the implicit reward beta lbar, in reward per nat of mean log-probability.
         gamma: target margin between the implicit rewards, in reward.
         label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
 
@@ -59,7 +59,7 @@ def alphapo(
     Gupta et al. 2025, arXiv 2501.03884. Mean over pairs.
 
     Args:
-        beta: scale of the implicit reward R, in reward per nat per token.
+        beta: scale of the implicit reward R, in reward per nat of mean log-probability.
         gamma: target margin between the implicit rewards, in reward.
         alpha: shape of the reward; 0 is SimPO.
         label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.

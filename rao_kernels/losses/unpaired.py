@@ -40,7 +40,8 @@ def kto(
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is beta D.
-        desirable_weight, undesirable_weight: lamD and lamU, above 0.
+        desirable_weight: lamD, the weight of desirable responses, above 0.
+        undesirable_weight: lamU, the weight of the others, above 0.
 
     Returns:
         Values ``[S]``, with the metric `kl`, which is z0 in nats.
@@ -62,7 +63,8 @@ def apo_zero_unpaired(
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is beta D.
-        desirable_weight, undesirable_weight: lamD and lamU, above 0.
+        desirable_weight: lamD, the weight of desirable responses, above 0.
+        undesirable_weight: lamU, the weight of the others, above 0.
 
     Returns:
         Values ``[S]``.

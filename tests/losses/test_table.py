@@ -51,7 +51,7 @@ def test_rows_cite_their_source(name: str) -> None:
     spec = LOSSES[name]
     doc = inspect.getdoc(spec.terms) or ""
     assert "Returns:\n" in doc
-    if (arxiv := re.search(r"arXiv (\d\d)(\d\d)\.(\d{5})", spec.paper)) and name != "cdpo":
+    if arxiv := re.search(r"arXiv (\d\d)(\d\d)\.(\d{5})", spec.paper):
         assert f"20{arxiv[1]}" in spec.paper.partition(", ")[0]
         assert arxiv[0] in doc
     assert bool(spec.defaults) == bool(spec.defaults_from)
