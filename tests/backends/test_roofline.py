@@ -1,4 +1,4 @@
-"""The roofline's model, and that its page and the table of forms are what it gives."""
+"""The roofline model, and that its page and the table of forms are generated from it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def generator() -> ModuleType:
     return module
 
 
-def test_page_is_what_the_model_gives(generator: ModuleType) -> None:
+def test_the_page_is_generated_from_the_model(generator: ModuleType) -> None:
     """Run docs/generate_roofline.py where this fails."""
     text = (DOCS / "roofline.md").read_text()
     assert generator.page(text) == text
 
 
-def test_forms_nobody_measured_are_the_models(generator: ModuleType) -> None:
+def test_forms_without_a_measurement_are_the_models(generator: ModuleType) -> None:
     """Run docs/generate_roofline.py where this fails."""
     assert generator.forms_text(generator.forms()) == generator.FORMS.read_text()
 
