@@ -1,4 +1,4 @@
-"""What a wheel and a source distribution contain, and that the one can be built from the other."""
+"""Contents of the source distribution, and of the wheel that is built from it."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_library_needs_no_python_and_no_unstable_torch() -> None:
 
 
 def test_installed_package_passes_the_check_of_wheels() -> None:
-    """What wheels.yml runs on each wheel, here on the checkout."""
+    """The check that wheels.yml runs on each wheel, here on the checkout."""
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
