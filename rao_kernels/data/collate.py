@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..sequence import SequenceBatch
 from .tokenize import TokenizedRow
 
 # Inputs of a loss that a micro-batch holds, beside the policy's log-probs.
@@ -77,19 +79,27 @@ class PreferenceDataset(Dataset[Example]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Right-padded tensors of a micro-batch, and nothing but tensors.
+    """Makes a micro-batch of examples: right-padded tensors, and the index tensors of its tokens.
 
-    input_ids ``[S, T]`` int64, attention_mask ``[S, T]`` int64, completion_mask ``[S, T]`` bool,
-    groups ``[S]`` int64 (prompt of a sequence, dense from 0); where known: rewards ``[S]``,
-    preferred ``[S]`` bool, ref_token_logps ``[S, T]`` fp32, and ref_logps, ref_prompt_logps ``[S]``
-    fp64, which sums over many tokens need. Rewards are fp32.
+    The micro-batch is a dict, which a `DataLoader` and accelerate move as they do tensors:
+
+    * ``input_ids``, ``attention_mask``: ``[S, T]`` int64.
+    * ``sequences``: the `SequenceBatch`, whose groups are the prompts in order.
+    * where known, ``rewards`` ``[S]`` fp32; ``preferred`` ``[S]`` bool; ``ref_logps`` and
+      ``ref_prompt_logps`` ``[S]`` fp64, which sums over many tokens need; ``ref_token_logps``
+      ``[S, T]`` fp32.
+
+    Attributes:
+        pad_token_id: fills `input_ids` behind a sequence.
+        prefix_length: tokens at the beginning of each prompt that are not scored, at least 1.
     """
 
     pad_token_id: int
+    prefix_length: int = 1
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows = [example.row for example in examples]
-        batch = self._pad(rows) | {"groups": _repeat(torch.arange(len(rows)), rows)}
+        batch = self._pad(rows)
         if _all_have("rewards", rows):
             rewards = [reward for row in rows for reward in row.rewards or ()]
             batch["rewards"] = torch.tensor(rewards, dtype=torch.float32)
@@ -101,22 +111,24 @@ class Collator:
             batch |= _reference_tensors(references, rows, batch["input_ids"].shape)
         return batch
 
-    def _pad(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
+    def _pad(self, rows: Sequence[TokenizedRow]) -> dict[str, Any]:
         pairs = [(row.prompt, response) for row in rows for response in row.responses]
         shape = (len(pairs), max(len(prompt) + len(response) for prompt, response in pairs))
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.int64)
-        completion_mask = torch.zeros(shape, dtype=torch.bool)
         for s, (prompt, response) in enumerate(pairs):
             end = len(prompt) + len(response)
             input_ids[s, :end] = torch.cat([prompt, response])
             attention_mask[s, :end] = 1
-            completion_mask[s, len(prompt) : end] = True
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "completion_mask": completion_mask,
-        }
+        sequences = SequenceBatch.from_lengths(
+            input_ids,
+            prompt_lengths=torch.tensor([len(prompt) for prompt, _ in pairs]),
+            lengths=attention_mask.sum(1),
+            groups=_repeat(torch.arange(len(rows)), rows),
+            prefix_length=self.prefix_length,
+        )
+        # The ids come first: transformers takes a batch's size from its first tensor.
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "sequences": sequences}
 
 
 def _all_have(name: str, rows: Sequence[TokenizedRow]) -> bool:

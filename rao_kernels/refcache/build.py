@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import DataError, InputError
 from ..sequence import SequenceBatch
@@ -85,24 +85,19 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 
 def score_batch(
     model: nn.Module,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Any],
     *,
-    prefix_length: int,
     engine_options: EngineOptions,
     per_token: bool,
 ) -> list[RowValues]:
-    """Reference log-probabilities of a collated micro-batch, one `RowValues` per prompt.
+    """Score a collated micro-batch: reference log-probabilities, one `RowValues` per prompt.
 
-    tensors: `data.Collator`'s input_ids, attention_mask and completion_mask ``[S, T]``, groups
-    ``[S]``. The model's head is attached to the op (`hf.attach_fused_head`).
+    Args:
+        model: with the fused head (`hf.attach_fused_head`), in `reference_mode`.
+        tensors: what `data.Collator` returns, on the model's device.
+        per_token: whether the values of single tokens are kept beside the sums.
     """
-    batch = SequenceBatch.from_padded(
-        tensors["input_ids"],
-        tensors["completion_mask"],
-        tensors["attention_mask"],
-        prefix_length=prefix_length,
-        groups=tensors["groups"],
-    )
+    batch: SequenceBatch = tensors["sequences"]
     token_logps = model(
         input_ids=tensors["input_ids"],
         attention_mask=tensors["attention_mask"],
@@ -112,7 +107,7 @@ def score_batch(
     ).token_logps
     inputs = batch.loss_inputs(token_logps)
     assert inputs.prompt_logps is not None
-    groups = tensors["groups"]
+    groups = batch.groups
     values = []
     for prompt in range(int(groups.max()) + 1):
         own = groups == prompt

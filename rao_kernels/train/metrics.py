@@ -4,12 +4,13 @@ per step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..losses import CombinedLoss, Loss, LossInputs, reduce_units
+from ..sequence import SequenceBatch
 from ..types import LossOutput
 
 if TYPE_CHECKING:
@@ -67,16 +68,12 @@ def _mean_of(name: str) -> str:
     return f"{name.removesuffix('_std')}_mean" if name.endswith("_std") else ""
 
 
-def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
-    """Units of a loss in a collated micro-batch, before any forward."""
-    segments = batch["completion_mask"][:, 1:].nonzero()[:, 0]
-    inputs = LossInputs(
-        token_logps=torch.zeros(len(segments), device=segments.device),
-        segments=segments,
-        num_sequences=len(batch["input_ids"]),
-        groups=batch["groups"],
-        preferred=batch.get("preferred"),
-        rewards=batch.get("rewards"),
+def count_units(spec: Loss, batch: Mapping[str, Any]) -> Tensor:
+    """Count the units of a loss in a collated micro-batch, before any forward."""
+    sequences: SequenceBatch = batch["sequences"]
+    unknown = torch.zeros(sequences.response_rows.shape, device=sequences.response_rows.device)
+    inputs = sequences.row_loss_inputs(
+        unknown, None, preferred=batch.get("preferred"), rewards=batch.get("rewards")
     )
     return spec.count_units(inputs)
 
@@ -117,19 +114,22 @@ def total_loss(loss: Loss, means: Mapping[str, float]) -> dict[str, float]:
     return {"loss": total, **means}
 
 
-def drop_repeated(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """The micro-batch fetched last, without the prompts that another one of this epoch holds.
+def drop_repeated(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """Drop from an epoch's last micro-batch the prompts that another one of the epoch holds.
 
     accelerate fills the last round of micro-batches, so that every rank gets a full one, with
     prompts from the beginning. A rank that got nothing else keeps one of them, for it must take
     part in the step; "fresh" is then False, and the micro-batch is to count nothing.
+
+    Reads the batch on the host, once per epoch and only on several ranks.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    groups = batch["groups"]
-    before = accelerator.process_index * (int(groups[-1]) + 1)
-    fresh = state.remainder - before
-    kept = groups < max(fresh, 1)
-    rows = {name: value[kept] for name, value in batch.items()}
-    return rows | {"fresh": torch.tensor(fresh > 0, device=groups.device)}
+    sequences: SequenceBatch = batch["sequences"]
+    groups = sequences.groups
+    fresh = state.remainder - accelerator.process_index * (int(groups[-1]) + 1)
+    kept = int((groups < max(fresh, 1)).sum())
+    rows = {name: value[:kept] for name, value in batch.items() if name != "sequences"}
+    fresh_mark = torch.tensor(fresh > 0, device=groups.device)
+    return rows | {"sequences": sequences.first(kept), "fresh": fresh_mark}

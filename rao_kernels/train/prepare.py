@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import (
     Collator,
@@ -61,10 +61,13 @@ class NoRowsError(DataError):
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
 
 
-def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The padding token is never attended to; any token does where the tokenizer names none."""
+def make_collator(tokenizer: PreTrainedTokenizerBase, prefix_length: int = 1) -> Collator:
+    """The collator that pads with the tokenizer's token, or with token 0 where it has none.
+
+    Padding is never attended to, so that any token serves.
+    """
     pad = tokenizer.pad_token_id
-    return Collator(0 if pad is None else pad)
+    return Collator(0 if pad is None else pad, prefix_length)
 
 
 def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
@@ -215,16 +218,16 @@ class ReferenceScorer:
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.collator = make_collator(tokenizer)
         self.fingerprint = model_fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Fill in `dataset.references`; every rank scores its share of the shards."""
         parts = self._parts(dataset) | {"prefix_length": str(prefix_length)}
         cache = ReferenceCache(self._root(), parts, self._layout(dataset))
+        collator = make_collator(self.tokenizer, prefix_length)
 
         def score(rows: range) -> ShardValues:
-            return join_rows(self._score(dataset, rows, prefix_length))
+            return join_rows(self._score(dataset, rows, collator))
 
         fill_cache(
             cache,
@@ -271,20 +274,19 @@ class ReferenceScorer:
         ]
 
     def _score(
-        self, dataset: PreferenceDataset, rows: range, prefix_length: int
+        self, dataset: PreferenceDataset, rows: range, collator: Collator
     ) -> list[RowValues]:
         device = next(self.model.parameters()).device
         step = self.config.per_device_eval_batch_size
         values: list[RowValues] = []
         for start in range(rows.start, rows.stop, step):
             indices = range(start, min(start + step, rows.stop))
-            batch = self.collator([dataset[index] for index in indices])
-            tensors: dict[str, Tensor] = {key: value.to(device) for key, value in batch.items()}
+            batch = collator([dataset[index] for index in indices])
+            tensors = {key: value.to(device) for key, value in batch.items()}
             with reference_mode(self.model), self.accelerator.autocast():
                 values += score_batch(
                     self.model,
                     tensors,
-                    prefix_length=prefix_length,
                     engine_options=self.config.engine_options(),
                     per_token=self.config.ref_per_token,
                 )

@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import LOSS_FIELDS, PreferenceDataset, TokenizedRow
 from ..errors import InputError, NotYetError, OneSidedTargetsWarning
-from ..fused import TOKEN_STATS, scoring_of
+from ..fused import scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from ..types import EngineOptions, WordOrder
@@ -145,6 +145,7 @@ class RAOTrainer(Trainer):
         for model in dict.fromkeys(readers):
             check_rows(rows, model, self.processing_class, self.args.max_length)
         self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
+        self.data_collator = make_collator(self.processing_class, self._prefix_length)
         if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
         self._first_row = rows[:1]
@@ -172,7 +173,7 @@ class RAOTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -189,24 +190,14 @@ class RAOTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _score(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[LossInputs, Any]:
+    def _score(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[LossInputs, Any]:
         """One forward through the wrapped model. Only ids and masks go in: whatever else the
         model is given, mixed precision may round."""
-        batch = SequenceBatch.from_padded(
-            inputs["input_ids"],
-            inputs["completion_mask"],
-            inputs["attention_mask"],
-            prefix_length=self._prefix_length or 1,
-            groups=inputs["groups"],
-        )
-        scoring = self._scoring
-        with_prompt = scoring.prompts != "skipped"
-        targets, learned = batch.logp_targets, batch.logp_grad_mask
+        sequences: SequenceBatch = inputs["sequences"]
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
-            logp_grad_mask=None if scoring.prompts == "grad" else learned,
+            **self._scoring.head_inputs(sequences),
             logp_stats=self._asked_stats(),
             engine_options=EngineOptions(
                 **self.args.engine_options(),
@@ -215,32 +206,27 @@ class RAOTrainer(Trainer):
             ),
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
-        given |= {name: getattr(outputs, TOKEN_STATS[name]) for name in scoring.stats}
-        logps = outputs.token_logps
-        if with_prompt:
-            return batch.loss_inputs(logps, **given), outputs
-        return batch.row_loss_inputs(logps.flatten()[batch.response_rows], None, **given), outputs
+        return self._scoring.loss_inputs_of(sequences, outputs, given), outputs
 
     def _asked_stats(self) -> tuple[str, ...]:
         """What the head gives beside log-probs: for the loss, and for the log."""
         logged = ("entropy", "is_top1") if self.args.token_stats else ()
-        needed = (TOKEN_STATS[name] for name in self._scoring.stats)
-        return tuple(dict.fromkeys((*logged, *needed)))
+        return tuple(dict.fromkeys((*logged, *self._scoring.head_stats)))
 
     def _token_stats(
-        self, inputs: dict[str, Tensor], outputs: Any
+        self, inputs: dict[str, Any], outputs: Any
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Means over the response tokens, and the number of these."""
-        rows = inputs["completion_mask"][:, 1:]
-        count = rows.sum()
+        rows = inputs["sequences"].response_rows
+        count = rows.new_full((), len(rows))
         if not self.args.token_stats:
             return {}, count
-        entropy, is_top1 = outputs.entropy[:, :-1].detach(), outputs.is_top1[:, :-1]
-        sums = {"entropy": entropy[rows].sum(), "mean_token_accuracy": is_top1[rows].sum()}
+        named = {"entropy": outputs.entropy.detach(), "mean_token_accuracy": outputs.is_top1}
+        sums = {name: value.reshape(-1)[rows].sum() for name, value in named.items()}
         return {name: total / count.clamp(min=1) for name, total in sums.items()}, count
 
     def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+        self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> Tensor | None:
         """The loss's units in the window of micro-batches, summed over ranks."""
         if not batch_samples:
@@ -254,7 +240,7 @@ class RAOTrainer(Trainer):
         """Moves without casting: DeepSpeed's cast would round rewards and log-probs."""
         if isinstance(data, Mapping):
             return {key: self._prepare_input(value) for key, value in data.items()}
-        return data.to(self.args.device) if isinstance(data, Tensor) else data
+        return data.to(self.args.device) if isinstance(data, Tensor | SequenceBatch) else data
 
     # Metrics and evaluation.
 
@@ -271,7 +257,7 @@ class RAOTrainer(Trainer):
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
