@@ -79,7 +79,7 @@ def train(
         loss=method.loss,
         beta=method.beta,
         learning_rate=method.learning_rate,
-        prefix_length=str(prefix_length),
+        prefix_length=prefix_length,
         num_train_epochs=1,
         warmup_steps=4,
         per_device_train_batch_size=4,

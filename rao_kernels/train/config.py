@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -23,8 +24,16 @@ except ImportError as error:
     raise MissingDependencyError("transformers", "train") from error
 
 
+if TYPE_CHECKING:
+    LogZ0 = float | LogZ0Estimate
+    PrefixLength = int | Literal["auto"]
+    GradTolerance = float | Literal["auto"]
+else:
+    # HfArgumentParser refuses such unions. It hands over the text, and __post_init__ reads it.
+    LogZ0 = PrefixLength = GradTolerance = str
+
 # The largest tolerances at which what is dropped adds less to the error of the gradients than
-# rounding has made of it already: docs/sparse.md has the measurements.
+# rounding already does: docs/sparse.md has the measurements.
 HIDDEN_BY_ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-13}
 
 
@@ -54,7 +63,7 @@ class RAOConfig(TrainingArguments):
         "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON.",
     )
     beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
-    log_z0: str = _option(
+    log_z0: LogZ0 = _option(
         "auto",
         "RAO's log Z(t0) in nats (the paper's best is 50), or how it is estimated, once, from the "
         "rewards of the training set: 'auto', mean reward / beta, centres the targets; "
@@ -69,7 +78,7 @@ class RAOConfig(TrainingArguments):
     truncate_responses: bool = _option(False, "Cut responses that do not fit; else drop them.")
     prompt_format: PromptFormat = _option("auto", "How a text prompt is written.")
     bad_rows: BadRows = _option("raise", "Raise at the first bad row, or skip them and report.")
-    prefix_length: str = _option(
+    prefix_length: PrefixLength = _option(
         "auto", "Tokens of t0, which all prompts share; 'auto': as many as they do share."
     )
 
@@ -86,7 +95,7 @@ class RAOConfig(TrainingArguments):
     workspace_bytes: int | None = _option(
         None, "Bytes of logits kept for backward (default: up to 1 GiB)."
     )
-    grad_tolerance: str = _option(
+    grad_tolerance: GradTolerance = _option(
         "auto",
         "Probability each token may drop in backward; 'auto': as much as rounding hides, 2^-9 in "
         "bf16, 2^-13 in fp16, none in fp32 (docs/sparse.md); 0: none.",
@@ -98,8 +107,7 @@ class RAOConfig(TrainingArguments):
         if isinstance(loss, dict):
             self.loss = json.dumps(loss)
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.log_z0, self.prefix_length = str(self.log_z0), str(self.prefix_length)
-        self.grad_tolerance = str(self.grad_tolerance)
+        self._read_numbers()
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
         if self.use_liger_kernel:
@@ -109,9 +117,28 @@ class RAOConfig(TrainingArguments):
         if not 0.0 <= self.learning_rate < math.inf:
             raise InputError("learning_rate", "a finite number from 0 on", self.learning_rate)
         self.hyperparameters()
-        self.tolerance(torch.float32)
-        if self.prefix_length != "auto" and not _is_count(self.prefix_length):
-            raise InputError("prefix_length", "'auto' or at least 1", repr(self.prefix_length))
+
+    def _read_numbers(self) -> None:
+        """Turn the options that are a number or a name from the text of a command line into it."""
+        names = get_args(LogZ0Estimate)
+        expected = "'auto', 'logmeanexp' or a finite number of nats"
+        self.log_z0 = _read("log_z0", self.log_z0, names, float, math.isfinite, expected)
+        self.prefix_length = _read(
+            "prefix_length",
+            self.prefix_length,
+            ("auto",),
+            int,
+            lambda length: length >= 1,
+            "'auto' or at least 1",
+        )
+        self.grad_tolerance = _read(
+            "grad_tolerance",
+            self.grad_tolerance,
+            ("auto",),
+            float,
+            lambda tolerance: 0.0 <= tolerance < 1.0,
+            "'auto' or a probability in [0, 1)",
+        )
 
     @property
     def spec(self) -> Loss:
@@ -126,7 +153,7 @@ class RAOConfig(TrainingArguments):
         named: dict[str, Any] = {"beta": self.beta, "prompt_term": self.prompt_term}
         given = {name: value for name, value in named.items() if value is not None}
         if "log_z0" in self.spec.defaults or self.log_z0 != "auto":
-            given["log_z0"] = _parse_log_z0(self.log_z0)
+            given["log_z0"] = self.log_z0
         assert not isinstance(self.loss_kwargs, str)
         return self.spec.bind({**given, **(self.loss_kwargs or {})})
 
@@ -134,14 +161,7 @@ class RAOConfig(TrainingArguments):
         """`grad_tolerance` for products in `dtype`."""
         if self.grad_tolerance == "auto":
             return HIDDEN_BY_ROUNDING.get(dtype, 0.0)
-        try:
-            value = float(self.grad_tolerance)
-        except ValueError:
-            value = math.nan
-        if not 0.0 <= value < 1.0:
-            expected = "'auto' or a probability in [0, 1)"
-            raise InputError("grad_tolerance", expected, repr(self.grad_tolerance))
-        return value
+        return self.grad_tolerance
 
     def engine_options(self) -> EngineOptions:
         """Options of the op, in either direction."""
@@ -177,21 +197,24 @@ def check_runnable(args: RAOConfig) -> None:
         )
 
 
-def _is_count(text: str) -> bool:
-    return text.isdecimal() and int(text) >= 1
-
-
-def _parse_log_z0(text: str) -> float | str:
-    if text in get_args(LogZ0Estimate):
-        return text
+def _read(
+    option: str,
+    value: Any,
+    names: tuple[str, ...],
+    kind: Callable[[str], Any],
+    in_range: Callable[[Any], bool],
+    expected: str,
+) -> Any:
+    """Return `value`, a number or its text, as a number, or as it is if it is one of `names`."""
+    if value in names:
+        return value
     try:
-        value = float(text)
+        number = kind(str(value))
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        expected = "'auto', 'logmeanexp' or a finite number of nats"
-        raise InputError("log_z0", expected, repr(text))
-    return value
+        number = None
+    if number is None or not in_range(number):
+        raise InputError(option, expected, repr(value))
+    return number
 
 
 def _parse_json(name: str, text: str) -> dict[str, Any]:

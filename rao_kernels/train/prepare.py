@@ -194,11 +194,11 @@ def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: i
     asked for, or as many as all prompts share. 1 where the loss scores no prompt."""
     if "prompt_logps" not in config.spec.required_inputs(config.hyperparameters()):
         return 1
-    if known is None and config.prefix_length == "auto":
-        known = max(shared_start(rows), 1)
-    length = int(config.prefix_length) if known is None else known
-    check_shared_start(rows, length)
-    return length
+    if known is None:
+        asked = config.prefix_length
+        known = max(shared_start(rows), 1) if asked == "auto" else asked
+    check_shared_start(rows, known)
+    return known
 
 
 class ReferenceScorer:

@@ -35,7 +35,7 @@ def config(folder: Path, **changes: Any) -> RAOConfig:
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
-        "prefix_length": "1",
+        "prefix_length": 1,
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": seeds.shifted(42),
@@ -251,12 +251,12 @@ def test_log_z0_is_fitted_once_and_kept(tmp_path: Path) -> None:
     again = trainer(tmp_path, rows)
     again.train(resume_from_checkpoint=str(folder))
     assert again.hyper["log_z0"] == 4.0
-    assert trainer(tmp_path, log_z0="50").hyper["log_z0"] == 50.0
+    assert trainer(tmp_path, log_z0=50).hyper["log_z0"] == 50.0
 
 
 def test_targets_of_one_sign_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="asked to move in one direction"):
-        trainer(tmp_path, log_z0="50").train()
+        trainer(tmp_path, log_z0=50).train()
     assert "target log-ratios (nats): 0% -50.00" in capsys.readouterr().out
 
 
