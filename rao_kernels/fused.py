@@ -1,4 +1,4 @@
-"""Rows -> log-probs -> segments -> loss: the losses on hidden states and a head.
+"""Losses on hidden states and a head: rows to log-probs, to sums over sequences, to a loss.
 
 Legend: D hidden size, V vocabulary, S sequences, R response tokens, Q prompt tokens.
 Hidden states are ``[B, T, D]`` or ``[N, D]``, like the ids the batch was built from.
@@ -28,7 +28,7 @@ UserLoss = Callable[..., Tensor | LossOutput]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a loss reads of the head beside the log-probs of the response tokens.
+    """The values a loss needs of the head beside the log-probs of the response tokens.
 
     Both routes to a loss follow it: `fused_loss`, which picks rows of hidden states, and a model
     with the fused head, which is given targets per position.
@@ -124,27 +124,44 @@ def rao_loss(
     normalizer: Tensor | float | None = None,
     **options: Unpack[HeadOptions],
 ) -> LossOutput:
-    """RAO on hidden states: ``(r - beta (D + log_z0 + DX))^2``, mean over prompts of means.
+    """Compute RAO's loss ``(r - beta (D + log_z0 + DX))^2`` from hidden states, without logits.
+
+    D and DX are the log-ratios of response and prompt to the reference; the loss is the mean over
+    prompts of the means over their responses (docs/rao.md).
 
     The defaults are the paper's. With rewards of a few units or less ``log_z0=50`` asks every
     response to lose probability; on a CPU a `OneSidedTargetsWarning` says so.
 
     Args:
-        hidden: ``[B, T, D]`` or ``[N, D]``. weight: ``[V, D]``.
-        rewards: ``[S]``. ref_logps, ref_prompt_logps: ``[S]`` under the reference
-            (`sequence_and_prompt_logps` of the reference gives them); the latter may be None
-            with ``prompt_term="none"``.
-        beta: strength of the pull to the reference, in reward per nat.
-        log_z0: log Z(t0) in nats, or "auto" or "logmeanexp": `fit_log_z0` of these rewards. Over
-            several micro-batches of one step, estimate it once and pass the number.
+        hidden: ``[B, T, D]`` or ``[N, D]`` hidden states of the last layer, like the ids of
+            `batch`; any dtype the op takes.
+        weight: ``[V, D]`` the head.
+        batch: the sequences.
+        rewards: ``[S]`` one per response.
+        ref_logps: ``[S]`` log-probability of each response under the reference, in nats, best in
+            fp64 (`sequence_and_prompt_logps` of the reference gives both).
+        ref_prompt_logps: ``[S]`` the same of each prompt; None only with ``prompt_term="none"``.
+        beta: strength of the pull to the reference, in reward per nat, above 0.
+        log_z0: log Z(t0) in nats, or "auto" or "logmeanexp": `fit_log_z0` of these rewards. For
+            several micro-batches of one step, estimate it once and pass the number, as
+            `RAOTrainer` does with the whole training set.
         prompt_term: how the prompt's log-ratio enters, see `rao_kernels.losses.rao.rao`.
         normalizer: what the sum over prompts is divided by; None: their number in the batch.
+        options: of the op and of the head, see `HeadOptions`.
 
     Returns:
-        `LossOutput`: loss, values ``[S]``, metrics.
+        `LossOutput`: the scalar loss, differentiable in `hidden` and `weight`; values ``[S]``;
+        detached metrics.
 
     Raises:
         InputError: an argument has another shape, dtype, device or range than stated.
+
+    Example:
+        >>> batch = SequenceBatch.from_padded(ids, answers, groups=torch.tensor([0, 0, 1, 1]))
+        >>> logps, prompt_logps = sequence_and_prompt_logps(ref_hidden, ref_weight, batch)
+        >>> out = rao_loss(hidden, weight, batch, rewards=rewards, ref_logps=logps,
+        ...                ref_prompt_logps=prompt_logps, log_z0="auto")
+        >>> out.loss.backward()
     """
     inputs = {"rewards": rewards, "ref_logps": ref_logps, "ref_prompt_logps": ref_prompt_logps}
     hyper = {"beta": beta, "log_z0": log_z0, "prompt_term": prompt_term}
@@ -164,17 +181,37 @@ def fused_loss(
     normalizer: Tensor | float | None = None,
     **options: Unpack[HeadOptions],
 ) -> LossOutput:
-    """A loss of `LOSSES`, or a function of the user's, on hidden states.
+    """Compute a loss of `LOSSES`, or a function of your own, from hidden states, without logits.
 
     Args:
         name_or_function: a name of `LOSSES`, a loss of it or several joined by `LOSSES.combine`,
             or ``f(inputs: LossInputs, **hyper)`` that returns values ``[S]``, of which the loss
-            is the mean over sequences, or a `LossOutput`. A function that is given
-            `ref_prompt_logps` finds `prompt_logps` too, without gradient.
+            is the mean over sequences, or a `LossOutput`. If `inputs` has `ref_prompt_logps`, the
+            function gets `prompt_logps` too, without gradient.
+        hidden: ``[B, T, D]`` or ``[N, D]`` hidden states of the last layer, like the ids of
+            `batch`.
+        weight: ``[V, D]`` the head.
+        batch: the sequences.
         inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
             per token are shaped like the ids. `token_entropy` and `token_log_sum_sq` come from
-            the op where a loss needs them and they are not given.
-        hyper: hyperparameters. normalizer: see `LossSpec`.
+            the op if the loss needs them and they are not given.
+        hyper: hyperparameters by name; the loss's defaults stand for those left out.
+        normalizer: what the sum over the loss's units is divided by; None: their number in the
+            batch. For micro-batches of one step pass the units of the whole step.
+        options: of the op and of the head, see `HeadOptions`.
+
+    Returns:
+        `LossOutput`: the scalar loss, differentiable in `hidden` and `weight`; its unreduced
+        values; detached metrics.
+
+    Raises:
+        InputError: the loss or a hyperparameter is unknown, an input that the loss needs is
+            missing, or an argument has another shape, dtype, device or range than stated.
+
+    Example:
+        >>> out = fused_loss("dpo", hidden, weight, batch,
+        ...                  inputs={"ref_logps": ref_logps, "preferred": preferred})
+        >>> out.loss.backward()
     """
     hyper = {} if hyper is None else hyper
     if isinstance(name_or_function, str):
@@ -192,17 +229,32 @@ def fused_loss(
 def sequence_logps(
     hidden: Tensor, weight: Tensor, batch: SequenceBatch, **options: Unpack[HeadOptions]
 ) -> Tensor:
-    """``[S]`` fp64 log-probability of each response, differentiable; 0 for an empty one."""
+    """Return the log-probability of each response.
+
+    Args:
+        hidden: ``[B, T, D]`` or ``[N, D]``, like the ids of `batch`.
+        weight: ``[V, D]`` the head.
+        batch: the sequences.
+        options: of the op and of the head, see `HeadOptions`.
+
+    Returns:
+        ``[S]`` fp64, in nats, differentiable in `hidden` and `weight`; 0 for an empty response.
+
+    Raises:
+        InputError: an argument has another shape, dtype, device or range than stated.
+    """
     return _score(hidden, weight, batch, Scoring("skipped"), {}, **options).logps
 
 
 def sequence_and_prompt_logps(
     hidden: Tensor, weight: Tensor, batch: SequenceBatch, **options: Unpack[HeadOptions]
 ) -> tuple[Tensor, Tensor]:
-    """`sequence_logps`, and ``[S]`` that of each prompt after its prefix, without gradient.
+    """Return `sequence_logps`, and the log-probability of each prompt after its prefix.
 
-    Both are fp64, and lose nothing as `ref_logps` and `ref_prompt_logps`: rounded to fp32, the sum
-    of 32,000 tokens is off by up to 0.002 nats.
+    Returns:
+        Two tensors ``[S]`` fp64, in nats; the prompts' carries no gradient. Pass both on as
+        `ref_logps` and `ref_prompt_logps` as they are: rounded to fp32, the sum of 32,000 tokens
+        is off by up to 0.002 nats.
     """
     inputs = _score(hidden, weight, batch, Scoring("detached"), {}, **options)
     return inputs.logps, inputs.require("prompt_logps")

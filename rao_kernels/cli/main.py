@@ -1,4 +1,4 @@
-"""`rao-kernels COMMAND ...`: finds the command and turns our errors into one line."""
+"""`rao-kernels COMMAND ...`: runs the command, and prints the package's errors as one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run a command and return its exit status: 2 for an error, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"rao-kernels: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    # Without the line of source that Python shows; users did not write it.
+    # Without the source line that Python adds, which means nothing to a user.
     warnings.formatwarning = lambda message, *_, **__: f"rao-kernels {name}: warning: {message}\n"
     try:
-        # Each command imports its own needs: `doctor` must run where transformers is missing.
+        # Imported here, since `doctor` must run without transformers.
         command = importlib.import_module(f".{name}", __package__)
         command.run(rest)
     except _ERRORS as error:

@@ -1,4 +1,4 @@
-"""Rows to tensors: a dataset of tokenized rows and the collator that pads a micro-batch.
+"""A dataset of tokenized rows, and the collator that makes micro-batches of them.
 
 P prompts, S sequences (all responses of the P prompts), T tokens of the longest sequence.
 """
@@ -18,25 +18,25 @@ from ..errors import DataError
 from ..sequence import SequenceBatch
 from .tokenize import TokenizedRow
 
-# Inputs of a loss that a micro-batch holds, beside the policy's log-probs.
+# Inputs of a loss that a micro-batch holds besides the policy's log-probs.
 LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
-# Inputs that come of the batch's layout and of the pass through the model.
+# Inputs that follow from the batch's layout and from the pass through the model.
 _OF_THE_PASS = ("groups", "prompt_logps", "token_entropy", "token_log_sum_sq")
 
 
 def unmet_needs(needs: Iterable[str]) -> list[str]:
-    """The needs of a loss (``a|b``: either) that training on rows cannot meet."""
+    """Return the needs of a loss (``a|b``: either) that training on records cannot meet."""
     met = {*LOSS_FIELDS, *_OF_THE_PASS}
     return [need for need in needs if not met & set(need.split("|"))]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference log-probabilities of one row.
+    """Log-probabilities of one record under the reference, in nats.
 
-    prompt: sum over the prompt after t0. responses: one fp64 sum per response.
-    tokens: optional ``[responses * (longest sequence of the row)]`` fp32 values shaped like its
-    right-padded ids, 0 where no token is scored.
+    prompt: sum over the prompt after t0. responses: ``[responses]`` fp64 sums.
+    tokens: ``[responses * longest]`` fp32 values of its right-padded ids (longest: tokens of its
+    longest sequence), flattened, 0 where no token is scored; None where they are not kept.
     """
 
     prompt: float
@@ -46,14 +46,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Example:
-    """What the collator takes: one prompt with all its responses, so a group is never split."""
+    """One prompt with all its responses, as the collator takes it: a group is never split."""
 
     row: TokenizedRow
     reference: Reference | None
 
 
 class PreferenceDataset(Dataset[Example]):
-    """Tokenized rows in memory, with their reference log-probabilities once these are known."""
+    """Tokenized records in memory, with their reference log-probabilities once these are known."""
 
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self.rows = list(rows)
@@ -67,7 +67,7 @@ class PreferenceDataset(Dataset[Example]):
         return Example(self.rows[index], reference)
 
     def fingerprint(self) -> str:
-        """SHA-256 of every token id and boundary, in order."""
+        """Return the SHA-256 of every token id and boundary, in order."""
         digest = hashlib.sha256()
         for row in self.rows:
             for ids in (row.prompt, *row.responses):
@@ -132,8 +132,10 @@ class Collator:
 
 
 def _all_have(name: str, rows: Sequence[TokenizedRow]) -> bool:
-    """Whether the rows have the field; some with and some without it are an error, since a loss
-    would read a micro-batch without it in another way."""
+    """Return whether the rows have the field; raise if only some have it.
+
+    A loss would read a micro-batch without it in another way.
+    """
     lacking = [row.where for row in rows if getattr(row, name) is None]
     if lacking and len(lacking) < len(rows):
         raise DataError(lacking[0], f"no {name}, which other rows have", "Give all rows or none.")

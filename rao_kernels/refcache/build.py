@@ -1,4 +1,4 @@
-"""Fill a reference cache: score what is missing, keep what is valid."""
+"""Fill a reference cache: keep valid shards, score the others."""
 
 from __future__ import annotations
 
@@ -32,9 +32,18 @@ def fill_cache(
 ) -> None:
     """Make every shard of this rank valid.
 
-    reuse: keep valid shards, score missing and damaged ones. require: raise `DataError` where one
-    is missing or damaged. rebuild: score all of them again.
-    Each shard is stored as soon as it is scored, so an interrupted run goes on where it stopped.
+    Each shard is stored as soon as it is scored, so that an interrupted run continues where it
+    stopped.
+
+    Args:
+        score: returns the values of consecutive rows.
+        policy: "reuse": keep valid shards, score missing and damaged ones; "require": raise where
+            one is missing or damaged; "rebuild": score all of them again.
+        rank, world_size: this process takes shards rank, rank + world_size, ...
+        progress: show a progress bar.
+
+    Raises:
+        DataError: under "require" a shard is missing or damaged.
     """
     if policy not in ("reuse", "require", "rebuild"):
         raise InputError("policy", "'reuse', 'require' or 'rebuild'", repr(policy))
@@ -72,7 +81,7 @@ def _with_progress(shards: list[range]) -> Iterator[range]:
 
 @contextlib.contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients, and the base model where there is an adapter."""
+    """Put the model in evaluation mode without gradients, with its adapter, if any, disabled."""
     training = model.training
     disable = getattr(model, "disable_adapter", contextlib.nullcontext)
     model.eval()
@@ -119,7 +128,7 @@ def score_batch(
 
 
 def join_rows(values: list[RowValues]) -> ShardValues:
-    """Consecutive rows as one shard."""
+    """Join consecutive rows to one shard."""
     tokens = [row.tokens for row in values if row.tokens is not None]
     return ShardValues(
         torch.tensor([row.prompt for row in values], dtype=torch.float64),

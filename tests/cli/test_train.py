@@ -173,7 +173,7 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags(folder, "--resume_from_checkpoint", str(folder / "none"))) == 2
-    assert "half-written or none" in capsys.readouterr().err
+    assert "incomplete or no checkpoint" in capsys.readouterr().err
     assert not (folder / "out" / "ref_cache").exists()
 
 

@@ -335,7 +335,7 @@ def test_bad_use(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no reference cache for this run"):
         trainer(tmp_path / "none", ref_cache="require")
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(InputError, match="half-written or none"):
+    with pytest.raises(InputError, match="incomplete or no checkpoint"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
