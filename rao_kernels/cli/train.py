@@ -143,8 +143,11 @@ def _held_out_part(
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreferenceDataset | None:
-    """Make the dataset of the rows that were held out by default; None, with a warning, if none is
-    usable."""
+    """Make the dataset of the rows held out by default; None, with a warning, if none is usable.
+
+    Raises:
+        InputError: none is usable, and the settings need evaluations.
+    """
     if arguments.eval_fraction == 0.0:
         if config.eval_strategy != IntervalStrategy.NO:
             got = repr(IntervalStrategy(config.eval_strategy).value)

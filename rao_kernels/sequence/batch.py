@@ -42,8 +42,8 @@ class SequenceBatch:
     group, on the group's first sequence.
 
     Build it with `from_padded` or `from_packed`. They check their arguments, which reads tensors
-    on the host; on a GPU each read waits for it, so build on the CPU and move the batch with `to`.
-    Nothing afterwards reads a tensor on the host, but `first`.
+    on the host; on a GPU each read waits for the device, so build on the CPU and move the batch
+    with `to`. Of the other methods only `first` reads a tensor on the host.
 
     Attributes:
         token_shape: ``(B, T)`` or ``(N,)``: shape of tensors with one entry per position.
@@ -223,9 +223,9 @@ class SequenceBatch:
     ) -> SequenceBatch:
         """Select the tokens that are scored."""
         ids = input_ids.reshape(-1).to(torch.int64)
-        position, sequence, place = tokens.position, tokens.sequence, tokens.place
-        scored = tokens.response & (place >= 1)
-        asked = tokens.prompt & (place >= prefix_length) & (leaders[sequence] == sequence)
+        position, sequence, offset = tokens.position, tokens.sequence, tokens.offset
+        scored = tokens.response & (offset >= 1)
+        asked = tokens.prompt & (offset >= prefix_length) & (leaders[sequence] == sequence)
         targets = ids[position[scored | asked]]
         return cls(
             token_shape=tuple(input_ids.shape),
@@ -321,7 +321,7 @@ class SequenceBatch:
     def row_loss_inputs(
         self, response_logps: Tensor, prompt_logps: Tensor | None, **inputs: Tensor | None
     ) -> LossInputs:
-        """Do the same from log-probs ``[R]`` and ``[Q]``; None: prompts were not scored."""
+        """Collect them from log-probs ``[R]`` and ``[Q]``; None: prompts were not scored."""
         for name in inputs:
             if name not in FIELD_SHAPES or name in _OWN_FIELDS:
                 known = ", ".join(n for n in FIELD_SHAPES if n not in _OWN_FIELDS)

@@ -49,7 +49,7 @@ def check_groups(groups: Tensor | None, starts: Tensor) -> Tensor:
 
 
 def leaders_of(groups: Tensor) -> Tensor:
-    """``[S]`` the first sequence of each one's group."""
+    """Return ``[S]``, the first sequence of each one's group."""
     sequences = torch.arange(groups.numel(), device=groups.device)
     first = torch.full_like(groups, groups.numel()).scatter_reduce(0, groups, sequences, "amin")
     return first[groups]
@@ -57,16 +57,16 @@ def leaders_of(groups: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens that are no padding, sequence after sequence.
+    """The tokens that are not padding, sequence after sequence.
 
-    position: flat. sequence: the one it belongs to. place: within its sequence, from 0.
-    response, prompt: bool, whether it is of the response, or of the prompt. prompt_ends: ``[S]``
-    flat position where each prompt ends.
+    position: flat. sequence: the one it belongs to. offset: its index within that, from 0.
+    response, prompt: bool, whether it belongs to the response, or to the prompt.
+    prompt_ends: ``[S]`` flat position where each prompt ends.
     """
 
     position: Tensor
     sequence: Tensor
-    place: Tensor
+    offset: Tensor
     response: Tensor
     prompt: Tensor
     prompt_ends: Tensor
@@ -83,7 +83,7 @@ def find_tokens(completion_mask: Tensor, starts: Tensor, ends: Tensor) -> Tokens
     return Tokens(
         position=position,
         sequence=sequence,
-        place=position - starts[sequence],
+        offset=position - starts[sequence],
         response=response,
         prompt=position < prompt_ends[sequence],
         prompt_ends=prompt_ends,
@@ -112,5 +112,5 @@ def check_prompts(
 
 
 def first_true(mask: Tensor) -> int:
-    """Index of the first True."""
+    """Return the index of the first True."""
     return int(mask.to(torch.int8).argmax())

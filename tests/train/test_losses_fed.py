@@ -1,4 +1,4 @@
-"""What the trainer feeds a loss, alone or in a sum: labels, hyperparameters, gradients."""
+"""Labels, hyperparameters and gradients that the trainer gives a loss, alone or in a sum."""
 
 from __future__ import annotations
 
