@@ -79,7 +79,7 @@ def train(
         loss=method.loss,
         beta=method.beta,
         learning_rate=method.learning_rate,
-        prefix_length=str(prefix_length),
+        prefix_length=prefix_length,
         num_train_epochs=1,
         warmup_steps=4,
         per_device_train_batch_size=4,
@@ -178,7 +178,8 @@ def score_rows(
     """Log-probabilities of every row's prompt and responses under the model in `folder`."""
     model = attach_fused_head(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     pad = model.config.pad_token_id
-    dataset, collate = PreferenceDataset(rows), Collator(0 if pad is None else pad)
+    dataset = PreferenceDataset(rows)
+    collate = Collator(0 if pad is None else pad, prefix_length)
     values: list[RowValues] = []
     for start in tqdm(range(0, len(rows), 4), desc=label, unit="batch"):
         batch = collate([dataset[i] for i in range(start, min(start + 4, len(rows)))])
@@ -186,7 +187,6 @@ def score_rows(
             values += score_batch(
                 model,
                 batch,
-                prefix_length=prefix_length,
                 engine_options=EngineOptions(),
                 per_token=False,
             )

@@ -52,17 +52,10 @@ def make_problem(folder: Path, rows: Sequence[TokenizedRow], prefix_length: int)
     """The hidden states of the model in `folder` on `rows`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     dataset = PreferenceDataset(rows)
-    batch = Collator(0)([dataset[i] for i in range(len(rows))])
+    batch = Collator(0, prefix_length)([dataset[i] for i in range(len(rows))])
     hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
-    sequences = SequenceBatch.from_padded(
-        batch["input_ids"],
-        batch["completion_mask"],
-        batch["attention_mask"],
-        prefix_length=prefix_length,
-        groups=batch["groups"],
-    )
     weight = model.lm_head.weight.detach().clone()
-    return Problem(hidden.clone(), weight, sequences, batch["input_ids"], batch["rewards"])
+    return Problem(hidden.clone(), weight, batch["sequences"], batch["input_ids"], batch["rewards"])
 
 
 def measure(problem: Problem) -> dict[str, Cost]:
