@@ -236,30 +236,29 @@ def _compare(argv: Sequence[str]) -> int:
 
 
 def _plot(argv: Sequence[str]) -> int:
-    parser = _parser("plot", "Draws time, memory, errors and the cost of the vocabulary.")
+    parser = _parser("plot", "Draw readme.png (speed, error, memory) and benchmarks.png (growth).")
     help_ = (
-        "files of rows, or folders: their newest; all are drawn (default: each suite's newest of "
-        "the first machine)"
+        "files of results, or folders: their newest; all are drawn (default: each suite's newest "
+        "of the first machine)"
     )
-    parser.add_argument("rows", type=Path, nargs="*", help=help_)
-    out = Path("benchmarks.png")
-    parser.add_argument("--out", type=Path, default=out, help=f"picture; default {out}")
+    parser.add_argument("results", type=Path, nargs="*", help=help_)
+    parser.add_argument("--out", type=Path, default=Path(), help="folder; default the current one")
     options = parser.parse_args(argv)
     from .plot import draw
 
-    paths = options.rows
+    paths = options.results
     if not paths:
         machine = next(iter(record.folders(cases.SUITES[0])), None)
         if machine is None:
-            parser.error(f"there are no rows in {record.FOLDER}; say which to draw")
+            parser.error(f"there are no results in {record.FOLDER}; say which to draw")
         paths = list(record.newest_of_each(machine, cases.SUITES).values())
-    draw([row for path in dict.fromkeys(paths) for row in record.read(path)], options.out)
-    print("picture:", options.out)
+    results = [one for path in dict.fromkeys(paths) for one in record.read(path)]
+    print("pictures:", *draw(results, options.out))
     return NOTHING
 
 
 def _readme(argv: Sequence[str]) -> int:
-    _parser("readme", "Writes the README's tables from the newest rows.").parse_args(argv)
+    _parser("readme", "Writes the README's tables from the newest results.").parse_args(argv)
     from . import readme
 
     if not readme.README.exists():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from . import compare, cost, report
+from . import compare, cost, picture, report
 from .model import obtain_model
 from .sampling import Answer, SamplingOptions, sample_answers
 from .task import Task, make_tasks, reward
@@ -84,7 +84,7 @@ def run_demo(output: Path, settings: Settings, model: Path | None = None) -> rep
         shape, costs = _costs(start, output)
     figures = report.Figures(rewards, runs, implicit, costs, shape, clock.seconds)
     report.write_json(figures, output / "demo.json")
-    report.draw(figures, output / "demo.png")
+    picture.draw(output / "demo.json", output / "demo.png")
     return figures
 
 

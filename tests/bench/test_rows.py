@@ -201,9 +201,37 @@ def test_pictures(tmp_path: Path) -> None:
         for provider, seconds in (("rao_kernels", 1.0), ("plain torch", 2.0))
         for size in (1, 2)
     ]
-    draw(rows, tmp_path / "all.png")
-    draw(rows[:1], tmp_path / "one.png")
-    assert (tmp_path / "all.png").stat().st_size > (tmp_path / "one.png").stat().st_size > 10_000
+    full, one, none = (tmp_path / name for name in ("full", "one", "none"))
+    for folder, drawn in ((full, rows), (one, rows[:1]), (none, [])):
+        assert draw(drawn, folder) == [folder / "readme.png", folder / "benchmarks.png"]
+    sizes = [(folder / "benchmarks.png").stat().st_size for folder in (full, one, none)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] > 10_000
+
+
+def test_pictures_show_what_is_right_and_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ours the default and the sparse backward, in their colours, beside the peers."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from matplotlib import colors
+
+    from rao_kernels import _plot
+    from rao_kernels.bench.plot import draw
+
+    figures = []
+    monkeypatch.setattr(_plot, "save", lambda figure, path, dpi=110: figures.append(figure))
+    names = ("rao_kernels", "rao_kernels sparse 2^-9", "rao_kernels retained", "plain torch")
+    rows = [row(name, number + 0.5) for number, name in enumerate(names)]
+    draw([*rows, row("TRL chunked log-probs", 1.0, status="wrong")], tmp_path)
+    speed, memory = figures[0].axes
+    assert {text.get_text() for text in speed.texts} == {"rao_kernels", "sparse", "plain torch"}
+    bars = {
+        label.get_text(): bar.get_facecolor()
+        for label, bar in zip(memory.get_yticklabels(), memory.patches, strict=True)
+    }
+    assert bars["rao_kernels"] == colors.to_rgba(_plot.OURS)
+    assert bars["rao_kernels, sparse"] == colors.to_rgba(_plot.OURS_LIGHT)
+    assert bars["plain torch"] == colors.to_rgba(_plot.MUTED[0])
 
 
 def test_written_rows_carry_the_surroundings(tmp_path: Path) -> None:
