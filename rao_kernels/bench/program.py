@@ -29,7 +29,7 @@ WIDTH = 150  # where no terminal says its own
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Run the program; return its exit status."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory pass would write to the screen
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "compare": _compare,
@@ -123,7 +123,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _choice(options: argparse.Namespace) -> cases.Choice:
-    """A case named by ``--cases`` is found in whatever suite it is."""
+    """The suites default to "readme", but to all where cases are named or listed."""
     everything = options.list or options.cases
     suites = options.suites or ([*cases.SUITES, TRL] if everything else ["readme"])
     return cases.Choice(suites, options.dtypes, options.directions, options.cases)
@@ -134,7 +134,7 @@ def _has_trl(choice: cases.Choice) -> bool:
 
 
 def _incomplete(lacking: dict[str, list[str]]) -> int:
-    """A run without a peer would say nothing about it: it fails instead."""
+    """Name the missing packages and fail, because tables without a peer would be incomplete."""
     for package, names in lacking.items():
         print(f"{PROG}: {package} is not installed; needed by: {', '.join(names)}", file=sys.stderr)
     print(
@@ -146,7 +146,7 @@ def _incomplete(lacking: dict[str, list[str]]) -> int:
 
 
 def _suite_times() -> str:
-    """What each suite takes, from the rough times of its cases."""
+    """Return the time of each suite, from the rough times of its cases."""
     seconds = dict.fromkeys(cases.SUITES, 0.0)
     for case in cases.CASES:
         seconds[case.suite] += sum(map(case.seconds, case.directions))

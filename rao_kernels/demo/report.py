@@ -19,7 +19,7 @@ _PREFERRED, _REJECTED = "logps/chosen", "logps/rejected"
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything the demo measured.
+    """All measurements of the demo.
 
     rewards: "before" and each method -> ``[P, answers]`` rewards of fresh answers to held-out
     prompts. runs, implicit: by method. costs: by implementation.
@@ -34,13 +34,13 @@ class Figures:
 
 
 def mean_and_error(rewards: Tensor) -> tuple[float, float]:
-    """Mean of ``[P, answers]`` rewards and its standard error over prompts."""
+    """Return the mean of ``[P, answers]`` rewards and its standard error over prompts."""
     means = rewards.mean(1)
     return float(means.mean()), float(means.std() / len(means) ** 0.5)
 
 
 def implicit_reward(run: Run, seen: Implicit) -> Tensor:
-    """What the trained model says an answer is worth.
+    """Return the rewards of answers that the trained model implies.
 
     RAO: ``beta (D + DX + log_z0)``, in the units of the rule's reward. DPO: ``beta D``, up to a
     constant for each prompt.
@@ -50,7 +50,7 @@ def implicit_reward(run: Run, seen: Implicit) -> Tensor:
 
 
 def correlation_within_prompts(left: Tensor, right: Tensor, groups: Tensor) -> float:
-    """Pearson correlation after each prompt's mean is taken out of both."""
+    """Return the Pearson correlation after each prompt's mean is subtracted from both."""
     counts = groups.bincount()
     centred = [
         value - (value.new_zeros(len(counts)).index_add(0, groups, value) / counts)[groups]
@@ -60,7 +60,7 @@ def correlation_within_prompts(left: Tensor, right: Tensor, groups: Tensor) -> f
 
 
 def table(figures: Figures) -> str:
-    """The figures as text."""
+    """Return the figures as a text table."""
     names = ["before", *figures.runs]
     lines = [f"{'':<40}" + "".join(f"{name:>17}" for name in names)]
 
@@ -106,7 +106,7 @@ def _cost_lines(figures: Figures) -> list[str]:
 
 
 def findings(figures: Figures) -> str:
-    """What the figures say, favourable or not."""
+    """Return sentences on what changed, favourable or not."""
     lines = []
     before = figures.rewards["before"].mean(1)
     for name, run in figures.runs.items():
