@@ -1,4 +1,4 @@
-"""The README's table of numbers is what the committed rows say."""
+"""The README's table of numbers is what the committed results say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from rao_kernels.bench import readme, record
 
 
-def test_readme_shows_the_newest_rows() -> None:
+def test_readme_shows_the_newest_results() -> None:
     if not record.folders("readme"):
-        pytest.skip("there are no result rows yet")
+        pytest.skip("there are no results yet")
     text = readme.README.read_text()
     assert readme.filled(text, readme.tables()) == text

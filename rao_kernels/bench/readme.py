@@ -8,7 +8,7 @@ from pathlib import Path
 from . import record
 from .cases import BOTH, FROZEN, label
 from .isolated import TOO_SLOW
-from .providers import YARDSTICK
+from .providers import REFERENCE
 from .providers.ours import DEFAULT, SPARSE
 from .record import ROOT, Result
 from .table import errors
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
 MIB = 2**20
 SUITES = ("readme", "real", "heads")
 NAMES = {
-    YARDSTICK: "plain torch",
+    REFERENCE: "plain torch",
     "plain torch, torch.compile": "torch.compile",
     "torch linear_cross_entropy": "torch's own",
     "TRL selective_log_softmax": "TRL, logits",
@@ -34,7 +34,7 @@ NAMES = {
 
 
 def tables() -> str:
-    """Markdown: the tables of every machine whose results are committed."""
+    """Return the tables of every machine whose results are committed, as Markdown."""
     machines = record.folders(SUITES[0])
     if len(machines) == 1:
         return table(machines[0])
@@ -52,7 +52,7 @@ def _instructions(result: Result) -> str:
 
 
 def table(folder: Path) -> str:
-    """Markdown: the first case in full, then our time and every peer's beside it, case by case.
+    """Return the first case in full, then our time and every peer's, case by case, as Markdown.
 
     Each suite is shown as it was last run.
     """
@@ -72,17 +72,17 @@ def _head(results: Sequence[Result], paths: Sequence[Path]) -> str:
     links = ", ".join(f"[{place}]({place})" for place in places)
     return (
         f"Measured on {_instructions(first)}, torch {first['torch']}, commit "
-        f"{commits}; medians of calls that took turns; what was too slow for that ran by itself "
-        "beside its own products. Every result, with quantiles, versions and errors: "
-        f"{links}. *x products* is the time as a multiple of the bare "
-        "matrix products a method that skips nothing has to make (one for a forward, three for "
-        "both), through torch, in the same run, each result allocated as it is by everybody else "
-        "here; *out= given* writes into memory that is there and warm. Errors are against float64."
+        f"{commits}; medians of interleaved calls; the slowest were timed by themselves, beside "
+        "bare GEMMs of their own. Every result, with quantiles, versions and errors: "
+        f"{links}. *x GEMMs* is the time as a multiple of the bare "
+        "matrix GEMMs that a method which skips nothing needs (one for a forward, three for "
+        "both), by torch, in the same run, with results allocated as all others do; *out= given* "
+        "writes into memory that exists already. Errors are against float64."
     )
 
 
 def _full(results: Sequence[Result]) -> str:
-    """Every provider on the case that stands first, forward and backward."""
+    """Return the table of every provider on the first case, forward and backward."""
     first = next((one for one in results if one["direction"] == BOTH), results[0])
     mine = [result for result in _timed(results, BOTH) if _same_case(result, first)]
     lines = [
@@ -90,7 +90,7 @@ def _full(results: Sequence[Result]) -> str:
         if "N" in first
         else f"**{_title(first)}: log-probs and both gradients**",
         "",
-        "| | seconds | x products | log-prob error | dhidden | dweight | extra MiB |",
+        "| | seconds | x GEMMs | log-prob error | dhidden | dweight | extra MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in sorted(mine, key=lambda result: result["median_s"]):
@@ -113,7 +113,7 @@ def _full(results: Sequence[Result]) -> str:
 
 
 def _not_timed(results: Sequence[Result]) -> list[str]:
-    """A sentence on those that gave no time."""
+    """Return a sentence on the providers without a time."""
     told = [
         f"{result['provider']}: {result['status']} ({result.get('reason', 'errors')})"
         for result in results
@@ -123,7 +123,7 @@ def _not_timed(results: Sequence[Result]) -> list[str]:
 
 
 def _rest(results: Sequence[Result]) -> list[str]:
-    """Seconds of ours and, of every peer, how many times as long it takes."""
+    """Return a table of our seconds and, for every peer, its multiple of them; and TRL's step."""
     timed = [result for result in results if result["provider"] == DEFAULT and "median_s" in result]
     timed = [result for result in timed if result["direction"] in (BOTH, FROZEN)]
     timed = [result for result in timed if result.get("suite") in SUITES]
@@ -135,7 +135,7 @@ def _rest(results: Sequence[Result]) -> list[str]:
         "**rao_kernels at its defaults, and how many times as long the others take**, forward and "
         "backward",
         "",
-        "| case | rao_kernels, s | x products | sparse 2^-9 | "
+        "| case | rao_kernels, s | x GEMMs | sparse 2^-9 | "
         + " | ".join(NAMES[name] for name in peers)
         + " |",
         "|---" * (4 + len(peers)) + "|",
@@ -157,7 +157,7 @@ def _beside(ours: Result, results: Sequence[Result], name: str) -> str:
     result = next((result for result in results if result["provider"] == name), None)
     if result is None or result["status"] == "unsupported":
         return ""
-    if "median_s" in result:  # each in multiples of the floor of its own run
+    if "median_s" in result:  # each in multiples of the baseline of its own run
         return f"{result['ratio_to_gemms'] / ours['ratio_to_gemms']:.2f}x"
     if result["status"] == TOO_SLOW and "call_s" in result:
         return f"over {result['call_s'] / ours['median_s']:.0f}x"
@@ -165,7 +165,7 @@ def _beside(ours: Result, results: Sequence[Result], name: str) -> str:
 
 
 def _trl(results: Sequence[Result]) -> str:
-    """A sentence on TRL's step."""
+    """Return a sentence on TRL's step."""
     found = {result["provider"]: result for result in results if result.get("suite") == TRL}
     if not {WITHOUT, WITH} <= set(found):
         return ""
@@ -194,7 +194,7 @@ def _timed(results: Sequence[Result], direction: str) -> list[Result]:
 
 
 def filled(text: str, numbers: str) -> str:
-    """The README's text with `numbers` between its marks."""
+    """Return the README's text with `numbers` between its marks."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + numbers + END + rest.split(END)[1]
 
