@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rao_kernels import EngineOptions, WordOrder, linear_logprobs
+from rao_kernels import EngineOptions, linear_logprobs
 from rao_kernels.backends import Head
-from rao_kernels.engine import Sparsity, evenly_spaced, make_plan, order_words, record_work
+from rao_kernels.engine import Sparsity, evenly_spaced, make_plan, order_vocabulary, record_work
 from rao_kernels.engine import sample as sample_of
 from rao_kernels.engine.sparsity import in_order, needed_rows
 
@@ -130,40 +130,38 @@ def kept_share(head: Head, order: Tensor, width: int) -> float:
     return sum(head.rows if rows is None else len(rows) for rows in stay) / mass.numel()
 
 
-def likeliest_first(affinity: Tensor) -> Tensor:
-    return torch.argsort(affinity, descending=True, stable=True)
+def likeliest_first(mean: Tensor) -> Tensor:
+    return torch.argsort(mean, descending=True, stable=True)
 
 
 def orders(rows: Rows) -> Iterator[str]:
-    """What an order is worth, for tiles of several widths."""
+    """Kept share by vocabulary order, for tiles of several widths."""
     head = head_of(rows)
     sample = sample_of(evenly_spaced(head))
     by_p = likeliest_first(torch.softmax(sample.logits.float(), 1).mean(0))
-    by_root = likeliest_first(sample.affinity)
+    by_root = likeliest_first(sample.mean_sqrt_prob)
     for width, name in WIDTHS.items():
-        by_kind = order_words(sample, width, TOLERANCE)
-        kept = (kept_share(head, order, width) for order in (by_p, by_root, by_kind))
+        clustered = order_vocabulary(sample, width, TOLERANCE)
+        kept = (kept_share(head, order, width) for order in (by_p, by_root, clustered))
         yield f"| {name} | {' | '.join(f'{share:.3f}' for share in kept)} |"
 
 
-def learnt(rows: Rows, width: int = 1024) -> Iterator[str]:
-    """Calls of several sizes, in the order of the text, each with an order of its own."""
+def sizes(rows: Rows, width: int = 1024) -> Iterator[str]:
+    """Kept share by rows of a call; each call estimates an order of its own."""
     for size in (64, 128, 256, 512, 1024):
-        learner, shares = WordOrder(), []
+        shares = []
         for start in range(0, min(CALLS * size, len(rows.targets) - size + 1), size):
             part = slice(start, start + size)
             call = replace(rows, hidden=rows.hidden[part], targets=rows.targets[part])
             head = head_of(call)
             sample = sample_of(evenly_spaced(head))
-            affinity = learner.observe(sample.affinity, len(sample.logits))
             found = (
-                likeliest_first(sample.affinity),
-                order_words(sample, width, TOLERANCE),
-                order_words(replace(sample, affinity=affinity), width, TOLERANCE),
+                likeliest_first(sample.mean_sqrt_prob),
+                order_vocabulary(sample, width, TOLERANCE),
             )
             shares.append([kept_share(head, order, width) for order in found])
-        by_root, by_kind, past = torch.tensor(shares).mean(0).tolist()
-        yield f"| {size:,} | {by_root:.3f} | {by_kind:.3f} | {100 * (past / by_kind - 1):+.1f} % |"
+        by_root, clustered = torch.tensor(shares).mean(0).tolist()
+        yield f"| {size:,} | {by_root:.3f} | {clustered:.3f} |"
 
 
 def write(name: str, lines: Iterator[str]) -> None:
@@ -181,5 +179,5 @@ def write(name: str, lines: Iterator[str]) -> None:
 if __name__ == "__main__":
     ROWS = probe(SHARED)
     write("orders", orders(ROWS.to(torch.bfloat16)))
-    write("learnt", learnt(ROWS.to(torch.bfloat16)))
+    write("sizes", sizes(ROWS.to(torch.bfloat16)))
     write("errors", errors(ROWS))

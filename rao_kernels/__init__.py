@@ -4,7 +4,7 @@ from ._memory import release_memory
 from .fused import fused_loss, rao_loss, sequence_and_prompt_logps, sequence_logps
 from .ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
 from .sequence import SequenceBatch
-from .types import EngineOptions, LossOutput, TokenStats, WordOrder
+from .types import EngineOptions, LossOutput, TokenStats
 
 __version__ = "0.1.0"
 
@@ -13,7 +13,6 @@ __all__ = [
     "LossOutput",
     "SequenceBatch",
     "TokenStats",
-    "WordOrder",
     "fused_loss",
     "linear_logprobs",
     "linear_logprobs_and_entropy",

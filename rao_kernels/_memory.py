@@ -1,8 +1,8 @@
-"""Memory of the large CPU buffers of the op, kept from call to call.
+"""Pool of the large CPU buffers of the op, which stay resident between calls.
 
 glibc maps each block above 32 MiB anew and unmaps it when it is freed, and the first write to a
-fresh page takes several times as long as one to a page that is there. So large buffers are taken
-from anonymous mappings that come back here, still resident, once no tensor uses them any more.
+fresh page takes several times as long as a write to a resident one. Large buffers are therefore
+taken from anonymous mappings that return to this pool when no tensor uses them any more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 THRESHOLD = 32 << 20  # bytes; the largest block that glibc ever keeps (DEFAULT_MMAP_THRESHOLD_MAX)
 KEPT = 2 << 30  # bytes of free mappings at most
 
-# Free mappings, the one that came back last at the end. Tensors die on any thread, and inside
+# Free mappings, the most recently returned last. Tensors die on any thread, and inside
 # anything that allocates, so there is no lock: each step below is one operation of a list, which is
 # atomic. After a fork, parent and child have a list each, and private mappings are copied on write,
 # so neither sees what the other writes.
@@ -28,7 +28,7 @@ _enabled = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty`, which it is below `THRESHOLD` and on other devices than a CPU."""
+    """Like `torch.empty`, from the pool where a CPU buffer is of at least `THRESHOLD` bytes."""
     numel = math.prod(shape)
     nbytes = numel * dtype.itemsize
     if nbytes < THRESHOLD or device.type != "cpu" or not _enabled or _must_be_filled():
@@ -47,17 +47,18 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def release_memory() -> None:
-    """Give the memory that the op keeps for later calls back to the operating system.
+    """Return the memory that the op keeps for later calls to the operating system.
 
-    On a CPU up to 2 GiB of large buffers stay with the process between calls
-    (docs/memory.md). What tensors still use is kept until they are gone, and then for later calls.
+    On a CPU up to 2 GiB of large buffers stay with the process between calls (docs/memory.md).
+    Buffers that tensors still use are not affected; they return to the pool later.
     """
     _free.clear()
 
 
 @contextmanager
 def unpooled() -> Iterator[None]:
-    """Inside, every buffer is `torch.empty`'s, for measurements: torch's profiler sees no other."""
+    """Disable the pool inside the block, for memory measurements: torch's profiler sees only its
+    own allocations."""
     global _enabled
     before, _enabled = _enabled, False
     try:
@@ -67,7 +68,7 @@ def unpooled() -> Iterator[None]:
 
 
 def _must_be_filled() -> bool:
-    """Whether torch fills what is uninitialised, so that results are deterministic."""
+    """Whether torch is set to fill uninitialised memory (deterministic algorithms)."""
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     return bool(filled) and torch.are_deterministic_algorithms_enabled()
 
@@ -78,10 +79,10 @@ def _map(nbytes: int) -> mmap.mmap:
 
 
 def _take(nbytes: int) -> mmap.mmap | None:
-    """The smallest free mapping that is large enough and at most twice as large.
+    """Return the smallest free mapping of `nbytes` to twice `nbytes`, or None.
 
-    Where there is none, the largest that is too small by less than half is unmapped: the new one
-    takes its place, so that calls of varying size do not fill up memory.
+    Where there is none, the largest one of at least half of `nbytes` is unmapped, so that calls of
+    varying size do not fill up memory: the caller's new mapping replaces it.
     """
     found = sorted(_free, key=len)
     for mapping in found:
@@ -94,7 +95,7 @@ def _take(nbytes: int) -> mmap.mmap | None:
 
 
 def _claim(mapping: mmap.mmap) -> bool:
-    """Take a mapping off the list, unless another thread was faster."""
+    """Take a mapping off the list; False if another thread took it first."""
     try:
         _free.remove(mapping)
     except ValueError:
@@ -103,7 +104,7 @@ def _claim(mapping: mmap.mmap) -> bool:
 
 
 def _give_back(mapping: mmap.mmap) -> None:
-    """Keep a mapping that no tensor uses any more; the oldest go beyond `KEPT` bytes."""
+    """Keep a mapping that no tensor uses any more; beyond `KEPT` bytes drop the oldest."""
     if len(mapping) <= KEPT:
         _free.append(mapping)
         while sum(map(len, tuple(_free))) > KEPT:

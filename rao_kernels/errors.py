@@ -1,4 +1,4 @@
-"""Exceptions. A message names the argument, what was expected, what came and what to do."""
+"""Exceptions. A message names the argument, what was expected, what was given, what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class DataError(ValueError):
-    """A row of user data is wrong; `where` names it, for example ``train.jsonl:12``."""
+    """A record of user data is wrong; `where` names it, for example ``train.jsonl:12``."""
 
     def __init__(self, where: str, problem: str, fix: str = "") -> None:
         self.where = where
@@ -20,7 +20,7 @@ class DataError(ValueError):
 
 
 class OneSidedTargetsWarning(UserWarning):
-    """RAO is asked to raise, or to lower, the log-probability of every response."""
+    """RAO's targets ask to raise, or to lower, the log-probability of every response."""
 
 
 class BackendError(RuntimeError):
@@ -28,7 +28,7 @@ class BackendError(RuntimeError):
 
 
 class DivergedError(RuntimeError):
-    """Training left numbers that are not finite; nothing of that step is saved."""
+    """Training produced values that are not finite; nothing of that step is saved."""
 
 
 class NotYetError(NotImplementedError):
@@ -36,14 +36,14 @@ class NotYetError(NotImplementedError):
 
 
 class IntegrationError(RuntimeError):
-    """Another library is not of the version or the shape that it is joined to here."""
+    """Another library's version or interface is not the one that an integration supports."""
 
     def __init__(self, expected: str, got: str, fix: str) -> None:
         super().__init__(f"expected {expected}, got {got}. {fix}")
 
 
 class MissingDependencyError(ImportError):
-    """An optional package is needed."""
+    """An optional package is missing."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(

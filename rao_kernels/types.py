@@ -1,58 +1,34 @@
-"""Plain records that cross layers."""
+"""Records that several layers share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import TypedDict
 
-import torch
 from torch import Tensor
 
 
-@dataclass
-class WordOrder:
-    """A word order learnt over the calls of a run; pass the same one as `word_order` each time.
-
-    The order of a call comes from a few of its own rows. Which words are likely at all, it takes
-    from what earlier calls showed besides, as from one row more: calls with few rows keep up to a
-    sixth fewer pairs of row and tile by that, long ones next to none fewer.
-
-    affinity: ``[V]`` fp32, how far forward each word belongs: an exponential mean over calls.
-        It is all there is to save with a checkpoint; None before the first call.
-    """
-
-    RATE: ClassVar[float] = 0.1
-    affinity: Tensor | None = None
-
-    def observe(self, affinity: Tensor, rows: int) -> Tensor:
-        """Take in ``[V]``, the mean over `rows` rows of a call, and give what to order that call
-        by."""
-        past = affinity if self.affinity is None else self.affinity.to(affinity.device)
-        self.affinity = torch.lerp(past, affinity, self.RATE)
-        return torch.lerp(affinity, past, 1.0 / (rows + 1))
-
-
 class EngineOptions(TypedDict, total=False):
-    """Options of the one op, accepted by every entry that runs it.
+    """Options of the op, accepted by every function that runs it.
 
-    grad_tolerance: probability each row may drop in backward; 0.0 (default) is exact. The change
-        of the gradients is bounded, see `rao_kernels.engine.sparsity`.
-    workspace_bytes: bytes of logits kept between forward and backward. 0 keeps nothing and
-        recomputes; anything between 0 and everything is valid. None (default) keeps everything up
-        to 1 GiB, and nothing of half-precision logits that a softcap bends, where keeping them
-        would cost accuracy. Under `grad_tolerance` a CPU keeps no more tiles, whatever fits, once
-        too few rows come back to one to pay for it (asked after 1, 2, 4, 8 ... tiles; none pays
-        beyond the first where D is below 300).
-    word_order: ``[V]`` int64 permutation in which the vocabulary is cut into tiles where
-        `grad_tolerance` is above 0, or a `WordOrder` that learns one over calls; by default it is
-        learnt from the rows at hand.
+    grad_tolerance: probability mass that each row may drop in backward; 0.0 (default) is exact.
+        The change of the gradients is bounded, see `rao_kernels.engine.sparsity`.
+    workspace_bytes: bytes of logits kept from forward to backward; the rest is recomputed. Any
+        value from 0 on is valid. None (default) keeps everything up to 1 GiB, and nothing of
+        half-precision logits with a softcap, whose derivative would magnify their rounding. Under
+        `grad_tolerance` a CPU stops keeping tiles once too few rows need them again (decided after
+        1, 2, 4, 8 ... tiles; beyond the first it never pays where D is below 300).
+    vocab_order: ``[V]`` int64 permutation, the order in which the vocabulary is cut into tiles
+        where `grad_tolerance` is above 0; None (default) estimates one from the rows of the call.
     backend: name of a backend, or None (default) for the best that supports the problem.
+    word_order: former name of `vocab_order`; deprecated.
     """
 
     grad_tolerance: float
     workspace_bytes: int | None
-    word_order: Tensor | WordOrder | None
+    vocab_order: Tensor | None
     backend: str | None
+    word_order: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +37,7 @@ class TokenStats:
 
     logps: log-probability of the target. entropy: of the token distribution, nats.
     log_sum_sq_probs: ``log(sum_v p_v^2)``. mean_logits: mean over the vocabulary.
-    is_top1: whether no word has a larger logit than the target. lse: log-sum-exp of the logits.
+    is_top1: True where no entry has a larger logit than the target. lse: log-sum-exp of the logits.
     """
 
     logps: Tensor
@@ -74,11 +50,12 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What every loss returns.
+    """Result of every loss.
 
-    loss: scalar, differentiable. values: unreduced, what the weights of the loss are for: one per
-        unit, or finer (RAO: one per response, each weighing 1 / responses of its prompt).
-    metrics: detached scalars by name. parts: of a weighted sum of losses, each one's own output.
+    loss: scalar, differentiable. values: unreduced loss values, differentiable: one per unit of the
+        loss, or finer (RAO: one per response, weighted by 1 / responses of its prompt).
+    metrics: detached scalars by name. parts: the outputs of the terms of a weighted sum of losses;
+        empty otherwise.
     """
 
     loss: Tensor

@@ -69,7 +69,7 @@ def test_all_is_complete_and_documented() -> None:
 
 def test_engine_options() -> None:
     assert set(rao_kernels.EngineOptions.__annotations__) == {
-        "grad_tolerance", "workspace_bytes", "word_order", "backend",
+        "grad_tolerance", "workspace_bytes", "vocab_order", "backend", "word_order",
     }  # fmt: skip
 
 

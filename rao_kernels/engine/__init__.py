@@ -1,10 +1,11 @@
-"""The plan of a call, and its two walks over vocabulary tiles: forward and backward."""
+"""The plan of a call, and the forward and the backward walk over vocabulary tiles."""
 
 from .backward import Needs, differentiate
-from .forward import Scores, Statistics, score
-from .ordering import Sample, evenly_spaced, order_by_sample, order_words, sample, sample_step
+from .forward import score
 from .plan import Plan, make_plan
 from .sparsity import Sparsity, take
+from .statistics import Scores, Statistics
+from .vocab_order import Sample, evenly_spaced, order_by_sample, order_vocabulary, sample
 from .work import Work, record_work
 
 __all__ = [
@@ -19,10 +20,9 @@ __all__ = [
     "evenly_spaced",
     "make_plan",
     "order_by_sample",
-    "order_words",
+    "order_vocabulary",
     "record_work",
     "sample",
-    "sample_step",
     "score",
     "take",
 ]

@@ -17,7 +17,7 @@ from .work import count
 
 @dataclass(frozen=True)
 class Needs:
-    """Which gradients are wanted."""
+    """Gradients to compute."""
 
     dhidden: bool
     dweight: bool
@@ -33,10 +33,10 @@ def differentiate(
     needs: Needs,
     sparse: Sparsity | None = None,
 ) -> Gradients:
-    """Gradients of the rows in `head`; dhidden and dbias in the accumulator dtype.
+    """Return the gradients of the rows in `head`; dhidden and dbias in the accumulator dtype.
 
     memory: the retained buffer of the forward pass over `scored_rows` rows, by the same plan.
-    sparse: what a sparse pass learnt about its tiles; None for a dense plan.
+    sparse: tile masses and order of a sparse forward pass; None for a dense plan.
     """
     assert plan.precision == head.precision and plan.sparse == (sparse is not None)
     slots = RetainedBuffer(plan, memory, scored_rows).slots()
@@ -58,7 +58,7 @@ def _walk(
     out: Gradients,
     sparse: Sparsity | None,
 ) -> None:
-    """The gradients of every tile from the rows that need it, gathered where not all do."""
+    """Add the gradients of every tile, from all rows or from a gathered copy of those it needs."""
     module = backends.get(plan.backend)
     head, tiles = arranged(head, plan, None if sparse is None else sparse.order)
     scratch = module.scratch(head, plan.width, backward=True)
@@ -82,7 +82,7 @@ def _walk(
 def _count_products(
     head: Head, plan: Plan, needed: Needed, slots: list[RetainedSlot | None], out: Gradients
 ) -> None:
-    """Record the products of the tiles with the rows that need them."""
+    """Count the products of each tile with the rows that need it."""
     for tile, index, slot in zip(plan.tiles, needed.rows, slots, strict=True):
         kept = head.rows if index is None else index.numel()
         products = (slot is None) + (out.dhidden is not None) + (out.dweight is not None)
@@ -91,15 +91,17 @@ def _count_products(
 
 
 def _put_zeros(tile: Tile, out: Gradients) -> None:
-    """The gradients of vocabulary entries that no row needs."""
+    """Write the gradients of a tile that no row needs."""
     for table in (out.dweight, out.dbias):
         if table is not None:
             tile.put(table, table.new_zeros(()))
 
 
 def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Tensor | None]:
-    """For logit gradients in fp16, row gradients divided by a power of two that bounds them, and
-    that power: a loss scaler's 65536 would overflow the logit gradient. No host read.
+    """Scale row gradients into the range of fp16 logit gradients; return them and the factor.
+
+    They are divided by a power of two that bounds them, because a loss scaler's 65536 would
+    overflow the logit gradient. (rows, None) for other dtypes. No host read.
     """
     if dtype != torch.float16:
         return rows, None
@@ -125,7 +127,8 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
 
 
 def _buffers(head: Head, plan: Plan, needs: Needs, unscale: Tensor | None) -> Gradients:
-    """dhidden is added to; the others are written, unless there are no rows, and are zero then."""
+    """Allocate the gradients: dhidden zeroed, as tiles add to it; the others uninitialised, as each
+    tile writes its part, or zeroed where there are no rows."""
     vocabulary, size, accumulate = plan.vocabulary, plan.size, plan.precision.accumulate
 
     def buffer(*shape: int, dtype: torch.dtype, zero: bool) -> Tensor:

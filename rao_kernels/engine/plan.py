@@ -1,7 +1,7 @@
-"""The plan of a call: its tiles, its workspace, where each retained tile lies, and its dtypes.
+"""The plan of a call: tiles, workspace, slots of retained tiles, dtypes, sparsity.
 
-`make_plan` is a function of shapes, dtype, backend and options alone, so that the compiler's fake
-tensors, the forward and the backward pass all get the same plan from the same call.
+`make_plan` is a pure function of shapes, dtype, backend and options, so that the compiler's fake
+tensors, the forward and the backward pass all get the same plan.
 Legend: N rows, V vocabulary, D hidden size.
 """
 
@@ -28,13 +28,13 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call is computed.
+    """Everything that forward and backward of a call must agree on.
 
-    rows, vocabulary, size: N, V and D of the call; rows without a target or a gradient count.
+    rows, vocabulary, size: N, V and D of the call, N before any row is left out.
     tiles: the vocabulary in the order of the walk; the last tile may be narrower.
     workspace_bytes: size of the buffer that carries retained tiles from forward to backward.
-    tolerance: probability that a row may drop in backward; 0: the backward is dense.
-    retained_cost: see `Traits`; it decides how many tiles a sparse pass retains.
+    tolerance: probability mass that a row may drop in backward; 0 makes the backward dense.
+    retained_cost: see `Traits`; decides how many tiles a sparse pass retains.
     """
 
     backend: str
@@ -58,10 +58,10 @@ class Plan:
         return self.tolerance > 0.0
 
     def slots(self, rows: int) -> list[Span | None]:
-        """For each tile the bytes of the workspace it is retained in, or None if it is recomputed.
+        """Return for each tile its bytes in the workspace, or None if it is recomputed.
 
-        The first tiles that fit are retained. `rows` is the number of rows that were projected:
-        with fewer than the plan's, more tiles fit.
+        The first tiles that fit are retained. rows: number of rows that forward scored; with fewer
+        than the plan's, more tiles fit.
         """
         if rows == 0:
             return [None] * len(self.tiles)
@@ -74,12 +74,13 @@ class Plan:
         ]
 
     def reconsiders(self, number: int) -> bool:
-        """Whether a sparse forward asks after this tile if the next ones are worth retaining: after
-        1, 2, 4, 8 ... tiles, because asking waits for the device."""
+        """Whether a sparse forward decides after this tile if the next ones are worth retaining:
+        after 1, 2, 4, 8 ... tiles, because the decision waits for the device."""
         return self.sparse and self.retained_cost > 0 and number & (number + 1) == 0
 
     def worth_retaining(self, share: float) -> bool:
-        """Whether a tile that this share of the rows needs in backward is better retained."""
+        """Whether a tile that this share of the rows needs in backward is retained rather than
+        recomputed."""
         return share * self.size >= self.retained_cost
 
 
@@ -96,12 +97,12 @@ def make_plan(
     tolerance: float = 0.0,
     tile_width: int | None = None,
 ) -> Plan:
-    """The plan of a call on ``[N, D]`` rows and a ``[V, D]`` head; `rows` may be symbolic.
+    """Make the plan of a call on ``[N, D]`` rows and a ``[V, D]`` head; `rows` may be symbolic.
 
-    workspace_bytes: what the workspace may take; None is everything up to 1 GiB, and nothing where
-    a softcap applies to half-precision products, because its derivative magnifies their rounding.
-    No more is planned than all tiles take, and 0 where the first does not fit; given the
-    `workspace_bytes` of a plan the same plan results. tile_width: None is the backend's.
+    workspace_bytes: upper limit of the workspace. None is 1 GiB, and 0 where a softcap applies to
+    half-precision products, because its derivative magnifies their rounding. The plan takes no more
+    than all tiles need, and 0 where the first does not fit; given the `workspace_bytes` of a plan,
+    the same plan results. tile_width: None takes the backend's.
     """
     precision = precision_of(dtype)
     traits = backends.get(backend).traits(device_type)
@@ -127,7 +128,7 @@ def make_plan(
 
 
 def aligned(nbytes: int) -> int:
-    """The first offset from `nbytes` on at which a slot may begin."""
+    """Round up to the alignment of a slot."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -139,8 +140,7 @@ def _tiles(vocabulary: int, width: int) -> tuple[Tile, ...]:
 def _retained_bytes(
     backend: str, rows: int, tiles: tuple[Tile, ...], precision: Precision
 ) -> tuple[int, int]:
-    """Bytes that a backend retains of the first tile, which is as wide as all but the last, and of
-    the last."""
+    """Return the bytes that a backend retains of every tile but the last, and of the last."""
     module, first, last = backends.get(backend), tiles[0], tiles[-1]
     whole = module.retained_bytes(rows, first.width, precision)
     if len(tiles) == 1:

@@ -14,7 +14,7 @@ ZEROED_REST = 1 << 24  # bytes
 
 @dataclass(frozen=True)
 class RetainedBuffer:
-    """Flat bytes of the size that the plan asks for, and the number of rows that were projected."""
+    """Flat bytes of the plan's size, divided into slots for the rows that forward scored."""
 
     plan: Plan
     memory: Tensor
@@ -24,15 +24,14 @@ class RetainedBuffer:
         assert self.memory.numel() == self.plan.workspace_bytes
 
     def slots(self) -> list[RetainedSlot | None]:
-        """For each tile the memory it is retained in, or None."""
+        """Return for each tile the memory it is retained in, or None."""
         return [
             None if span is None else RetainedSlot(self.memory[span.start : span.stop], self.rows)
             for span in self.plan.slots(self.rows)
         ]
 
     def zero_between(self, slots: list[RetainedSlot | None]) -> None:
-        """Zero the bytes between the slots before these are written, so that equal inputs give
-        equal buffers."""
+        """Zero the padding between slots, so that equal inputs give equal buffers."""
         offset = 0
         for slot in slots:
             if slot is None:
@@ -43,9 +42,8 @@ class RetainedBuffer:
                 self.memory[end:offset].zero_()
 
     def zero_unused(self, slots: list[RetainedSlot | None]) -> None:
-        """Zero the bytes behind the slots that were used if they are few, to the same end. More
-        stay uninitialised: fresh memory of a CPU costs nothing as long as nobody writes to it.
-        """
+        """Zero the bytes behind the used slots, for the same reason, unless they are many: fresh
+        memory of a CPU costs nothing as long as nothing writes to it."""
         used = sum(aligned(slot.memory.numel()) for slot in slots if slot is not None)
         if self.memory.numel() - used <= ZEROED_REST:
             self.memory[used:].zero_()

@@ -1,15 +1,15 @@
-"""Which tiles each row still needs in backward.
+"""Select the tiles that each row needs in backward.
 
-Every row may drop its lightest tiles as long as the probability dropped is at most `tolerance`.
-With p the op's own probabilities and g a row's gradient from its log-prob less that from its
-log-sum-exp, dropping changes the gradients, beside what the same backend rounds, by at most
+Each row drops the tiles with the least probability mass, at most `tolerance` in all. With p the
+op's own probabilities and g a row's gradient from its log-prob minus that from its log-sum-exp,
+dropping changes the gradients, beyond the backend's own rounding, by at most
 
     |d dhidden_n|  <= scale |g_n| tolerance max_v |w_v|
     sum_v |d dweight_v| <= scale tolerance sum_n |g_n| |h_n|
 
 and an entropy gradient ge adds ``scale |ge| (m log(n / m) + m H) max_v |w_v|`` to the first, and
 the same with ``|h_n|`` for ``max_v |w_v|``, summed over rows, to the second; m is the probability
-and n the number of words dropped. Legend: N rows, V vocabulary, D hidden size, K tiles.
+and n the number of entries dropped. Legend: N rows, V vocabulary, D hidden size, K tiles.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ FIXED_POINT = 2**50
 
 @dataclass(frozen=True)
 class Sparsity:
-    """order: ``[V]`` vocabulary entry at each place of the walk. tile_mass: ``[N, K]`` probability
-    that each tile holds for each row. retained_tiles: ``[1]``, how many tiles, from the first on,
-    were retained."""
+    """Results of a sparse forward pass that its backward needs.
+
+    order: ``[V]`` vocabulary entry at each position of the walk. tile_mass: ``[N, K]`` probability
+    mass of each tile for each row. retained_tiles: ``[1]``, how many tiles, from the first on, were
+    retained.
+    """
 
     order: Tensor
     tile_mass: Tensor
@@ -37,10 +40,10 @@ class Sparsity:
 
 
 def returning_share(states: RowState, number: int, tolerance: float) -> float:
-    """Share of the rows that will come back to a tile in backward, while only the tiles up to it
-    are scored; `states` holds a row for each tile. One read on the host.
+    """Estimate the share of rows that need a tile in backward, once the tiles up to it are scored.
 
-    A row is taken to come back to a tile that holds more than `tolerance` of what it has so far.
+    A row counts if the tile holds more than `tolerance` of the mass it has seen so far. `states`
+    has one entry per tile. One read on the host.
     """
     row_max, row_sum = states.row_max[: number + 1], states.row_sum[: number + 1]
     top = row_max.amax(0)
@@ -49,16 +52,16 @@ def returning_share(states: RowState, number: int, tolerance: float) -> float:
 
 
 def in_order(head: Head, order: Tensor) -> Head:
-    """The head with targets as places in `order`; -1 for a target outside ``[0, V)``."""
-    places = torch.empty_like(order)
-    places[order] = torch.arange(order.numel(), device=order.device)
+    """Return the head with targets as positions in `order`; -1 for one outside ``[0, V)``."""
+    position = torch.empty_like(order)
+    position[order] = torch.arange(order.numel(), device=order.device)
     valid = (head.targets >= 0) & (head.targets < order.numel())
-    targets = torch.where(valid, places[head.targets.clamp(0, order.numel() - 1)], -1)
+    targets = torch.where(valid, position[head.targets.clamp(0, order.numel() - 1)], -1)
     return Head(head.hidden, head.weight, head.bias, targets, head.scale, head.softcap)
 
 
 def take(head: Head, rows: Tensor | None) -> Head:
-    """The head with some of its rows; None: all."""
+    """Return the head with some of its rows; None: all."""
     if rows is None:
         return head
     hidden, targets = head.hidden.index_select(0, rows), head.targets.index_select(0, rows)
@@ -66,7 +69,7 @@ def take(head: Head, rows: Tensor | None) -> Head:
 
 
 def take_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients:
-    """Row gradients of the rows that need a tile."""
+    """Return the row gradients of some of the rows; None: all."""
     if rows is None:
         return gradients
 
@@ -86,7 +89,7 @@ def take_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients
 
 
 def arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[Tile, ...]]:
-    """The head and the tiles of a walk over the vocabulary in this order; None: as it is."""
+    """Return the head and the tiles of a walk in this order; None: unchanged."""
     if order is None:
         return head, plan.tiles
     ordered = (tile._replace(words=order[tile.start : tile.stop]) for tile in plan.tiles)
@@ -95,33 +98,36 @@ def arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[
 
 @dataclass(frozen=True)
 class Needed:
-    """Which rows need which tiles. rows: for each tile those that need it, None where all do.
-    retained_tiles: how many tiles, from the first on, were retained if there was a slot."""
+    """Rows that need each tile.
+
+    rows: for each tile the indices of these rows, or None for all. retained_tiles: how many tiles,
+    from the first on, were retained where they had a slot.
+    """
 
     rows: list[Tensor | None]
     retained_tiles: int
 
 
 def every_row(plan: Plan) -> Needed:
-    """A dense pass: every row needs every tile."""
+    """Dense pass: every row needs every tile."""
     return Needed([None] * len(plan.tiles), len(plan.tiles))
 
 
 def needed_rows(sparsity: Sparsity, head: Head, plan: Plan) -> Needed:
-    """A sparse pass: the tiles that a row does not drop. One read on the host.
+    """Sparse pass: each row needs the tiles that it does not drop. One read on the host.
 
-    The tile that holds a row's target always stays. `head` is in the order of the walk.
+    The tile that holds a row's target is always needed. `head` is in the order of the walk.
     """
     own = head.targets.clamp(min=0).div(plan.width, rounding_mode="floor")[:, None]
     has_target = (head.targets >= 0)[:, None]
     mass = sparsity.tile_mass
     mass = mass.scatter(1, own, mass.gather(1, own) + has_target * 2.0)
-    ascending, places = mass.sort(dim=1)
-    # Sums of integers, rounded up, are the same in any order on any device. A row of NaN drops
-    # nothing.
-    parts = (ascending.double().nan_to_num(nan=1.0) * FIXED_POINT).ceil().long().cumsum(1)
-    dropped = parts <= int(plan.tolerance * FIXED_POINT)
-    keep = torch.ones_like(dropped).scatter_(1, places, ~dropped)
+    ascending, tile = mass.sort(dim=1)
+    # Sums of integers, rounded up, are the same in any order on any device. NaN counts as 1, so
+    # that a row of NaN drops nothing.
+    sums = (ascending.double().nan_to_num(nan=1.0) * FIXED_POINT).ceil().long().cumsum(1)
+    dropped = sums <= int(plan.tolerance * FIXED_POINT)
+    keep = torch.ones_like(dropped).scatter_(1, tile, ~dropped)
     *counts, retained = torch.cat([keep.sum(0), sparsity.retained_tiles]).tolist()
     found = torch.nonzero_static(keep.T.contiguous(), size=sum(counts))[:, 1].contiguous()
     rows = [None if len(rows) == head.rows else rows for rows in found.split(counts)]

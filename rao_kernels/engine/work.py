@@ -1,4 +1,4 @@
-"""Counts of the work the engine does, so that tests can hold it to its promises."""
+"""Count the work of the engine, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Work:
 
     rows_scored: rows projected in forward passes. rows_differentiated: rows of backward passes.
     gemm_flops: floating-point operations of the matrix products, 2 per multiply-add.
-    row_tiles, row_tiles_kept: pairs of row and tile in backward passes, and those not dropped.
+    row_tiles, row_tiles_kept: (row, tile) pairs of backward passes, and those not dropped.
     """
 
     rows_scored: int = 0
@@ -28,7 +28,7 @@ _recorders: list[Work] = []
 
 @contextmanager
 def record_work() -> Iterator[Work]:
-    """Record what the engine does inside the block, in every thread of the process."""
+    """Record the work done inside the block, by every thread of the process."""
     work = Work()
     _recorders.append(work)
     try:
@@ -38,7 +38,7 @@ def record_work() -> Iterator[Work]:
 
 
 def count(**done: int) -> None:
-    """Add to what is being recorded; names are fields of `Work`."""
+    """Add to every active recorder; names are fields of `Work`."""
     for work in _recorders:
         for name, amount in done.items():
             setattr(work, name, getattr(work, name) + amount)

@@ -1,20 +1,22 @@
-"""Checks of what the public functions are given: once, at the edge, and without a host read."""
+"""Check the arguments of the public functions, once and without a host read."""
 
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types import EngineOptions, WordOrder
+from ..types import EngineOptions
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the products: autocast's where it is on (float64 stays), else the operands'."""
+    """Return the dtype of the products: autocast's where it is on (but for float64), else that of
+    `hidden`."""
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype
@@ -94,10 +96,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def check_options(options: EngineOptions, weight: Tensor) -> None:
+def checked_options(options: EngineOptions, weight: Tensor) -> EngineOptions:
+    """Check the options and return them under their current names."""
     if unknown := set(options) - EngineOptions.__optional_keys__:
-        known = sorted(EngineOptions.__optional_keys__)
+        known = sorted(EngineOptions.__optional_keys__ - {"word_order"})
         raise InputError("options", f"names out of {known}", sorted(unknown))
+    options = _renamed(options)
     tolerance = options.get("grad_tolerance", 0.0)
     if not _is_number(tolerance) or not 0.0 <= tolerance < 1.0:
         expected = "a probability in [0, 1); 0.0 drops nothing"
@@ -105,11 +109,27 @@ def check_options(options: EngineOptions, weight: Tensor) -> None:
     workspace = options.get("workspace_bytes")
     if workspace is not None and (not isinstance(workspace, int) or workspace < 0):
         raise InputError("workspace_bytes", "None or an integer >= 0", workspace)
-    order = options.get("word_order")
-    if order is None or isinstance(order, WordOrder):
-        return
-    is_order = isinstance(order, Tensor) and order.dtype == torch.int64
-    if not is_order or order.shape != weight.shape[:1] or order.device != weight.device:
-        size = f"shape [{weight.shape[0]}] on {weight.device}"
-        expected = f"a WordOrder, or an int64 permutation of {size}"
-        raise InputError("word_order", expected, _described(order))
+    order = options.get("vocab_order")
+    if order is not None:
+        is_order = isinstance(order, Tensor) and order.dtype == torch.int64
+        if not is_order or order.shape != weight.shape[:1] or order.device != weight.device:
+            expected = f"an int64 permutation of shape [{weight.shape[0]}] on {weight.device}"
+            raise InputError("vocab_order", expected, _described(order))
+    return options
+
+
+def _renamed(options: EngineOptions) -> EngineOptions:
+    """Accept `word_order`, the former name of `vocab_order`."""
+    if "word_order" not in options:
+        return options
+    if "vocab_order" in options:
+        raise InputError("word_order", "`vocab_order` alone, its new name", "both")
+    warnings.warn(
+        "`word_order` is called `vocab_order` now; the old name goes with version 0.3",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+    order = options["word_order"]
+    kept: EngineOptions = {**options, "vocab_order": order}
+    del kept["word_order"]
+    return kept

@@ -16,18 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from ..errors import InputError
 from ..refcache import write_atomic
-from ..types import WordOrder
-from .metrics import Reduce
 
 MARKER = "complete.json"
 STATE = "rao_state.json"
 # Not safetensors: loaders take every such file of a folder for weights.
-WORD_ORDER = "word_order.pt"
 
 
 def mark_complete(folder: Path) -> None:
@@ -109,33 +105,6 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 def read_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
     return state
-
-
-def write_word_order(folder: Path, order: WordOrder) -> None:
-    if order.affinity is not None:
-        torch.save(order.affinity.cpu(), folder / WORD_ORDER)
-
-
-def read_word_order(folder: Path) -> WordOrder:
-    """What the run had learnt; nothing if it had learnt none."""
-    path = folder / WORD_ORDER
-    return WordOrder(torch.load(path, weights_only=True) if path.exists() else None)
-
-
-def join_word_order(order: WordOrder, reduce: Reduce, device: torch.device) -> None:
-    """Every rank goes on with what one checkpoint keeps: the mean over those that learnt.
-
-    reduce: joins the values of all ranks by "sum" or "max".
-    """
-    own = order.affinity
-    words = int(reduce(torch.tensor(0 if own is None else len(own), device=device), "max"))
-    if not words:
-        return
-    learnt = torch.zeros(words + 1, device=device)
-    if own is not None:
-        learnt[:-1], learnt[-1] = own, 1.0
-    total = reduce(learnt, "sum")
-    order.affinity = total[:-1] / total[-1]
 
 
 @contextlib.contextmanager

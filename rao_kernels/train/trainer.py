@@ -22,7 +22,7 @@ from ..errors import InputError, NotYetError, OneSidedTargetsWarning
 from ..fused import TOKEN_STATS, scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
-from ..types import EngineOptions, WordOrder
+from ..types import EngineOptions
 from . import checkpoints
 from .card import write_model_card
 from .checks import check_arguments, check_objects, check_rows
@@ -114,7 +114,6 @@ class RAOTrainer(Trainer):
         self._scoring = scoring_of(self.spec, self.hyper)
         self._meters = {"train": Meter(), "eval": Meter()}
         self._tolerance = args.tolerance(run_dtype(args, model))
-        self._word_order = WordOrder() if self._tolerance > 0.0 else None
         self._scorer = self._make_scorer(ref_model)
         self._prefix_length: int | None = None
         self._first_row: list[TokenizedRow] = []
@@ -211,7 +210,6 @@ class RAOTrainer(Trainer):
             engine_options=EngineOptions(
                 **self.args.engine_options(),
                 grad_tolerance=self._tolerance,
-                word_order=self._word_order,
             ),
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
@@ -360,8 +358,6 @@ class RAOTrainer(Trainer):
         state = checkpoints.read_state(folder)
         if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]
-        if self._word_order is not None:
-            self._word_order = checkpoints.read_word_order(folder)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -385,14 +381,10 @@ class RAOTrainer(Trainer):
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             checkpoints.unmark(folder)
-        if self._word_order is not None:
-            checkpoints.join_word_order(self._word_order, self._reduce, self.args.device)
         with checkpoints.without_rotation(self.args):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            if self._word_order is not None:
-                checkpoints.write_word_order(folder, self._word_order)
             self._output.identify(folder)
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint

@@ -14,7 +14,7 @@ from rao_kernels import backends, engine
 from rao_kernels.backends import precision_of
 from rao_kernels.engine import Plan, make_plan
 from rao_kernels.ops import linear_logprobs
-from rao_kernels.ops.operators import linear_logprobs_op
+from rao_kernels.ops.operators import Forward, Results, linear_logprobs_op
 
 N, D, V = 24, 8, 9000
 ROOT = Path(__file__).parents[2]
@@ -77,20 +77,35 @@ def test_fake_tensors_have_the_sizes_and_dtypes_of_the_plan(
 ) -> None:
     plan = plan_of(dtype=dtype, workspace_bytes=workspace, tolerance=tolerance)
 
-    def results(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[object, ...]]:
-        options = (1.0, None, -100, workspace, dtype, True, True, True, tolerance, None, "eager")
-        found = linear_logprobs_op(hidden, weight, None, targets, *options)
-        return [(one.shape, one.dtype) for one in found]
+    def results(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
+        call = Forward(
+            hidden=hidden,
+            weight=weight,
+            bias=None,
+            targets=targets,
+            scale=1.0,
+            softcap=None,
+            ignore_index=-100,
+            compute_dtype=dtype,
+            grad_tolerance=tolerance,
+            vocab_order=None,
+            workspace_bytes=workspace,
+            backend="eager",
+            with_entropy=True,
+            with_log_sum_sq_probs=True,
+            with_mean_logits=True,
+        )
+        return Results(*((one.shape, one.dtype) for one in linear_logprobs_op(*call)))
 
     real = operands(dtype)
     with FakeTensorMode() as mode:
         fakes = results(*(mode.from_tensor(one) for one in real))
     found = results(*real)
     assert fakes == found
-    assert found[0] == (torch.Size([N]), plan.precision.accumulate)
-    assert found[-1] == (torch.Size([plan.workspace_bytes]), torch.uint8)
+    assert found.logp == (torch.Size([N]), plan.precision.accumulate)
+    assert found.retained == (torch.Size([plan.workspace_bytes]), torch.uint8)
     if plan.sparse:
-        assert found[-4] == (torch.Size([N, len(plan.tiles)]), plan.precision.accumulate)
+        assert found.tile_mass == (torch.Size([N, len(plan.tiles)]), plan.precision.accumulate)
 
 
 @pytest.mark.parametrize("rows", [1, 7, N])

@@ -1,4 +1,4 @@
-"""The sparse backward: certificates, word order, and what it leaves alone."""
+"""The sparse backward: error bounds, vocabulary order, rows and tiles it must not change."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gradients(problem: Problem, **options: object) -> tuple[Tensor, ...]:
 
 
 def row_bounds(problem: Problem, entropy: Tensor, delta: float) -> Tensor:
-    """``[N]`` bound of the change of a row's logit gradient, summed over words."""
+    """``[N]`` bound of the change of a row's logit gradient, summed over entries."""
     count = problem.weight.shape[0]
     bound = problem.dlogp.abs() * delta
     if problem.dentropy is not None:
@@ -80,7 +80,7 @@ def test_certificates(
         sparse = gradients(problem, grad_tolerance=DELTA, **options)
     assert (work.row_tiles_kept == work.row_tiles) == (case == "flat")
     bound = row_bounds(problem, exact[1].double(), DELTA)
-    # Rounding of the gradients themselves, which the order of words changes.
+    # Rounding of the gradients themselves, which the vocabulary order changes.
     rounding = 64 * torch.finfo(dtype).eps
     dhidden = (sparse[2] - exact[2]).double().norm(dim=1)
     largest = problem.weight.double().norm(dim=1).max()
@@ -114,12 +114,12 @@ def test_certificates_of_the_log_sum_exp() -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_the_caller_sees_no_order(given: bool) -> None:
+def test_order_does_not_change_results(given: bool) -> None:
     """Next to nothing is dropped, so only an order that leaks could change the gradients."""
     problem = make(dtype=torch.float64, **CASES["everything"])
     order = torch.randperm(9000) if given else None
     kept = None if order is None else order.clone()
-    got = gradients(problem, grad_tolerance=1e-300, word_order=order)
+    got = gradients(problem, grad_tolerance=1e-300, vocab_order=order)
     truth = dense(problem)
     torch.testing.assert_close(got[0], truth.logps, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(got[2], truth.dhidden, rtol=1e-10, atol=1e-12)
@@ -127,7 +127,7 @@ def test_the_caller_sees_no_order(given: bool) -> None:
     assert order is None or torch.equal(order, kept)
 
 
-def test_bias_gradient_follows_its_word() -> None:
+def test_bias_gradient_follows_its_entry() -> None:
     problem = make(dtype=torch.float64, **CASES["everything"])
     bias = problem.bias.clone().requires_grad_()
     keywords = {**problem.keywords(), "bias": bias, "grad_tolerance": 1e-300}
@@ -162,14 +162,14 @@ def test_rows_without_upstream_gradient_are_skipped_too() -> None:
         torch.testing.assert_close(got[3], truth.dweight, rtol=1e-10, atol=1e-12)
 
 
-def test_an_order_that_is_none_is_named() -> None:
+def test_order_that_is_no_permutation_raises() -> None:
     problem = make(dtype=torch.float32, **CASES["usual"])
     identity = torch.arange(9000)
     below, above = identity.clone(), identity.clone()
-    below[0], above[-1] = -1, 9000  # one place outside, beside which no word is missing
+    below[0], above[-1] = -1, 9000  # one index outside, no entry missing beside it
     for order in (torch.zeros_like(identity), identity + 1, below, above):
-        with pytest.raises(InputError, match=r"`word_order`.*once"):
-            gradients(problem, grad_tolerance=DELTA, word_order=order)
+        with pytest.raises(InputError, match=r"`vocab_order`.*once"):
+            gradients(problem, grad_tolerance=DELTA, vocab_order=order)
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, None])

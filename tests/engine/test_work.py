@@ -158,7 +158,7 @@ def known_mass(rows: int, size: int = BLOCKS, **options: Any) -> tuple[Work, Wor
 @pytest.mark.parametrize("workspace", [0, 1 << 30])
 def test_products_of_the_pairs_that_stay(workspace: int, size: int) -> None:
     order = torch.arange(BLOCKS * WIDTH)
-    options = {"word_order": order, "workspace_bytes": workspace}
+    options = {"vocab_order": order, "workspace_bytes": workspace}
     forward, backward, pairs = known_mass(18, size, **options)
     # Where a third of the rows is not worth it, the first tile alone is retained before that shows.
     worth = plan_of(workspace, 18, BLOCKS * WIDTH, size, sparse=True).worth_retaining(1 / 3)
@@ -171,11 +171,11 @@ def test_products_of_the_pairs_that_stay(workspace: int, size: int) -> None:
 @pytest.mark.parametrize(("rows", "sampled"), [(18, 1), (64, 2), (130, 5), (1024, 32), (4096, 64)])
 def test_products_of_the_sample_that_gives_the_order(rows: int, sampled: int) -> None:
     forward, _, _ = known_mass(rows)
-    words = BLOCKS * WIDTH
-    few = -(-words // -(-words // 2048))  # are looked at first
-    # Where every block has its row among those sampled, no word is light, and that is all.
-    every = words + few if sampled < BLOCKS else few
-    assert forward.gemm_flops == 2 * (rows * words + sampled * every) * BLOCKS
+    entries = BLOCKS * WIDTH
+    subset = -(-entries // -(-entries // 2048))  # looked at first
+    # With a sampled row in every block no entry is droppable, and the subset decides.
+    looked_at = entries + subset if sampled < BLOCKS else subset
+    assert forward.gemm_flops == 2 * (rows * entries + sampled * looked_at) * BLOCKS
 
 
 def test_no_order_without_a_gradient() -> None:
@@ -190,7 +190,7 @@ def test_flat_rows_keep_every_pair() -> None:
     with record_work() as work:
         hidden = torch.zeros(N, D, requires_grad=True)
         weight = torch.randn(V, D, requires_grad=True)
-        options = {"grad_tolerance": DELTA, "workspace_bytes": 0, "word_order": torch.arange(V)}
+        options = {"grad_tolerance": DELTA, "workspace_bytes": 0, "vocab_order": torch.arange(V)}
         targets = torch.zeros(N, dtype=torch.int64)
         linear_logprobs(hidden, weight, targets, **options).sum().backward()
     assert work.row_tiles_kept == work.row_tiles == N * len(plan_of(sparse=True).tiles)

@@ -13,8 +13,15 @@ from rao_kernels import backends
 from rao_kernels.engine import record_work
 from rao_kernels.errors import BackendError, InputError, NotYetError
 from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
-from rao_kernels.ops.operators import linear_logprobs_backward_op, linear_logprobs_op
+from rao_kernels.ops.operators import (
+    Backward,
+    Forward,
+    Results,
+    linear_logprobs_backward_op,
+    linear_logprobs_op,
+)
 
+from .. import seeds
 from ..cases import allowed, error, make
 from ..oracle import Problem, dense
 
@@ -50,19 +57,34 @@ def test_opcheck(case: str, dtype: torch.dtype, tolerance: float) -> None:
     problem = make(dtype=dtype, **OP_ARGUMENTS[case])
     hidden, weight = leaves(problem)
     bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
-    arguments = (problem.logit_scale, problem.logit_softcap, -100)
-    forward = (hidden, weight, bias, problem.targets, *arguments, 4096, dtype)
-    forward = (*forward, True, True, True, tolerance, None, "eager")
-    torch.library.opcheck(linear_logprobs_op, forward)
+    forward = Forward(
+        hidden=hidden,
+        weight=weight,
+        bias=bias,
+        targets=problem.targets,
+        scale=problem.logit_scale,
+        softcap=problem.logit_softcap,
+        ignore_index=-100,
+        compute_dtype=dtype,
+        grad_tolerance=tolerance,
+        vocab_order=None,
+        workspace_bytes=4096,
+        backend="eager",
+        with_entropy=True,
+        with_log_sum_sq_probs=True,
+        with_mean_logits=True,
+    )
+    torch.library.opcheck(linear_logprobs_op, tuple(forward))
     with torch.no_grad():
-        logp, row_max, log_sum, _, entropy, _, _, *rest = linear_logprobs_op(*forward)
-        plain = [None if t is None else t.detach() for t in (hidden, weight, bias)]
-        upstream = (torch.ones_like(logp), None, torch.ones_like(logp))
-        saved = (logp, row_max, log_sum, entropy, *rest)
-        backward = (*upstream, *plain, problem.targets, *saved, *arguments, dtype, tolerance)
-        torch.library.opcheck(
-            linear_logprobs_backward_op, (*backward, True, True, bias is not None, "eager")
-        )
+        results = Results(*linear_logprobs_op(*forward))
+        given = {**forward._asdict(), **results._asdict()}
+        for name in ("hidden", "weight", "bias"):
+            given[name] = None if given[name] is None else given[name].detach()
+        given |= {"dlogp": torch.ones_like(results.logp), "dlog_sum": None}
+        given |= {"dentropy": torch.ones_like(results.logp)}
+        given |= {"need_dhidden": True, "need_dweight": True, "need_dbias": bias is not None}
+        backward = Backward(*(given[name] for name in Backward._fields))
+        torch.library.opcheck(linear_logprobs_backward_op, tuple(backward))
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, None])
@@ -104,6 +126,33 @@ def test_compiles_without_a_graph_break(ignore_index: int | None) -> None:
         results.append((value.detach(), hidden.grad, weight.grad))
     for eager, compiled in zip(*results, strict=True):
         assert torch.equal(eager, compiled)
+
+
+def test_former_name_of_vocab_order_is_accepted_with_a_warning() -> None:
+    problem = make(rows=40, vocabulary=3000, size=8)
+    order = torch.randperm(3000, generator=seeds.generator(0))
+    expected = gradients(problem, grad_tolerance=0.01, vocab_order=order)
+    with pytest.warns(DeprecationWarning, match="`vocab_order`"):
+        found = gradients(problem, grad_tolerance=0.01, word_order=order)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(InputError, match="`word_order`.*both"):
+        gradients(problem, word_order=order, vocab_order=order)
+
+
+@pytest.mark.parametrize("vocab_order", [None, torch.arange(300).flip(0)])
+def test_sparse_backward_compiles_without_a_graph_break(vocab_order: Tensor | None) -> None:
+    problem = make(rows=40, vocabulary=300, size=8)
+    options = {"grad_tolerance": 0.01, "vocab_order": vocab_order, **problem.keywords()}
+
+    def function(hidden: Tensor) -> Tensor:
+        return linear_logprobs(hidden, problem.weight, problem.targets, **options).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found = []
+    for run in (function, compiled):
+        hidden = problem.hidden.clone().requires_grad_()
+        found.append(torch.autograd.grad(run(hidden), hidden)[0])
+    assert torch.equal(*found)
 
 
 def test_compiles_with_dynamic_rows() -> None:
@@ -269,9 +318,9 @@ H, W, T = torch.randn(4, 8), torch.randn(50, 8), torch.tensor([0, 1, 2, 49])
         ({"grad_tolerance": 1.5}, r"`grad_tolerance`.*\[0, 1\)"),
         ({"grad_tolerance": None}, r"`grad_tolerance`.*\[0, 1\).*None"),
         ({"workspace_bytes": 1.5}, r"`workspace_bytes`.*integer.*1.5"),
-        ({"word_order": torch.arange(49)}, r"`word_order`.*\[50\]"),
-        ({"word_order": [*range(50)]}, r"`word_order`.*\[50\].*list"),
-        ({"word_order": torch.arange(50, device="meta")}, r"`word_order`.*on cpu"),
+        ({"vocab_order": torch.arange(49)}, r"`vocab_order`.*\[50\]"),
+        ({"vocab_order": [*range(50)]}, r"`vocab_order`.*\[50\].*list"),
+        ({"vocab_order": torch.arange(50, device="meta")}, r"`vocab_order`.*on cpu"),
         ({"tile": 3}, r"`options`.*workspace_bytes.*tile"),
     ],
 )

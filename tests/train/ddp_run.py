@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
-from rao_kernels import WordOrder
 from rao_kernels.errors import DivergedError, InputError
-from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
+from rao_kernels.train import RAOConfig, RAOTrainer
 from tests import seeds
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -37,15 +35,6 @@ def run(folder: Path, loss: str, size: int, windows: int, prompts: int) -> dict[
         "history": [_numbers(entry, "loss") for entry in history],
         "evaluation": _numbers(trainer.evaluate(), "eval_loss"),
     }
-
-
-def joined(folder: Path, affinities: tuple[float | None, float | None]) -> Tensor | None:
-    """What this rank's word order is after a checkpoint, when each rank had its own."""
-    trainer = make(folder, None, "rao", 2, 1)
-    mine = affinities[int(os.environ["RANK"])]
-    order = WordOrder(None if mine is None else torch.full((5,), mine))
-    checkpoints.join_word_order(order, trainer._reduce, trainer.args.device)
-    return order.affinity
 
 
 class Spoil(TrainerCallback):
@@ -119,7 +108,5 @@ if __name__ == "__main__":
             label = "-".join(map(str, (name, *case)))
             result = run(out / label, name, *case)
             torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
-    orders = [joined(out / "order", pair) for pair in ((1.0, 3.0), (None, 3.0), (None, None))]
-    torch.save(orders, out / f"orders-rank{os.environ['RANK']}.pt")
     torch.save(ends(out / "ends"), out / f"ends-rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()

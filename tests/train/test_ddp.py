@@ -31,11 +31,6 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for rank in (0, 1):  # with (1, 3), (None, 3) and (None, None) as what they had learnt
-        orders = torch.load(tmp_path / f"orders-rank{rank}.pt", weights_only=True)
-        assert torch.equal(orders[0], torch.full((5,), 2.0))
-        assert torch.equal(orders[1], torch.full((5,), 3.0))
-        assert orders[2] is None
     for rank, seen in ((0, "another process"), (1, "the first model.norm.weight")):
         diverged, used = torch.load(tmp_path / f"ends-rank{rank}.pt", weights_only=True)
         assert "diverged at step 2" in diverged and seen in diverged

@@ -1,4 +1,4 @@
-"""Which rows of a call take part in a pass. One host read per direction, none when trusted."""
+"""Select the rows of a pass. One host read per direction, none where rows are trusted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Selection:
 def for_scoring(
     hidden: Tensor, targets: Tensor, ignore_index: int | None, vocabulary: int
 ) -> Selection:
-    """The rows whose target is not `ignore_index`; None trusts all rows and reads nothing.
+    """Select rows whose target is not `ignore_index`; None takes all rows and reads nothing.
 
     Raises:
         InputError: a target is outside ``[0, V)``, or a selected row of `hidden` is not finite.
@@ -44,7 +44,7 @@ def for_scoring(
         row = int(outside.int().argmax())
         raise InputError(
             "targets",
-            f"word ids in [0, {vocabulary}) or ignore_index={ignore_index}",
+            f"token ids in [0, {vocabulary}) or ignore_index={ignore_index}",
             f"{int(targets[row])} in row {row}",
         )
     if bad_row:
@@ -60,7 +60,7 @@ def for_scoring(
 def for_gradients(
     upstream: list[Tensor], targets: Tensor, ignore_index: int | None
 ) -> tuple[Selection, int]:
-    """The scored rows with a non-zero upstream gradient, and how many rows were scored."""
+    """Select scored rows with a non-zero upstream gradient; also return how many were scored."""
     if ignore_index is None:
         return Selection(), targets.numel()
     scored = targets != ignore_index
@@ -80,7 +80,7 @@ def _indices(mask: Tensor, count: int) -> Tensor:
 
 
 def spread(values: Tensor, selection: Selection, rows: int) -> Tensor:
-    """The values of the selected rows at their places among all `rows`, 0 elsewhere."""
+    """Scatter values of the selected rows into all `rows`; 0 elsewhere."""
     if selection.index is None:
         return values
     full = values.new_zeros(rows, *values.shape[1:])
