@@ -249,13 +249,7 @@ def run(command: list[str]) -> str:
 
 if __name__ == "__main__":
     setup(
-        packages=[
-            *find_packages(include=["rao_kernels", "rao_kernels.*"]),
-            # The benchmarks of a checkout, for those who install a wheel.
-            "rao_kernels.bench",
-            "rao_kernels.bench.providers",
-        ],
-        package_dir={"rao_kernels.bench": "bench"},
+        packages=find_packages(include=["rao_kernels", "rao_kernels.*"]),
         ext_modules=[
             Extension(CPU_LIBRARY, [*TILE_SOURCES, *AMX_SOURCES, *CPU_SOURCES]),
             Extension(CUDA_LIBRARY, [*CUDA_SOURCES, CUDA_BINDING]),

@@ -3,7 +3,7 @@
 #
 #     bench/gpu_check.sh OUT [PART ...]
 #
-# OUT: folder of logs, rows and pictures. Parts, each at most PART_SECONDS (450); all by default:
+# OUT: folder of logs, results and pictures. Parts, each at most PART_SECONDS (450); all by default:
 #     tests            the backends on the GPU against float64
 #     sanitize         compute-sanitizer's memcheck and racecheck on a small case
 #     bench-op         log-probs at Llama 3 8B's head: bare GEMMs, plain torch, torch.compile, every
@@ -13,11 +13,11 @@
 #     bench-vocabulary over sizes of the vocabulary
 #     bench-loss       RAO, DPO and SFT end to end, and a step of TRL's trainer
 #     profile          counters of each kernel, by ncu
-# Rows are written as they come: a part that runs out of time leaves those it has.
+# Results are written as they come: a part that runs out of time leaves those it has.
 #
 # Needs: torch with CUDA, triton, nvcc, a C++ compiler. The other packages come from the archives
 # that bench/gpu_wheels.sh made (folder WHEELS, default .gpu_wheels), where the machine lacks them.
-# SHARED: folder with the real probe (default ../shared); without it those cases are left out.
+# SHARED: folder with the hidden states of real text (default ../shared); without it those cases are left out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -112,7 +112,7 @@ sanitize() {
   local tool status=0
   for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 logged sanitize.log compute-sanitizer --tool "$tool" \
-      --error-exitcode 9 --print-limit 20 "$python" -m bench.gpu_small || status=1
+      --error-exitcode 9 --print-limit 20 "$python" bench/gpu_small.py || status=1
   done
   return $status
 }
@@ -121,7 +121,7 @@ sanitize() {
 providers() {
   "$python" - <<'PY'
 import torch
-from bench import providers
+from rao_kernels.bench import providers
 
 for name, one in providers.registry(torch.device("cuda")).items():
     lacking = providers.missing({name: one.packages})
@@ -140,7 +140,7 @@ bench() {
   local names
   mapfile -t names < <(providers)
   [ ${#names[@]} -gt 0 ] || return 1
-  logged "$log" "$python" -m bench --device cuda --shared "$shared" --out "$rows" --limit 5 \
+  logged "$log" "$python" -m rao_kernels.bench --device cuda --shared "$shared" --out "$rows" --limit 5 \
     --providers "${names[@]}" --suites "$@"
 }
 
@@ -149,7 +149,8 @@ bench-op() {
 }
 
 bench-heads() {
-  bench bench-heads.log readme heads --dtypes bf16 --cases probe "random N" Qwen3 --budget 5
+  bench bench-heads.log readme heads --dtypes bf16 --budget 5 \
+    --cases "real text" "random N" Qwen3
 }
 
 bench-rows() {
@@ -163,7 +164,8 @@ bench-vocabulary() {
 bench-loss() {
   local suites=(readme)
   "$python" -c "import trl, datasets, transformers" 2>/dev/null && suites+=(trl)
-  bench bench-loss.log "${suites[@]}" --dtypes bf16 --budget 5 --cases "rao " "sigmoid " "sft "
+  bench bench-loss.log "${suites[@]}" --dtypes bf16 --budget 5 \
+    --cases "RAO, " "DPO, " "SFT, " "TRL DPO step"
 }
 
 profile() {
@@ -171,15 +173,15 @@ profile() {
   logged profile.log ncu --clock-control none --target-processes all \
     --section SpeedOfLight --section LaunchStats --section Occupancy \
     --kernel-name 'regex:score_rows|grad_rows|_kernel$' --launch-count 24 \
-    "$python" -m bench.gpu_small --rows 8192 --vocabulary 16384 --size 4096
+    "$python" bench/gpu_small.py --rows 8192 --vocabulary 16384 --size 4096
 }
 
 pictures() {
   [ -d "$rows" ] || return 0
   "$python" -c "import matplotlib" 2>/dev/null ||
-    { echo "no pictures: matplotlib is not installed; python -m bench plot draws them from rows"
+    { echo "no pictures: matplotlib is not installed; python -m rao_kernels.bench plot draws them"
       return 0; }
-  "$python" -m bench plot "$rows" --out "$out/bench.png"
+  "$python" -m rao_kernels.bench plot "$rows" --out "$out"
 }
 
 summary() {
@@ -188,7 +190,7 @@ summary() {
 import sys
 from pathlib import Path
 
-from bench import record
+from rao_kernels.bench import record
 
 found = {}
 for row in record.read(Path(sys.argv[1])):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import readme, record
+from rao_kernels.bench import readme, record
 
 
 def test_readme_shows_the_newest_rows() -> None:

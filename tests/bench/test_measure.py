@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from bench import measure
-from bench.cases import BOTH, OP
-from bench.providers import Outcome
 from rao_kernels import _memory
+from rao_kernels.bench import measure
+from rao_kernels.bench.cases import BOTH, OP
+from rao_kernels.bench.providers import Outcome
 
 from .tiny import tiny_problem
 

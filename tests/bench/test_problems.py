@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import LOSSES, OP
-from bench.problems import HYPER, SEQUENCES, Problem, real_loss_problem
+from rao_kernels.bench.cases import LOSSES, OP
+from rao_kernels.bench.problems import HYPER, SEQUENCES, Problem, real_loss_problem
 from rao_kernels.losses import LOSSES as TABLE
 
 from .tiny import tiny_problem

@@ -7,10 +7,10 @@ from importlib import metadata
 import pytest
 import torch
 
-from bench import measure, providers
-from bench.cases import BOTH, FORWARD, FROZEN, LOSSES, OP
-from bench.problems import Problem
-from bench.providers import YARDSTICK, Outcome, Provider, Unsupported
+from rao_kernels.bench import measure, providers
+from rao_kernels.bench.cases import BOTH, FORWARD, FROZEN, LOSSES, OP
+from rao_kernels.bench.problems import Problem
+from rao_kernels.bench.providers import YARDSTICK, Outcome, Provider, Unsupported
 
 from .tiny import tiny_problem
 

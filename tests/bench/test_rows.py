@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import compare, readme, record, table
-from bench.trl_step import WITH, WITHOUT
+from rao_kernels.bench import compare, readme, record, table
+from rao_kernels.bench.trl_step import WITH, WITHOUT
 
 from .tiny import row
 
@@ -110,6 +110,54 @@ def test_each_machine_has_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text.count("###") == 2 and "### Another CPU" in text and "| 0.250 |" in text
 
 
+def test_results_of_older_files_have_the_names_of_today(tmp_path: Path) -> None:
+    """Old file against new one: the same cases."""
+    names = {
+        "probe (SmolLM2-135M, real text)": "real text, SmolLM2 135M",
+        "sigmoid real text, SmolLM2 135M, N=8": "DPO, real text, SmolLM2 135M, N=8",
+        "rao SmolLM2 135M, N=8": "RAO, SmolLM2 135M, N=8",
+        "random N=8 D=16 V=96": "random N=8 D=16 V=96",
+    }
+    old = write(tmp_path / "a.jsonl", [row("rao_kernels", 1.0, case=name) for name in names])
+    assert [one["case"] for one in record.read(old)] == [*names.values()]
+    assert [one["case"] for one in record.read(old)] == [
+        one["case"]
+        for one in record.read(
+            write(
+                tmp_path / "b.jsonl", [row("rao_kernels", 1.0, case=one) for one in names.values()]
+            )
+        )
+    ]
+
+
+def test_results_under_a_limit_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their folder, the README's tables, files that hold both, and comparisons."""
+    for name in record.LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    device = torch.device("cpu")
+    free = record.folder_of(device)
+    assert record.surroundings(device)["limits"] == {}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    capped = record.folder_of(device)
+    assert capped.name == f"{free.name}-onednn-avx2"
+    limits = record.surroundings(device)["limits"]
+    assert limits == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    both = [row(one, 1.0) for one in ("bare GEMMs", "rao_kernels", "plain torch")]
+    slow = [{**one, "limits": limits, "median_s": 2.0} for one in both]
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    write(tmp_path / "b" / "a.jsonl", both)
+    write(tmp_path / "a" / "a.jsonl", slow)
+    assert record.folders("readme") == [tmp_path / "b", tmp_path / "a"]
+    text = readme.tables()
+    assert "### CPU, 2 threads (avx2)" in text
+    assert "### CPU, 2 threads (avx2; ONEDNN_MAX_CPU_ISA=AVX2)" in text
+    assert len(record.read(write(tmp_path / "c.jsonl", both + slow))) == 6
+    assert [*compare.changes(both, slow, 1.1)] == []
+
+
 def test_rows_of_instruction_sets_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "_cpu", lambda: "Some(R) CPU @ 2.0GHz")
     folders = set()
@@ -145,7 +193,7 @@ def test_table_of_a_case() -> None:
 
 def test_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from bench.plot import draw
+    from rao_kernels.bench.plot import draw
 
     rows = [
         row(provider, seconds * size, suite=suite, N=8 * size, V=96 * size)

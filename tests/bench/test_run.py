@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import isolated, run
-from bench.cases import BOTH, Case, Head
-from bench.isolated import Trial
-from bench.providers import FLOOR, YARDSTICK
+from rao_kernels.bench import isolated, run
+from rao_kernels.bench.cases import BOTH, Case, Head
+from rao_kernels.bench.isolated import Trial
+from rao_kernels.bench.providers import FLOOR, YARDSTICK
 
 from .tiny import tiny_problem
 
@@ -83,6 +83,6 @@ def test_rows_of_a_case() -> None:
 
 
 def run_providers(pattern: str) -> list[run.Provider]:
-    from bench import providers
+    from rao_kernels.bench import providers
 
     return providers.chosen(torch.device("cpu"), [pattern])

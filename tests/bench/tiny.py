@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import problems
-from bench.cases import OP, Case, Head
-from bench.problems import Problem
+from rao_kernels.bench import problems
+from rao_kernels.bench.cases import OP, Case, Head
+from rao_kernels.bench.problems import Problem
 
 
 def tiny_problem(

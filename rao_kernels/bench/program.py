@@ -1,22 +1,25 @@
-"""The program ``rao-kernels bench``: measures every provider, correctness first.
+"""Measure time, memory and error of rao_kernels and other libraries, errors first.
 
-`bench compare A B` looks for regressions between two files of rows, `bench plot` draws them,
+`bench compare A B` looks for regressions between two files of results, `bench plot` draws them,
 `bench readme` writes the README's tables, `bench plan` searches for better plans than the default.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from . import cases, compare, providers, record
+from ..errors import MissingDependencyError
+from . import cases, compare, problems, providers, record, trl_step
 from .providers import Provider
-from .record import HERE, Row
+from .record import ROOT, Result
 
 PROG = "rao-kernels bench"
 TRL = "trl"
@@ -34,15 +37,19 @@ def main(argv: Sequence[str]) -> int:
         "readme": _readme,
         "plan": _plan,
     }
-    if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:])
-    return _run(argv)
+    try:
+        if argv and argv[0] in commands:
+            return commands[argv[0]](argv[1:])
+        return _run(argv)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(str(error.name), "bench") from error
 
 
-def _parser(command: str, text: str | None) -> argparse.ArgumentParser:
+def _parser(command: str, text: str | None, end: str | None = None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"{PROG} {command}".strip(),
         description=text,
+        epilog=end,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -52,20 +59,27 @@ def _device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=device, help=f"cpu or cuda; here {device}")
     threads = torch.get_num_threads()
     parser.add_argument("--threads", type=int, default=threads, help=f"of torch; here {threads}")
-    parser.add_argument("--out", type=Path, help="folder of the rows; default bench/results/...")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder of the results; default {record.FOLDER}/<machine>"
+    )
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    suites, dtypes = [*cases.SUITES, TRL], ("bf16", "fp32")
-    help_ = "groups of cases; trl is a step of its DPO trainer; default readme"
-    parser.add_argument("--suites", nargs="+", choices=suites, default=["readme"], help=help_)
+    suites, dtypes = [*cases.SUITES, TRL], [*cases.DTYPES]
+    help_ = (
+        "groups of cases; trl: a step of its trainer; default readme, with --cases or --list all"
+    )
+    parser.add_argument("--suites", nargs="+", choices=suites, help=help_)
+    help_ = "print the cases with their suites and rough times, and measure nothing"
+    parser.add_argument("--list", action="store_true", help=help_)
     help_ = "of hidden states and head; default both"
-    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=[*dtypes], help=help_)
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes, help=help_)
     help_ = "passes that are timed; default all"
     parser.add_argument(
         "--directions", nargs="+", choices=cases.DIRECTIONS, default=ALL, help=help_
     )
-    parser.add_argument("--cases", nargs="+", default=[], help="parts of names of cases")
+    help_ = "parts of names of cases, as --list, the tables and the README have them; default all"
+    parser.add_argument("--cases", nargs="+", default=[], help=help_)
     parser.add_argument("--providers", nargs="+", default=[], help="parts of names; default all")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default 7")
     parser.add_argument(
@@ -77,30 +91,46 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         help="seconds of a call; slower ones are not timed; default 20",
     )
-    help_ = "folder with data/probe_train.safetensors, the hidden states of real text"
-    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared", help=help_)
+    help_ = "begin no case after this many minutes, and name those left out; default no limit"
+    parser.add_argument("--minutes", type=float, default=math.inf, help=help_)
+    help_ = f"folder with {problems.REAL_TEXT}, the hidden states of real text"
+    shared = (ROOT.parent if record.IN_CHECKOUT else Path()) / "shared"
+    parser.add_argument("--shared", type=Path, default=shared, help=help_)
     _device_options(parser)
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = _parser("", __doc__)
+    parser = _parser("", __doc__, _suite_times())
     _run_options(parser)
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
+    choice = _choice(options)
     device = torch.device(options.device)
+    picked, with_trl = choice.cases(device.type), _has_trl(choice)
+    if not picked and not with_trl:
+        parser.error(f"--cases {options.cases}: no case is named so; --list prints all names")
+    if options.list:
+        return _list(picked, device.type, with_trl)
+    torch.set_num_threads(options.threads)
     chosen = providers.chosen(device, options.providers)
-    needs = {provider.name: provider.packages for provider in chosen}
-    if TRL in options.suites:
+    needs = {provider.name: provider.packages for provider in chosen} | {"tables": ("rich",)}
+    if with_trl:
         needs["the step of TRL"] = ("trl", "transformers", "datasets")
     if lacking := providers.missing(needs):
         return _incomplete(lacking)
-    picked = [
-        case
-        for case in cases.chosen(options.suites, options.dtypes, options.directions)
-        if _is_wanted(case, device.type, options.cases) and _has_data(case, options.shared)
-    ]
-    _measure(picked, chosen, device, options)
+    picked = [case for case in picked if _has_data(case, options.shared)]
+    _measure(picked, chosen, device, options, with_trl)
     return NOTHING
+
+
+def _choice(options: argparse.Namespace) -> cases.Choice:
+    """A case named by ``--cases`` is found in whatever suite it is."""
+    everything = options.list or options.cases
+    suites = options.suites or ([*cases.SUITES, TRL] if everything else ["readme"])
+    return cases.Choice(suites, options.dtypes, options.directions, options.cases)
+
+
+def _has_trl(choice: cases.Choice) -> bool:
+    return TRL in choice.suites and choice.has(trl_step.Size().case)
 
 
 def _incomplete(lacking: dict[str, list[str]]) -> int:
@@ -115,15 +145,35 @@ def _incomplete(lacking: dict[str, list[str]]) -> int:
     return INCOMPLETE
 
 
-def _is_wanted(case: cases.Case, device: str, parts: Sequence[str]) -> bool:
-    name = case.name(device).lower()
-    return not parts or any(part.lower() in name for part in parts)
+def _suite_times() -> str:
+    """What each suite takes, from the rough times of its cases."""
+    seconds = dict.fromkeys(cases.SUITES, 0.0)
+    for case in cases.CASES:
+        seconds[case.suite] += sum(map(case.seconds, case.directions))
+    times = ", ".join(f"{suite} {cases.minutes(total)}" for suite, total in seconds.items())
+    return (
+        "whole suites, all providers, on two cores with AVX-512 BF16, take about:\n"
+        f"  {times}, {TRL} {cases.minutes(trl_step.SECONDS)}"
+    )
+
+
+def _list(picked: Sequence[cases.Case], device: str, with_trl: bool) -> int:
+    print("suite       about  case")
+    for case in picked:
+        for direction in case.directions:
+            name, seconds = case.label(device, direction), case.seconds(direction)
+            print(f"{case.suite:<10} {seconds:>4.0f} s  {name}")
+    if with_trl:
+        print(f"{TRL:<10} {trl_step.SECONDS:>4.0f} s  {trl_step.Size().case}")
+    print("times: all providers, on two cores with AVX-512 BF16")
+    return NOTHING
 
 
 def _has_data(case: cases.Case, shared: Path) -> bool:
-    if case.logits != "probe" or (shared / "data" / "probe_train.safetensors").exists():
+    if problems.has_data(case, shared):
         return True
-    print(f"left out, there is no probe in {shared}: {case.name('cpu')}", file=sys.stderr)
+    missing = f"there is no {shared / problems.REAL_TEXT}"
+    print(f"left out, {missing}: {case.suite}, {case.name('cpu')}", file=sys.stderr)
     return False
 
 
@@ -132,31 +182,49 @@ def _measure(
     chosen: Sequence[Provider],
     device: torch.device,
     options: argparse.Namespace,
+    with_trl: bool,
 ) -> None:
-    """Rows are shown and written as they come: a run that is ended leaves what it had."""
+    """Show and write results as they come: a run that is ended leaves what it had."""
     from rich.console import Console
 
-    from . import run, table, trl_step
+    from . import run, table
+    from .progress import Progress
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     facts, folder = record.surroundings(device), options.out or record.folder_of(device)
-    settings = run.Settings(device, options.shared, options.rounds, options.budget, options.limit)
-
-    def keep(rows: list[Row]) -> Path:
-        table.show(rows, console)
-        return record.write(rows, folder, facts)
-
+    until = time.monotonic() + 60 * options.minutes
+    rounds = options.rounds
+    settings = run.Settings(device, options.shared, rounds, options.budget, options.limit, until)
+    tables = [
+        (case.label(device.type, direction), case.seconds(direction))
+        for case in picked
+        for direction in case.directions
+    ]
+    if with_trl:
+        tables.append((trl_step.Size().case, trl_step.SECONDS))
     written = None
-    for rows in run.measured(picked, chosen, settings):
-        written = keep(rows)
-    if TRL in options.suites:
-        written = keep(trl_step.measured(options.rounds, device))
-    print("rows:", written or "none, no case is chosen")
+    with Progress(console, [seconds for _, seconds in tables]) as progress:
+
+        def keep(results: list[Result]) -> Path:
+            progress.finish()
+            table.show([facts | result for result in results], console)
+            return record.write(results, folder, facts)
+
+        for results in run.measured(picked, chosen, settings, progress.note):
+            written = keep(results)
+        if with_trl and time.monotonic() <= until:
+            progress.note(trl_step.Size().case, "before and after enable()")
+            written = keep(trl_step.measured(rounds, device))
+    for name, _ in tables[progress.finished :]:
+        print(f"left out, {options.minutes:g} minutes have passed: {name}", file=sys.stderr)
+    print("results:", written or "none, no case is chosen")
 
 
 def _compare(argv: Sequence[str]) -> int:
     parser = _parser("compare", "Is B slower, larger or less right than A? Status 1 if so.")
-    parser.add_argument("a", type=Path, metavar="A", help="file of rows, or a folder: its newest")
+    parser.add_argument(
+        "a", type=Path, metavar="A", help="file of results, or a folder: its newest"
+    )
     parser.add_argument("b", type=Path, metavar="B", help="the same, to compare with A")
     parser.add_argument("--threshold", type=float, default=1.10, help="ratio; default 1.10")
     parser.add_argument("--everyone", action="store_true", help="show the other libraries too")

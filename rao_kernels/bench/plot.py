@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cases import BOTH, DIRECTIONS
-from .record import Row
+from .record import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MIB = 2**20
-Value = Callable[[Row], float]
+Value = Callable[[Result], float]
 Colour = tuple[float, float, float, float]
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Result], path: Path) -> None:
     """Four panels; one without rows says so."""
     import matplotlib
 
@@ -47,35 +47,37 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _suite(rows: Sequence[Row], name: str) -> list[Row]:
+def _suite(rows: Sequence[Result], name: str) -> list[Result]:
     return [row for row in rows if row.get("suite") == name]
 
 
-def _headline(rows: Sequence[Row]) -> list[Row]:
+def _headline(rows: Sequence[Result]) -> list[Result]:
     """Rows with errors of the case that stands first."""
     known = [row for row in rows if "dhidden_error" in row and "logp_error" in row]
     return [row for row in known if row["case"] == known[0]["case"] and _same_dtype(row, known[0])]
 
 
-def _same_dtype(a: Row, b: Row) -> bool:
+def _same_dtype(a: Result, b: Result) -> bool:
     return bool(a["dtype"] == b["dtype"])
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, Colour]:
+def _colours(rows: Sequence[Result]) -> dict[str, Colour]:
     from matplotlib import colormaps
 
     names = list(dict.fromkeys(row["provider"] for row in rows))
     return {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
 
 
-def _of(rows: Sequence[Row], other: str = "V") -> str:
+def _of(rows: Sequence[Result], other: str = "V") -> str:
     """What the rows of a panel have in common."""
     if not rows:
         return ""
     return f" (D={rows[0]['D']}, {other}={rows[0][other]}, {rows[0]['dtype']})"
 
 
-def _lines(panel: Axes, rows: Sequence[Row], colours: dict[str, Colour], x: str, y: Value) -> None:
+def _lines(
+    panel: Axes, rows: Sequence[Result], colours: dict[str, Colour], x: str, y: Value
+) -> None:
     for name, colour in colours.items():
         points = sorted((row[x], y(row)) for row in rows if row["provider"] == name)
         if points:
@@ -86,7 +88,7 @@ def _lines(panel: Axes, rows: Sequence[Row], colours: dict[str, Colour], x: str,
         panel.set_yscale("log")
 
 
-def _scatter(panel: Axes, rows: Sequence[Row], colours: dict[str, Colour]) -> None:
+def _scatter(panel: Axes, rows: Sequence[Result], colours: dict[str, Colour]) -> None:
     for row in rows:
         error = max(row["dhidden_error"], row["dweight_error"])
         panel.scatter(row["ratio_to_gemms"], error, color=colours[row["provider"]], s=60)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from rao_kernels import backends, fused_loss, linear_logprobs
-from rao_kernels.errors import BackendError
-from rao_kernels.types import EngineOptions
-
+from ... import backends, fused_loss, linear_logprobs
+from ...errors import BackendError
+from ...types import EngineOptions
 from ..cases import OP
 from ..problems import Problem
 from ._interface import Call, Function, Provider, Unsupported, differentiated

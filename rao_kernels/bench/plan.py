@@ -15,15 +15,14 @@ from statistics import median
 
 import torch
 
-from rao_kernels import _memory, backends, engine
-from rao_kernels.backends import Gradients, RowGradients
-from rao_kernels.engine import Plan
-
+from .. import _memory, backends, engine
+from ..backends import Gradients, RowGradients
+from ..engine import Plan
 from . import measure
 from .cases import BOTH, OP, Head
 from .problems import DTYPES, Problem, Truth
 from .providers.ours import ALL_OF_IT
-from .record import Row
+from .record import Result
 
 WIDTHS = (512, 1024, 2048, 4096, 8192, 16384)
 
@@ -79,7 +78,8 @@ def plan_of(problem: Problem, choice: Choice) -> Plan:
     hidden, weight = problem.hidden, problem.weight
     return engine.make_plan(
         hidden.shape[0],
-        *weight.shape,
+        weight.shape[0],
+        weight.shape[1],
         hidden.dtype,
         backend=backends.select(None, hidden.device, hidden.dtype),
         device_type=hidden.device.type,
@@ -96,6 +96,7 @@ def run(problem: Problem, choice: Choice) -> Gradients:
         torch.set_num_threads(choice.threads or threads)
         memory = _memory.empty((plan.workspace_bytes,), torch.uint8, head.hidden.device)
         scores = engine.score(head, plan, engine.Statistics(), memory)
+        assert problem.upstream is not None
         upstream = problem.upstream.to(plan.precision.accumulate)
         rows = RowGradients(scores.row_max, scores.log_sum, scores.logp, upstream, None, None, None)
         needs = engine.Needs(dhidden=True, dweight=True, dbias=False)
@@ -110,7 +111,7 @@ def medians(problem: Problem, choices: Sequence[Choice], rounds: int) -> dict[Ch
     return {choice: median(seconds[str(choice)]) for choice in choices}
 
 
-def search(shape: Shape, device: torch.device, rounds: int) -> list[Row]:
+def search(shape: Shape, device: torch.device, rounds: int) -> list[Result]:
     """One row per choice tried, that of the best and that of the default last."""
     made, threads = problem(shape, device), torch.get_num_threads()
     widths = [Choice(width) for width in WIDTHS if width <= shape.head.vocabulary]
@@ -130,7 +131,7 @@ def search(shape: Shape, device: torch.device, rounds: int) -> list[Row]:
     return [*rows, default | {"role": "default", "default_over_best": over}]
 
 
-def _row(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Row:
+def _row(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Result:
     workspace = choice.workspace_bytes
     return {
         "case": f"plan {shape.name}",
@@ -150,7 +151,7 @@ def _row(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Row:
     }
 
 
-def line(rows: Sequence[Row]) -> str:
+def line(rows: Sequence[Result]) -> str:
     """The outcome of a search in a line."""
     best, default = rows[-2], rows[-1]
     found = f"width {best['tile_width'] or 'default'}, keeps {best['workspace']}"

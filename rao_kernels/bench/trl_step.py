@@ -19,9 +19,10 @@ from . import measure, plan
 from .cases import BOTH, Head
 from .problems import DTYPES
 from .providers import FLOOR, Call, Outcome, products
-from .record import Row
+from .record import Result
 
 SUITE = "trl"
+SECONDS = 90.0  # roughly, on two cores with AVX-512 BF16
 WITHOUT, WITH = "TRL", "TRL + rao_kernels"
 
 
@@ -65,7 +66,8 @@ def _model(size: Size, dtype: torch.dtype) -> Any:
         initializer_range=1 / size.hidden**0.5,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).to(dtype)
+    model: Any = LlamaForCausalLM(config)
+    return model.to(dtype)
 
 
 def _tokenizer(vocabulary: int) -> Any:
@@ -75,7 +77,8 @@ def _tokenizer(vocabulary: int) -> Any:
     words = {"<pad>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
 def _rows(size: Size) -> list[dict[str, str]]:
@@ -91,7 +94,8 @@ def _rows(size: Size) -> list[dict[str, str]]:
 
 def _trainer(size: Size, dtype: torch.dtype, device: torch.device, folder: str) -> Any:
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     config = DPOConfig(
         folder,
@@ -117,7 +121,7 @@ def _trainer(size: Size, dtype: torch.dtype, device: torch.device, folder: str) 
 
 def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
     """Loss and gradients of one batch; the gradient of the tied head stands for all."""
-    from rao_kernels.integrations import trl
+    from ..integrations import trl
 
     (trl.enable if enabled else trl.disable)()
     try:
@@ -131,7 +135,7 @@ def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
 
 def measured(
     rounds: int, device: torch.device, size: Size | None = None, dtype: str = "bf16"
-) -> list[Row]:
+) -> list[Result]:
     """Rows of the bare products over the answers' tokens, of the step before and after; "wrong"
     where the gradients differ by more than rounding."""
     size = size or Size()
@@ -162,7 +166,7 @@ def _products(size: Size, dtype: str, device: torch.device) -> Call:
     return products.as_called(plan.problem(shape, device), BOTH)
 
 
-def _about(size: Size, dtype: str, name: str) -> Row:
+def _about(size: Size, dtype: str, name: str) -> Result:
     return {
         "suite": SUITE,
         "case": size.case,
@@ -177,12 +181,12 @@ def _about(size: Size, dtype: str, name: str) -> Row:
     }
 
 
-def _difference(before: Outcome, after: Outcome, dtype: torch.dtype) -> Row:
+def _difference(before: Outcome, after: Outcome, dtype: torch.dtype) -> Result:
     """TRL rounds logits to the model's dtype, the op does not: some roundings may lie between."""
     assert before.dweight is not None and after.dweight is not None
     a, b = before.dweight.double(), after.dweight.double()
     off = float((a - b).norm() / a.norm())
-    found: Row = {
+    found: Result = {
         "gradient_difference": off,
         "loss_difference": float((before.value - after.value).abs()),
     }

@@ -1,4 +1,4 @@
-"""``bench readme``: writes the README's tables of numbers from the newest result rows."""
+"""``bench readme``: write the README's tables of numbers from the newest results."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import record
-from .cases import BOTH, FROZEN, OP
+from .cases import BOTH, FROZEN, label
 from .isolated import TOO_SLOW
 from .providers import YARDSTICK
 from .providers.ours import DEFAULT, SPARSE
-from .record import HERE, Row
+from .record import ROOT, Result
 from .table import errors
 from .trl_step import SUITE as TRL
 from .trl_step import WITH, WITHOUT
 
-README = HERE.parent / "README.md"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
 MIB = 2**20
-LOSSES = {
-    "rao": "RAO",
-    "sigmoid": "DPO",
-    "simpo": "SimPO",
-    "grpo": "GRPO",
-    "kto": "KTO",
-    "sft": "SFT",
-}
-WORDS = {"probe (SmolLM2-135M, real text)": "real text, SmolLM2 135M"}
 SUITES = ("readme", "real", "heads")
-SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 NAMES = {
     YARDSTICK: "plain torch",
     "plain torch, torch.compile": "torch.compile",
@@ -44,7 +34,7 @@ NAMES = {
 
 
 def tables() -> str:
-    """Markdown: the tables of every machine whose rows are committed."""
+    """Markdown: the tables of every machine whose results are committed."""
     machines = record.folders(SUITES[0])
     if len(machines) == 1:
         return table(machines[0])
@@ -52,8 +42,13 @@ def tables() -> str:
 
 
 def _machine(folder: Path) -> str:
-    first = record.read(record.newest(folder, SUITES[0]))[0]
-    return f"{first['device']} ({first['isa']})"
+    return _instructions(record.read(record.newest(folder, SUITES[0]))[0])
+
+
+def _instructions(result: Result) -> str:
+    """The device, the instruction set of our kernels, and what limits torch's."""
+    limits = record.limits_of(result)
+    return f"{result['device']} ({result['isa']}{f'; {limits}' if limits else ''})"
 
 
 def table(folder: Path) -> str:
@@ -62,23 +57,23 @@ def table(folder: Path) -> str:
     Each suite is shown as it was last run.
     """
     files = record.newest_of_each(folder, (*SUITES, TRL))
-    rows = [row for suite, path in files.items() for row in _of_suite(suite, path)]
-    parts = (_head(rows, list(dict.fromkeys(files.values()))), _full(rows), *_rest(rows))
+    results = [result for suite, path in files.items() for result in _of_suite(suite, path)]
+    parts = (_head(results, list(dict.fromkeys(files.values()))), _full(results), *_rest(results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _of_suite(suite: str, path: Path) -> list[Row]:
-    return [row for row in record.read(path) if row.get("suite") == suite]
+def _of_suite(suite: str, path: Path) -> list[Result]:
+    return [result for result in record.read(path) if result.get("suite") == suite]
 
 
-def _head(rows: Sequence[Row], paths: Sequence[Path]) -> str:
-    first, places = rows[0], [path.relative_to(README.parent) for path in paths]
-    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+def _head(results: Sequence[Result], paths: Sequence[Path]) -> str:
+    first, places = results[0], [path.relative_to(README.parent) for path in paths]
+    commits = " and ".join(dict.fromkeys(result["commit"] for result in results))
     links = ", ".join(f"[{place}]({place})" for place in places)
     return (
-        f"Measured on {first['device']} ({first['isa']}), torch {first['torch']}, commit "
+        f"Measured on {_instructions(first)}, torch {first['torch']}, commit "
         f"{commits}; medians of calls that took turns; what was too slow for that ran by itself "
-        "beside its own products. Every row, with quantiles, versions and errors: "
+        "beside its own products. Every result, with quantiles, versions and errors: "
         f"{links}. *x products* is the time as a multiple of the bare "
         "matrix products a method that skips nothing has to make (one for a forward, three for "
         "both), through torch, in the same run, each result allocated as it is by everybody else "
@@ -86,10 +81,10 @@ def _head(rows: Sequence[Row], paths: Sequence[Path]) -> str:
     )
 
 
-def _full(rows: Sequence[Row]) -> str:
+def _full(results: Sequence[Result]) -> str:
     """Every provider on the case that stands first, forward and backward."""
-    first = rows[0]
-    mine = [row for row in _timed(rows, BOTH) if _same_case(row, first)]
+    first = next((one for one in results if one["direction"] == BOTH), results[0])
+    mine = [result for result in _timed(results, BOTH) if _same_case(result, first)]
     lines = [
         f"**{_title(first)}: log-probs of {first['N']} tokens and both gradients**"
         if "N" in first
@@ -98,38 +93,44 @@ def _full(rows: Sequence[Row]) -> str:
         "| | seconds | x products | log-prob error | dhidden | dweight | extra MiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(mine, key=lambda row: row["median_s"]):
+    for result in sorted(mine, key=lambda result: result["median_s"]):
         cells = [
-            f"**{row['provider']}**" if row["provider"] in (DEFAULT, SPARSE) else row["provider"],
-            f"{row['median_s']:.3f}",
-            f"{row['ratio_to_gemms']:.2f}",
-            *errors(row),
-            f"{row['peak_extra_bytes'] / MIB:.0f}" if row.get("peak_extra_bytes", 0) > 0 else "",
+            f"**{result['provider']}**"
+            if result["provider"] in (DEFAULT, SPARSE)
+            else result["provider"],
+            f"{result['median_s']:.3f}",
+            f"{result['ratio_to_gemms']:.2f}",
+            *errors(result),
+            f"{result['peak_extra_bytes'] / MIB:.0f}"
+            if result.get("peak_extra_bytes", 0) > 0
+            else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    left = [row for row in rows if _same_case(row, first) and row["direction"] == BOTH]
-    return "\n".join([*lines, *_not_timed([row for row in left if "median_s" not in row])])
+    left = [
+        result for result in results if _same_case(result, first) and result["direction"] == BOTH
+    ]
+    return "\n".join([*lines, *_not_timed([result for result in left if "median_s" not in result])])
 
 
-def _not_timed(rows: Sequence[Row]) -> list[str]:
+def _not_timed(results: Sequence[Result]) -> list[str]:
     """A sentence on those that gave no time."""
     told = [
-        f"{row['provider']}: {row['status']} ({row.get('reason', 'errors')})"
-        for row in rows
-        if row["status"] != "unsupported"
+        f"{result['provider']}: {result['status']} ({result.get('reason', 'errors')})"
+        for result in results
+        if result["status"] != "unsupported"
     ]
     return ["", f"Not timed: {'; '.join(told)}."] if told else []
 
 
-def _rest(rows: Sequence[Row]) -> list[str]:
+def _rest(results: Sequence[Result]) -> list[str]:
     """Seconds of ours and, of every peer, how many times as long it takes."""
-    timed = [row for row in rows if row["provider"] == DEFAULT and "median_s" in row]
-    timed = [row for row in timed if row["direction"] in (BOTH, FROZEN)]
-    timed = [row for row in timed if row.get("suite") in SUITES]
-    present = {row["provider"] for row in rows if "median_s" in row}
+    timed = [result for result in results if result["provider"] == DEFAULT and "median_s" in result]
+    timed = [result for result in timed if result["direction"] in (BOTH, FROZEN)]
+    timed = [result for result in timed if result.get("suite") in SUITES]
+    present = {result["provider"] for result in results if "median_s" in result}
     peers = [name for name in NAMES if name in present]
     if not timed or not peers:
-        return [_trl(rows)]
+        return [_trl(results)]
     lines = [
         "**rao_kernels at its defaults, and how many times as long the others take**, forward and "
         "backward",
@@ -140,33 +141,32 @@ def _rest(rows: Sequence[Row]) -> list[str]:
         "|---" * (4 + len(peers)) + "|",
     ]
     for ours in timed:
-        others = [row for row in rows if _same_case(row, ours)]
-        others = [row for row in others if row["direction"] == ours["direction"]]
-        frozen = ", frozen head" if ours["direction"] == FROZEN else ""
+        others = [result for result in results if _same_case(result, ours)]
+        others = [result for result in others if result["direction"] == ours["direction"]]
         cells = [
-            _title(ours) + frozen,
+            _title(ours),
             f"{ours['median_s']:.3f}",
             f"{ours['ratio_to_gemms']:.2f}",
             *(_beside(ours, others, name) for name in (SPARSE, *peers)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return ["\n".join(lines), _trl(rows)]
+    return ["\n".join(lines), _trl(results)]
 
 
-def _beside(ours: Row, rows: Sequence[Row], name: str) -> str:
-    row = next((row for row in rows if row["provider"] == name), None)
-    if row is None or row["status"] == "unsupported":
+def _beside(ours: Result, results: Sequence[Result], name: str) -> str:
+    result = next((result for result in results if result["provider"] == name), None)
+    if result is None or result["status"] == "unsupported":
         return ""
-    if "median_s" in row:  # each in multiples of the floor of its own run
-        return f"{row['ratio_to_gemms'] / ours['ratio_to_gemms']:.2f}x"
-    if row["status"] == TOO_SLOW and "call_s" in row:
-        return f"over {row['call_s'] / ours['median_s']:.0f}x"
-    return str(row["status"])
+    if "median_s" in result:  # each in multiples of the floor of its own run
+        return f"{result['ratio_to_gemms'] / ours['ratio_to_gemms']:.2f}x"
+    if result["status"] == TOO_SLOW and "call_s" in result:
+        return f"over {result['call_s'] / ours['median_s']:.0f}x"
+    return str(result["status"])
 
 
-def _trl(rows: Sequence[Row]) -> str:
+def _trl(results: Sequence[Result]) -> str:
     """A sentence on TRL's step."""
-    found = {row["provider"]: row for row in rows if row.get("suite") == TRL}
+    found = {result["provider"]: result for result in results if result.get("suite") == TRL}
     if not {WITHOUT, WITH} <= set(found):
         return ""
     before, after = found[WITHOUT], found[WITH]
@@ -178,22 +178,19 @@ def _trl(rows: Sequence[Row]) -> str:
     )
 
 
-def _title(row: Row) -> str:
-    """The case, in words a newcomer knows."""
-    case, task = row["case"], row.get("task", OP)
-    if task in LOSSES:
-        case = f"{LOSSES[task]}, {case.removeprefix(task).strip()}"
-    for long, short in WORDS.items():
-        case = case.replace(long, short)
-    return f"{case}, {SHORT.get(row['dtype'], row['dtype'])}"
+def _title(result: Result) -> str:
+    """The label of the case, which ``--cases`` finds."""
+    return label(result["case"], result["dtype"], result["direction"])
 
 
-def _same_case(a: Row, b: Row) -> bool:
+def _same_case(a: Result, b: Result) -> bool:
     return bool(a["case"] == b["case"] and a["dtype"] == b["dtype"])
 
 
-def _timed(rows: Sequence[Row], direction: str) -> list[Row]:
-    return [row for row in rows if row["direction"] == direction and "median_s" in row]
+def _timed(results: Sequence[Result], direction: str) -> list[Result]:
+    return [
+        result for result in results if result["direction"] == direction and "median_s" in result
+    ]
 
 
 def filled(text: str, numbers: str) -> str:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rao_kernels import _memory, release_memory
-
+from .. import _memory, release_memory
 from .cases import OP
 from .problems import Problem
 from .providers import Call, Outcome

@@ -21,7 +21,7 @@ from .problems import Problem
 
 OK, WRONG, UNSUPPORTED, FAILED = "ok", "wrong", "unsupported", "failed"
 OUT_OF_MEMORY, TOO_SLOW = "out of memory", "too slow"
-Row = dict[str, Any]
+Result = dict[str, Any]
 # Times the limit of a call: what the first may take, and all that are made here together.
 COMPILING, CALLS = 3, 8
 
@@ -39,7 +39,7 @@ class Trial:
     memory: int | None = None
 
 
-def run(trial: Trial) -> Row:
+def run(trial: Trial) -> Result:
     """`status` and, depending on it: `reason`, `seconds`, errors, peaks."""
     context = _context(trial.device)
     receiver, sender = context.Pipe(duplex=False)
@@ -47,18 +47,18 @@ def run(trial: Trial) -> Row:
     process.start()
     sender.close()
     allowed = CALLS * trial.limit_s
-    row: Row
+    result: Result
     if receiver.poll(allowed):
         try:
-            row = receiver.recv()
+            result = receiver.recv()
         except EOFError:
             process.join()
-            row = _death(process.exitcode)
+            result = _death(process.exitcode)
     else:
         process.kill()
-        row = {"status": TOO_SLOW, "reason": f"ended after {allowed:.0f} s"}
+        result = {"status": TOO_SLOW, "reason": f"ended after {allowed:.0f} s"}
     process.join()
-    return row
+    return result
 
 
 def _context(device: str) -> SpawnContext | ForkServerContext:
@@ -70,7 +70,7 @@ def _context(device: str) -> SpawnContext | ForkServerContext:
     return context
 
 
-def _death(code: int | None) -> Row:
+def _death(code: int | None) -> Result:
     """A process that said nothing: the kernel ends (9) those that take too much memory."""
     if code == -9:
         return {"status": OUT_OF_MEMORY, "reason": "ended by the kernel"}
@@ -81,17 +81,17 @@ def _report(trial: Trial, sender: Connection) -> None:
     try:
         if trial.memory is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (trial.memory, trial.memory))
-        row = measured(trial)
+        result = measured(trial)
     except providers.Unsupported as reason:
-        row = {"status": UNSUPPORTED, "reason": str(reason)}
+        result = {"status": UNSUPPORTED, "reason": str(reason)}
     except (MemoryError, torch.OutOfMemoryError) as error:
-        row = {"status": OUT_OF_MEMORY, "reason": _line(error)}
+        result = {"status": OUT_OF_MEMORY, "reason": _line(error)}
     except Exception as error:
         lacks = "can't allocate memory" in str(error)
-        row = {"status": OUT_OF_MEMORY if lacks else FAILED, "reason": _line(error)}
+        result = {"status": OUT_OF_MEMORY if lacks else FAILED, "reason": _line(error)}
         if not lacks:
             traceback.print_exc()
-    sender.send(row)
+    sender.send(result)
 
 
 def _line(error: BaseException) -> str:
@@ -99,14 +99,14 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
-def measured(trial: Trial) -> Row:
+def measured(trial: Trial) -> Result:
     """Errors of the first call, seconds of the second, peaks of two more."""
     torch.set_num_threads(trial.threads)
     device = torch.device(trial.device)
     problem = Problem.load(trial.problem, device)
     provider = providers.registry(device)[trial.provider]
     call = provider.prepare(problem, trial.direction)
-    found: Row = {"status": OK}
+    found: Result = {"status": OK}
     kept = []
     found["first_call_s"] = measure.seconds_of(lambda: kept.append(call()))
     outcome = kept.pop()
