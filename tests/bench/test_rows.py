@@ -88,7 +88,9 @@ def test_readme_tables() -> None:
     ]
     for one in rows[3:]:
         del one["median_s"]
-    text = "\n\n".join([readme._head(rows, [place]), readme._full(rows), *readme._rest(rows)])
+    text = "\n\n".join(
+        [readme._head(rows, [place], readme.README), readme._full(rows), *readme._rest(rows)]
+    )
     assert "| plain torch | 1.000 | 1.00 | 1.0e-03 | 1.0e-03 | 1.0e-03 | 8 |" in text
     assert "| 0.500 | 0.50 |  | 2.00x | over 62x |" in text
     assert "TRL chunked log-probs: wrong (errors above 2.0)." in text
@@ -102,11 +104,11 @@ def test_each_machine_has_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "other" / "plan" / "a.jsonl", [row("rao_kernels", 1.0)])
     write(tmp_path / "capped" / "a.jsonl", [row("rao_kernels", 1.0, suite="rows")])
     assert record.folders("readme") == [tmp_path / "one"]
-    assert "###" not in readme.tables()
+    assert "###" not in readme.tables(readme.PAGE)
     path = tmp_path / "two" / "a.jsonl"
     rows = [row("bare GEMMs", 1.0), row("rao_kernels", 0.25), row("plain torch", 4.0)]
     write(path, [{**one, "device": "Another CPU"} for one in rows])
-    text = readme.tables()
+    text = readme.tables(readme.PAGE)
     assert text.count("###") == 2 and "### Another CPU" in text and "| 0.250 |" in text
 
 
@@ -151,7 +153,7 @@ def test_results_under_a_limit_are_told_apart(
     write(tmp_path / "b" / "a.jsonl", both)
     write(tmp_path / "a" / "a.jsonl", slow)
     assert record.folders("readme") == [tmp_path / "b", tmp_path / "a"]
-    text = readme.tables()
+    text = readme.tables(readme.PAGE)
     assert "### CPU, 2 threads (avx2)" in text
     assert "### CPU, 2 threads (avx2; ONEDNN_MAX_CPU_ISA=AVX2)" in text
     assert len(record.read(write(tmp_path / "c.jsonl", both + slow))) == 6
