@@ -39,8 +39,10 @@ NAMES = {
 
 
 def tables(page: Path) -> str:
-    """Markdown for `page`: the tables of every machine whose results are committed."""
+    """Markdown for `page`: the first machine on the README, every machine on benchmarks.md."""
     machines = record.folders(SUITES[0])
+    if page == README:
+        machines = machines[:1]
     if len(machines) == 1:
         return table(machines[0], page)
     return "\n".join(f"### {_machine(folder)}\n\n{table(folder, page)}" for folder in machines)

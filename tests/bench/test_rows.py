@@ -110,6 +110,8 @@ def test_each_machine_has_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(path, [{**one, "device": "Another CPU"} for one in rows])
     text = readme.tables(readme.PAGE)
     assert text.count("###") == 2 and "### Another CPU" in text and "| 0.250 |" in text
+    short = readme.tables(readme.README)
+    assert "Another CPU" not in short and short.count("\n|---") == 1
 
 
 def test_results_of_older_files_have_the_names_of_today(tmp_path: Path) -> None:
