@@ -15,7 +15,10 @@ import torch
 
 import rao_kernels
 from rao_kernels import errors
+from rao_kernels.cli.options import parse_options
+from rao_kernels.cli.train import RunArguments
 from rao_kernels.data import load_records
+from rao_kernels.train import RAOConfig
 
 from .train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer
 
@@ -120,6 +123,16 @@ def test_records_shown_are_read(tmp_path: Path) -> None:
     records = load_records(str(tmp_path / "shown.jsonl"))
     assert len(records) == len(found.splitlines()) == 4
     assert [one.rewards is not None for one in records] == [True, False, True, False]
+
+
+def test_options_in_a_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = blocks(DOCS / "cli.md", "yaml")
+    (tmp_path / "run.yaml").write_text(found)
+    types = [RunArguments, RAOConfig]
+    arguments, config = parse_options("rao-kernels train", types, ["--config", "run.yaml"])
+    assert (arguments.model, arguments.data) == (MODEL, ["rows.jsonl"])
+    assert (config.output_dir, config.learning_rate, config.bf16) == ("out", 2e-5, True)
 
 
 def test_snippet_of_the_readme_runs() -> None:
