@@ -41,11 +41,12 @@ autodoc_typehints = "both"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
-smartquotes = False
+smartquotes_action = "D"  # dashes alone: quotes stay as they are typed
 
 _OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#]*)(#[^)]*)?\)")
 _NAMES = r"(\w+(?:, \w+)*): "
 _FIELD = re.compile(r"(?:(?<=^)|(?<=\. ))" + _NAMES)
+_FLAG = re.compile(r"--\w+")
 _ENTRY = re.compile(r"^    " + _NAMES, re.MULTILINE)
 
 
@@ -77,13 +78,7 @@ def structure(app: Any, what: str, name: str, thing: Any, options: Any, lines: l
     except NameError:  # of an import for type checking
         types = dict(thing.__annotations__)
     kept, found = _fields("\n".join(lines), types)
-    if dataclasses.is_dataclass(thing):
-        own = [one for one in dataclasses.fields(thing) if one.name in thing.__annotations__]
-        found |= {
-            one.name: f"{one.metadata['help']} Default: ``{one.default!r}``."
-            for one in own
-            if "help" in one.metadata
-        }
+    found |= _helped_fields(thing)
     for field, meaning in found.items():
         kept += ["", f".. attribute:: {field}", f"   :type: {_written(types[field])}"]
         kept += ["", f"   {meaning}"]
@@ -104,6 +99,15 @@ def _fields(text: str, types: dict[str, Any]) -> tuple[list[str], dict[str, str]
         for names, meaning in zip(parts[::2], parts[1::2], strict=True):
             found |= {name: " ".join(meaning.split()) for name in names.split(", ")}
     return "\n\n".join(kept).splitlines(), {k: v for k, v in found.items() if k in types}
+
+
+def _helped_fields(thing: Any) -> dict[str, str]:
+    """The dataclass's own fields that have a help text, with it and the default."""
+    if not dataclasses.is_dataclass(thing):
+        return {}
+    own = [one for one in dataclasses.fields(thing) if one.name in thing.__annotations__]
+    helps = [(one, _FLAG.sub(r"``\g<0>``", one.metadata.get("help", ""))) for one in own]
+    return {one.name: f"{text} Default: ``{one.default!r}``." for one, text in helps if text}
 
 
 def _written(kind: Any) -> str:

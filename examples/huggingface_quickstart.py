@@ -13,24 +13,21 @@ from rao_kernels.hf import attach_fused_head
 from rao_kernels.losses import LOSSES
 from rao_kernels.train import RAOConfig, RAOTrainer
 
-PROMPT = "say a colour and stop. "
-ANSWERS = ["blue.", "let me think about it.", "blue blue blue"]
+PROMPT = "say a colour and stop."
+ANSWERS = [" blue.", " let me think about it.", " blue blue blue"]
 REWARDS = [1.0, 0.0, 0.3]  # yours: from a rule, a reward model, people
 
 
 def make_batch(tokenizer) -> tuple[Tensor, Tensor, rk.SequenceBatch]:
     """Ids and mask, [3, T], and what the losses need to know of them."""
-    encoded = tokenizer(
-        [PROMPT + answer for answer in ANSWERS],
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
-    )
-    ids, mask = encoded.input_ids, encoded.attention_mask
-    start = len(tokenizer(PROMPT).input_ids)
-    answers = (torch.arange(ids.shape[1]) >= start) & (mask == 1)
+    prompt = tokenizer(PROMPT).input_ids  # apart from the answers: all have the same prompt then
+    answers = tokenizer(ANSWERS, add_special_tokens=False).input_ids
+    joined = {"input_ids": [prompt + answer for answer in answers]}
+    padded = tokenizer.pad(joined, padding_side="right", return_tensors="pt")
+    ids, mask = padded.input_ids, padded.attention_mask
+    learned = (torch.arange(ids.shape[1]) >= len(prompt)) & (mask == 1)
     groups = torch.zeros(len(ids), dtype=torch.int64)  # all three answer the same prompt
-    return ids, mask, rk.SequenceBatch.from_padded(ids, answers, mask, groups=groups)
+    return ids, mask, rk.SequenceBatch.from_padded(ids, learned, mask, groups=groups)
 
 
 def own_loop(model, tokenizer, steps: int) -> None:
@@ -69,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:  # the same by the trainer
         rows = [{"prompt": PROMPT, "responses": ANSWERS, "rewards": REWARDS}] * 4
-        config = RAOConfig(folder, learning_rate=2e-5, max_steps=args.steps, report_to=[])
+        config = RAOConfig(
+            folder, learning_rate=2e-5, max_steps=args.steps, save_strategy="no", report_to=[]
+        )
         result = RAOTrainer(args.model, args=config, train_dataset=rows).train()
     print(f"RAOTrainer: loss {result.training_loss:.4f}")
 
