@@ -103,15 +103,20 @@ def compile_cpp(source: str, target: Path, flags: list[str]) -> None:
          "-o", str(target)])  # fmt: skip
 
 
+def targets_x86() -> bool:
+    """Return whether the compiler makes x86-64 code, on whatever machine it runs."""
+    return run([compiler(), "-dumpmachine"]).startswith("x86_64")
+
+
 def accepts(flags: list[str]) -> bool:
-    """Whether the compiler knows the flags."""
+    """Return whether the compiler knows the flags."""
     command = [compiler(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def build_cpu(objects: Path, target: Path) -> None:
     """One body compiled several times with different flags, which `Extension` cannot say."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    x86 = targets_x86()
     isas = ISA_FLAGS if x86 else {"portable": []}
     units = [
         (source, [*flags, f"-DRAO_ISA={isa}"])

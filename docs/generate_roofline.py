@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rao_kernels.backends.triton import roofline, tuning
-from rao_kernels.backends.triton.roofline import Device
+import roofline
+from rao_kernels.backends.triton import tuning
+from roofline import Device
 
 PAGE = Path(__file__).with_name("roofline.md")
 FORMS = tuning.CONFIGS / "forms.json"

@@ -1,7 +1,7 @@
-// Checks of the tensors that a kernel is given. The callers are ours, so a failure is our bug; it
-// must still not read or write where it should not.
+// Checks of the tensors that a kernel is given. Only this package calls the kernels, so a failure
+// is a bug of ours; it must still not read or write out of bounds.
 //
-// RAO_BIND_DEVICE: the device the library's kernels run on, which is also their dispatch key.
+// RAO_BIND_DEVICE: the device that the library's kernels run on, which is also their dispatch key.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -26,7 +26,7 @@ inline DType dtype_of(ScalarType dtype) {
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      STD_TORCH_CHECK(false, "the kernels take float32, bfloat16 and float16");
+      STD_TORCH_CHECK(false, "hidden, values and dz must be float32, bfloat16 or float16");
   }
 }
 
@@ -34,9 +34,9 @@ inline DType dtype_of(const Tensor& tensor) { return dtype_of(tensor.scalar_type
 
 inline void check_buffer(const Tensor& tensor, const char* name, int64_t elements) {
   STD_TORCH_CHECK(tensor.device().type() == DeviceType::RAO_BIND_DEVICE && tensor.is_contiguous(),
-                  name, " must be contiguous and on the device of the kernels");
-  STD_TORCH_CHECK(tensor.numel() >= elements, name, " holds ", tensor.numel(), " elements of ",
-                  elements);
+                  name, " must be contiguous and on the device that the kernels run on");
+  STD_TORCH_CHECK(tensor.numel() >= elements, name, " must have at least ", elements,
+                  " elements, not ", tensor.numel());
 }
 
 template <class T>

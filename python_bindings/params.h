@@ -1,4 +1,4 @@
-// Tensors to the kernels' problem structs.
+// Turns tensors into the structs that the CPU kernels take, and checks their sizes.
 #pragma once
 
 #include "checks.h"
@@ -8,29 +8,29 @@ namespace rao::bindings {
 
 inline const TileKernels& kernels_of(int64_t isa) {
   STD_TORCH_CHECK(isa >= 0 && isa < kIsaCount && host_has(static_cast<Isa>(isa)),
-                  "this processor cannot run instruction set ", isa);
+                  "isa must be an instruction set that this processor can run, not ", isa);
   return kernels_for(static_cast<Isa>(isa));
 }
 
 inline HeadTile head_of(const Tensor& hidden, const Tensor& weight,
                         const std::optional<Tensor>& weight_rows, const std::optional<Tensor>& bias,
-                        const Tensor& targets, int64_t first_word, double scale, double softcap) {
+                        const Tensor& targets, int64_t first_entry, double scale, double softcap) {
   STD_TORCH_CHECK(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1),
                   "hidden and weight must be [N, D] and [W, D]");
   const int64_t rows = hidden.size(0);
-  const int64_t words = weight_rows.has_value() ? weight_rows->numel() : weight.size(0);
+  const int64_t entries = weight_rows.has_value() ? weight_rows->numel() : weight.size(0);
   const ScalarType dtype = hidden.scalar_type();
   return {
       dtype_of(hidden),
       data_of<void>(hidden, "hidden", dtype, rows * hidden.size(1)),
-      data_of<void>(weight, "weight", dtype, words * hidden.size(1)),
-      index_of(weight_rows, "weight_rows", words),
-      floats_of(bias, "bias", words),
+      data_of<void>(weight, "weight", dtype, entries * hidden.size(1)),
+      index_of(weight_rows, "weight_rows", entries),
+      floats_of(bias, "bias", entries),
       data_of<int64_t>(targets, "targets", ScalarType::Long, rows),
       rows,
-      words,
+      entries,
       hidden.size(1),
-      first_word,
+      first_entry,
       static_cast<float>(scale),
       static_cast<float>(softcap),
   };
@@ -40,19 +40,19 @@ inline std::byte* bytes_of(const Tensor& tensor, const char* name, int64_t bytes
   return data_of<std::byte>(tensor, name, ScalarType::Byte, bytes);
 }
 
-// rows: of the pass that retained the tile.
+// The slot of a retained tile. rows: of the pass that retained it.
 inline RetainedSlot slot_of(const TileKernels& kernels, const HeadTile& head,
                             const std::optional<Tensor>& retained, int64_t rows) {
   if (!retained.has_value()) {
     return {nullptr, 0};
   }
   std::byte* memory =
-      bytes_of(*retained, "retained", kernels.retained_bytes(head.dtype, rows, head.words));
+      bytes_of(*retained, "retained", kernels.retained_bytes(head.dtype, rows, head.entries));
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "retained must begin on 64 bytes");
   return {memory, rows};
 }
 
-// threads: [parts, bytes of each].
+// The scratch buffers. threads: [parts, bytes of each].
 inline Scratch scratch_of(const ScratchSizes& sizes, const Tensor& packed_weight,
                           const Tensor& packed_hidden, const Tensor& rows, const Tensor& threads) {
   STD_TORCH_CHECK(threads.dim() == 2 && threads.size(1) >= sizes.thread, "threads must be [parts, ",

@@ -1,10 +1,12 @@
-"""Finds and loads each native library once, and remembers why one is missing."""
+"""Find and load each native library once, remember why one is missing, and call its operators."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,13 +14,8 @@ from . import _env
 from .errors import BackendError
 
 BUILD_COMMAND = "pip install --no-build-isolation ."
-ISAS = (
-    "portable",
-    "avx2",
-    "avx512",
-    "avx512_bf16",
-    "avx512_amx",
-)  # in the order of csrc's enum Isa
+# In the order of enum Isa in csrc/include/rao/tile_kernels.h.
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "avx512_amx")
 CUDA_BUILD_COMMAND = f"RAO_BUILD_CUDA=1 {BUILD_COMMAND}"
 _LIBRARY = Path(__file__).with_name("_native_cpu.so")
 _CUDA_LIBRARY = Path(__file__).with_name("_native_cuda.so")
@@ -53,14 +50,14 @@ class CudaLibrary:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why there is no library."""
+    """The reason why there is no library."""
 
     reason: str
 
 
 @cache
 def cpu_library() -> CpuLibrary | Missing:
-    """The library of the CPU kernels, loaded on the first call.
+    """Return the library of the CPU kernels, loaded on the first call.
 
     Raises:
         BackendError: ``RAO_KERNELS_CPU_ISA`` names an instruction set this processor cannot run.
@@ -68,9 +65,9 @@ def cpu_library() -> CpuLibrary | Missing:
     if missing := _load(_LIBRARY, BUILD_COMMAND):
         return missing
     operators = torch.ops.rao_native
-    if not hasattr(operators, "amx_problem"):  # the operator that was added last
+    if _is_older(operators):
         return Missing(
-            f"its library {_LIBRARY.name} is an older one; `{BUILD_COMMAND}` rebuilds it"
+            f"its library {_LIBRARY.name} is older than its sources; `{BUILD_COMMAND}` rebuilds it"
         )
     found = operators.host_isas()
     host = tuple(name for bit, name in reversed(list(enumerate(ISAS))) if found >> bit & 1)
@@ -80,7 +77,7 @@ def cpu_library() -> CpuLibrary | Missing:
 
 @cache
 def cuda_library() -> CudaLibrary | Missing:
-    """The library of the CUDA kernels, loaded on the first call; it needs no CUDA to load."""
+    """Return the library of the CUDA kernels, loaded on the first call; loading needs no CUDA."""
     if missing := _load(_CUDA_LIBRARY, CUDA_BUILD_COMMAND):
         return missing
     *compiler, numbers = torch.ops.rao_native.row_kernels_build().split(" ")
@@ -92,15 +89,38 @@ def cuda_library() -> CudaLibrary | Missing:
     )
 
 
+def call(operator: Any, **arguments: object) -> Any:
+    """Call a native operator with its arguments by name, as its schema has them.
+
+    torch receives them by position: matching 21 names here takes about 1.7 us a call, in torch
+    3.5 us.
+
+    Raises:
+        TypeError: an argument is missing, or is not one of the operator's.
+    """
+    names, in_order = _argument_order(operator)
+    if arguments.keys() != names:
+        differing = ", ".join(sorted(arguments.keys() ^ names))
+        raise TypeError(f"{operator}: missing or unknown arguments: {differing}")
+    return operator(*in_order(arguments))
+
+
+@cache
+def _argument_order(operator: Any) -> tuple[frozenset[str], itemgetter[str]]:
+    """Return the names of the schema's arguments, and a getter that puts them in its order."""
+    names = [argument.name for argument in operator.default._schema.arguments]
+    return frozenset(names), itemgetter(*names)
+
+
 @cache
 def cuda_problem(device: int) -> str | None:
-    """Why the library's kernels cannot run on that CUDA device, or None."""
+    """Return the reason why the library's kernels cannot run on that CUDA device, or None."""
     with torch.cuda.device(device):
         return torch.ops.rao_native.row_kernels_problem() or None
 
 
 def _load(path: Path, command: str) -> Missing | None:
-    """Load a library, or say why not and which command would build it."""
+    """Load a library; return a reason, with the command that builds it, if that fails."""
     if not path.exists():
         return Missing(f"its library {path.name} is not built; `{command}` builds it")
     try:
@@ -108,6 +128,14 @@ def _load(path: Path, command: str) -> Missing | None:
     except OSError as error:
         return Missing(f"its library does not load ({error}); `{command}` rebuilds it")
     return None
+
+
+def _is_older(operators: Any) -> bool:
+    """Return True if the library was built from earlier sources, with other arguments."""
+    if not hasattr(operators, "score_tile"):
+        return True
+    names, _ = _argument_order(operators.score_tile)
+    return "first_entry" not in names
 
 
 def _choose(host: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .losses import LOSSES, CombinedLoss, Loss, LossInputs, LossSpec, reduce_units
+from .losses.hyperparameters import LossKey
 from .losses.rao import LogZ0Estimate, PromptTerm
 from .ops.linear_logprobs import linear_token_stats
 from .sequence import SequenceBatch
@@ -100,7 +101,7 @@ def rao_loss(
 
 
 def fused_loss(
-    name_or_function: str | Loss | UserLoss,
+    name_or_function: LossKey | str | Loss | UserLoss,
     hidden: Tensor,
     weight: Tensor,
     batch: SequenceBatch,
@@ -120,7 +121,8 @@ def fused_loss(
         inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
             per token are shaped like the ids. `token_entropy` and `token_log_sum_sq` come from
             the op where a loss needs them and they are not given.
-        hyper: hyperparameters. normalizer: see `LossSpec`.
+        hyper: hyperparameters; `rao_kernels.losses.hyperparameters` has their types.
+        normalizer: see `LossSpec`.
     """
     hyper = {} if hyper is None else hyper
     if isinstance(name_or_function, str):

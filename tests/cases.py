@@ -1,4 +1,4 @@
-"""Head problems the op and every backend are tried on, and how far off an answer may be."""
+"""Problems that the op and every backend are tested on, and the tolerance of their results."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def make(
     )
 
 
-# name -> keyword arguments of `make`. Odd sizes, tiles of one word, flat and peaked softmax.
+# name -> keyword arguments of `make`. Odd sizes, tiles of one entry, flat and peaked softmax.
 PROBLEMS: dict[str, dict[str, object]] = {
     "plain": {"rows": 37, "vocabulary": 5000, "size": 48},
     "odd": {"rows": 13, "vocabulary": 4099, "size": 33},
     "one_row": {"rows": 1, "vocabulary": 3001, "size": 64},
     "few_rows": {"rows": 5, "vocabulary": 6151, "size": 40},
     "tiny": {"rows": 3, "vocabulary": 2, "size": 1},
-    "one_word": {"rows": 4, "vocabulary": 1, "size": 7},
+    "one_entry": {"rows": 4, "vocabulary": 1, "size": 7},
     "ragged_by_one": {"rows": 9, "vocabulary": 2049, "size": 16},
     "many_rows": {"rows": 301, "vocabulary": 2500, "size": 24},
     "flat": {"rows": 20, "vocabulary": 3000, "size": 32, "logit_std": 0.01},

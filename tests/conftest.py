@@ -55,7 +55,7 @@ def seeded() -> None:
 
 
 @pytest.fixture
-def poisoned_memory() -> Iterator[None]:
+def nan_filled_memory() -> Iterator[None]:
     """Uninitialised memory holds NaN inside the test."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory

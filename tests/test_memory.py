@@ -258,7 +258,7 @@ def test_what_memory_held_before_does_not_matter(
     assert all(map(torch.equal, head.gradients(**options), expected))
 
 
-def test_deterministic_fills_it_as_torch_does(mapped: list[int], poisoned_memory: None) -> None:
+def test_deterministic_fills_it_as_torch_does(mapped: list[int], nan_filled_memory: None) -> None:
     assert _memory.empty((1000, 100), torch.float32, CPU).isnan().all()
     assert mapped == []
 

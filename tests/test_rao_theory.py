@@ -1,7 +1,7 @@
 """RAO's theory on a language small enough to enumerate.
 
-Sequences are ``t0 x y1 y2`` over V words: a common first token, a prompt x and a response of two
-words. A policy is a table of logits per prefix, which a head reads through one-hot hidden states.
+Sequences are ``t0 x y1 y2`` over V tokens: a common first token, a prompt x and a response of two
+tokens. A policy is a table of logits per prefix, which a head reads through one-hot hidden states.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ class Language:
         )
 
     def optimal(self) -> dict[Prefix, float]:
-        """pi_ref(sentence) exp(r / beta) / Z(t0), built from whole sentences only."""
+        """pi_ref(sentence) exp(r / beta) / Z(t0), built from whole sequences only."""
         total = self.partition((0,))
         return {
             s: math.exp(self.reference_logp(s) + self.rewards[s] / BETA) / total for s in SENTENCES
         }
 
     def optimal_tables(self) -> dict[Prefix, list[float]]:
-        """The optimal policy's next-word distributions, as marginals of whole sentences."""
+        """The optimal policy's next-token distributions, as marginals of whole sequences."""
         optimal = self.optimal()
 
         def mass(prefix: Prefix) -> float:
             return math.fsum(p for s, p in optimal.items() if s[: len(prefix)] == prefix)
 
-        return {p: [mass((*p, word)) / mass(p) for word in range(V)] for p in PREFIXES}
+        return {p: [mass((*p, token)) / mass(p) for token in range(V)] for p in PREFIXES}
 
 
 def make_language(generator: torch.Generator) -> Language:
@@ -84,7 +84,7 @@ def head_of(tables: dict[Prefix, list[float]], dtype: torch.dtype = torch.float6
 
 
 def hidden_states(dtype: torch.dtype = torch.float64) -> Tensor:
-    """``[B, T, D]`` one-hot prefixes; nothing is predicted after the last word."""
+    """``[B, T, D]`` one-hot prefixes; nothing is predicted after the last token."""
     where = [[PREFIXES.index(s[: i + 1]) for i in range(3)] for s in SENTENCES]
     states = torch.nn.functional.one_hot(torch.tensor(where), len(PREFIXES))
     return torch.nn.functional.pad(states, (0, 0, 0, 1)).to(dtype)
@@ -113,13 +113,13 @@ def language() -> Language:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_prefix_consistency(seed: int) -> None:
-    """Z(prefix + word) / Z(prefix) = pi(word | prefix) / pi_ref(word | prefix)."""
+    """Z(prefix + token) / Z(prefix) = pi(token | prefix) / pi_ref(token | prefix)."""
     language = make_language(seeds.generator(seed))
     tables = language.optimal_tables()
     for prefix in PREFIXES:
-        for word in range(V):
-            grown = language.partition((*prefix, word)) / language.partition(prefix)
-            ratio = tables[prefix][word] / language.reference[prefix][word]
+        for token in range(V):
+            grown = language.partition((*prefix, token)) / language.partition(prefix)
+            ratio = tables[prefix][token] / language.reference[prefix][token]
             assert grown == pytest.approx(ratio, rel=1e-12)
 
 
@@ -220,7 +220,7 @@ def prompt_divergence(language: Language, weight: Tensor) -> float:
 
 
 def sampled_rewards(language: Language, count: int, seed: int = 0) -> Tensor:
-    """Rewards of whole sentences that the reference writes."""
+    """Rewards of whole sequences that the reference writes."""
     probabilities = torch.tensor([math.exp(language.reference_logp(s)) for s in SENTENCES])
     generator = seeds.generator(seed)
     drawn = torch.multinomial(probabilities, count, replacement=True, generator=generator)
@@ -320,7 +320,7 @@ def test_many_rewards_agree_on_the_data_and_differ_in_z0(seed: int) -> None:
     assert all(b > a + 1e-3 for a, b in itertools.pairwise(levels))
 
 
-# One prompt ``0 1`` with two responses of one word each, 2 preferred to 3.
+# One prompt ``0 1`` with two responses of one token each, 2 preferred to 3.
 
 
 def two_answers() -> SequenceBatch:
@@ -351,9 +351,9 @@ def test_the_level_moves_with_log_z0_and_the_gap_with_beta() -> None:
 
 
 def test_preferred_falls_under_dpo_and_rises_under_rao() -> None:
-    """Both words lie on one side of the state: away from the rejected is away from the preferred.
+    """Both tokens lie on one side of the state: away from the rejected is away from the preferred.
 
-    DPO only asks for a gap and pays for it with a third word; RAO asks for a level as well.
+    DPO only asks for a gap and pays for it with a third token; RAO asks for a level as well.
     """
     batch = two_answers()
     weight = torch.tensor(

@@ -1,4 +1,4 @@
-// Which instruction sets this processor has, and the kernels built for each.
+// Detects the processor's instruction sets and returns the kernels built for each.
 #include "kernel_set.h"
 
 #if defined(RAO_HAS_AMX) && !defined(RAO_TILES_EMULATED)
@@ -7,7 +7,7 @@
 #include <unistd.h>
 #endif
 
-// Emulated tiles come alone: with the portable kernels that they fall back to.
+// A build with emulated tiles has no other x86 kernels: it falls back to the portable ones.
 #if defined(__x86_64__) && !defined(RAO_TILES_EMULATED)
 #define RAO_X86 1
 #endif
@@ -45,10 +45,10 @@ const char* amx_problem() {
 #if defined(RAO_TILES_EMULATED)
   return nullptr;
 #elif !defined(RAO_HAS_AMX)
-  return "the library was built without it";
+  return "the library was built without AMX";
 #else
   static const char* const problem = [] {
-    // Of CPUID's leaf 7, bits 22 (AMX-BF16) and 24 (AMX-TILE) of EDX.
+    // CPUID leaf 7, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE.
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) {
       return "the processor has no AMX unit for bf16";
@@ -56,10 +56,10 @@ const char* amx_problem() {
     if (!has_avx512_bf16()) {
       return "the processor has no AVX-512 BF16";
     }
-    // The process asks for the tiles' state once; threads have it from then on.
+    // Linux grants the tiles' state to a process that asks for it once, and to all its threads.
     constexpr int kRequestPermission = 0x1023, kTileData = 18;
     if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
-      return "the kernel does not grant the tiles (arch_prctl ARCH_REQ_XCOMP_PERM)";
+      return "Linux does not grant AMX tiles (arch_prctl ARCH_REQ_XCOMP_PERM failed)";
     }
     return static_cast<const char*>(nullptr);
   }();

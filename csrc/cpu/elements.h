@@ -1,4 +1,4 @@
-// Element types of the operands: vectors of them to and from fp32.
+// Element types of the operands: loads to fp32 vectors, and rounded stores from them.
 #pragma once
 
 #include "simd.h"
@@ -20,9 +20,9 @@ struct BFloat16 {
   }
   // Rounds to nearest even; NaN stays NaN.
   static RAO_INLINE void store(Storage* target, Floats value) {
-    const Words bits = as_words(value);
-    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Words result = value == value ? rounded : Words{} + 0x7fc0u;
+    const Uints bits = as_uints(value);
+    const Uints rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Uints result = value == value ? rounded : Uints{} + 0x7fc0u;
     RAO_ISA::store(target, __builtin_convertvector(result, Halves));
   }
 };
@@ -47,26 +47,26 @@ struct Float16 {
                      _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
   }
 #else
-  // Multiplying by powers of two moves between the exponents' biases, denormals included.
+  // Multiplying by a power of two changes the exponent's bias, of denormals too.
   static RAO_INLINE Floats load(const Storage* source) {
-    const Words bits = widen(RAO_ISA::load<Halves>(source));
-    const Words sign = (bits & 0x8000u) << 16;
-    const Words shifted = (bits & 0x7fffu) << 13;
-    const Words finite = as_words(as_floats(shifted) * 0x1p112f);
-    const Words special = shifted | 0x7f800000u;
+    const Uints bits = widen(RAO_ISA::load<Halves>(source));
+    const Uints sign = (bits & 0x8000u) << 16;
+    const Uints shifted = (bits & 0x7fffu) << 13;
+    const Uints finite = as_uints(as_floats(shifted) * 0x1p112f);
+    const Uints special = shifted | 0x7f800000u;
     return as_floats(sign | ((bits & 0x7c00u) == 0x7c00u ? special : finite));
   }
   static RAO_INLINE void store(Storage* target, Floats value) {
-    const Words bits = as_words(value);
-    const Words sign = (bits >> 16) & 0x8000u;
-    const Words magnitude = bits & 0x7fffffffu;
-    // Normal results: round the 13 bits that go, then rebias. Denormal results: adding 0.5 lets
+    const Uints bits = as_uints(value);
+    const Uints sign = (bits >> 16) & 0x8000u;
+    const Uints magnitude = bits & 0x7fffffffu;
+    // Normal results: round off the low 13 bits, then rebias. Denormal results: adding 0.5 lets
     // the adder round them into the low bits.
-    const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const Words denormal = as_words(as_floats(magnitude) + 0.5f) - 0x3f000000u;
-    const Words finite = magnitude < 0x38800000u ? denormal : normal;
-    const Words limited = magnitude >= 0x477ff000u ? Words{} + 0x7c00u : finite;
-    const Words result = magnitude > 0x7f800000u ? Words{} + 0x7e00u : limited;
+    const Uints normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Uints denormal = as_uints(as_floats(magnitude) + 0.5f) - 0x3f000000u;
+    const Uints finite = magnitude < 0x38800000u ? denormal : normal;
+    const Uints limited = magnitude >= 0x477ff000u ? Uints{} + 0x7c00u : finite;
+    const Uints result = magnitude > 0x7f800000u ? Uints{} + 0x7e00u : limited;
     RAO_ISA::store(target, __builtin_convertvector(sign | result, Halves));
   }
 #endif

@@ -1,27 +1,31 @@
-// C[rows, columns] = A[rows, K] B[K, columns] over blocks of rows that stay in a core's cache.
+// C[rows, columns] = A[rows, K] B[K, columns], by blocks of rows that stay in a core's cache.
+//
+// A block of C is [rows][stride] floats. Micro-tiles of kMicroRows rows by one panel are summed in
+// registers. product.h has the layouts of A and B.
 #pragma once
 
 #include "product.h"
 
 namespace rao::RAO_ISA {
 
-constexpr int kMicroRows = 6;              // 6 x kPanelVectors sums fill the registers
-constexpr int kRowBlock = 96;              // rows of A that meet a panel of B while it is in cache
-constexpr int kDepthBlock = 512;           // at most so many words of K between two visits to C
-constexpr int64_t kBlockElements = 98304;  // of C: 384 KiB of the second-level cache
-constexpr int64_t kLeftStride = kDepthBlock + 16;  // of A's buffer; off a power of two
+constexpr int kDepthBlock = 512;           // most lanes of K between two updates of C
+constexpr int64_t kBlockElements = 98304;  // of a block of C: 384 KiB of the second-level cache
+// Lanes between rows of A's buffer; not a power of two, so that rows fall in different cache sets.
+constexpr int64_t kLeftStride = kDepthBlock + 16;
 
-// Rows of A, as words of K.
+// Rows of A: [rows][lanes of K], `stride` lanes apart.
 struct Left {
   const uint32_t* data;
   int64_t stride;
 };
 
+// Computes kRows rows of one panel of C. add: adds them to C.
+
 template <class Product, int kRows>
 void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, int64_t stride,
                     bool add) {
   Floats sums[kRows][kPanelVectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kPanelVectors; ++j) {
@@ -29,12 +33,12 @@ void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, i
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Words b[kPanelVectors];
+    Uints b[kPanelVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kPanelVectors; ++j) {
-      b[j] = load<Words>(panel + k * kPanel + j * kLanes);
+      b[j] = load<Uints>(panel + k * kPanel + j * kLanes);
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const uint32_t a = left.data[i * left.stride + k];
 #pragma GCC unroll 4
@@ -43,7 +47,7 @@ void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, i
       }
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kPanelVectors; ++j) {
@@ -53,42 +57,35 @@ void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, i
   }
 }
 
-template <class Product>
+// multiply_micro of `rows` rows, at most kRows, with their number a compile-time constant.
+template <class Product, int kRows = Product::kMicroRows>
 void multiply_rows(int64_t rows, Left left, const uint32_t* panel, int64_t depth, float* c,
                    int64_t stride, bool add) {
-  switch (rows) {
-    case 1:
-      return multiply_micro<Product, 1>(left, panel, depth, c, stride, add);
-    case 2:
-      return multiply_micro<Product, 2>(left, panel, depth, c, stride, add);
-    case 3:
-      return multiply_micro<Product, 3>(left, panel, depth, c, stride, add);
-    case 4:
-      return multiply_micro<Product, 4>(left, panel, depth, c, stride, add);
-    case 5:
-      return multiply_micro<Product, 5>(left, panel, depth, c, stride, add);
-    default:
-      return multiply_micro<Product, kMicroRows>(left, panel, depth, c, stride, add);
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      return multiply_rows<Product, kRows - 1>(rows, left, panel, depth, c, stride, add);
+    }
   }
+  multiply_micro<Product, kRows>(left, panel, depth, c, stride, add);
 }
 
-// One block of C: `panels` panels of B, packed one after the other with `depth` words each.
-// load_left(k, count) gives A's words [k, k + count).
+// Computes one block of C: `panels` panels of B, packed one after the other with `depth` lanes
+// each. load_left(k, count) returns A's lanes [k, k + count).
 template <class Product, class LoadLeft>
 void multiply_block(const LoadLeft& load_left, int64_t rows, const uint32_t* packed, int64_t depth,
                     int64_t panels, float* c, int64_t stride) {
-  // Blocks of equal size: a short last one would spend its time on loading and storing C.
-  // Each is summed by itself, and fp32 in shorter ones: rounding grows with the length of a sum,
-  // and there it is all the error there is.
-  constexpr int64_t kLongest = Product::kPerWord == 1 ? kDepthBlock / 4 : kDepthBlock;
+  // Blocks of K of equal length: a short last one would spend its time on loading and storing C.
+  // Each block is summed separately, because rounding grows with the length of a sum; fp32, whose
+  // only error is that of the sums, has shorter blocks.
+  constexpr int64_t kLongest = Product::kPerLane == 1 ? kDepthBlock / 4 : kDepthBlock;
   const int64_t step = round_up(ceil_div(depth, ceil_div(depth, kLongest)), kLanes);
   for (int64_t k = 0; k < depth; k += step) {
     const int64_t count = smaller(step, depth - k);
     const Left left = load_left(k, count);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const uint32_t* b = packed + (panel * depth + k) * kPanel;
-      for (int64_t row = 0; row < rows; row += kMicroRows) {
-        multiply_rows<Product>(smaller<int64_t>(kMicroRows, rows - row),
+      for (int64_t row = 0; row < rows; row += Product::kMicroRows) {
+        multiply_rows<Product>(smaller<int64_t>(Product::kMicroRows, rows - row),
                                {left.data + row * left.stride, left.stride}, b, count,
                                c + row * stride + panel * kPanel, stride, k > 0);
       }
@@ -96,7 +93,8 @@ void multiply_block(const LoadLeft& load_left, int64_t rows, const uint32_t* pac
   }
 }
 
-// A = rows of a [., size] matrix in memory, used where they are if they are whole words already.
+// A = rows of a [., size] matrix in memory; used in place where they are whole lanes already, else
+// copied to `buffer`.
 template <class Product, class Source>
 class MatrixRows {
  public:
@@ -106,14 +104,14 @@ class MatrixRows {
       : first_(first), rows_(rows), size_(size), buffer_(buffer) {}
 
   Left operator()(int64_t k, int64_t count) const {
-    constexpr bool kSame = sizeof(Storage) * Product::kPerWord == sizeof(uint32_t);
-    if (kSame && size_ % Product::kPerWord == 0) {
-      return {reinterpret_cast<const uint32_t*>(first_) + k, size_ / Product::kPerWord};
+    constexpr bool kSame = sizeof(Storage) * Product::kPerLane == sizeof(uint32_t);
+    if (kSame && size_ % Product::kPerLane == 0) {
+      return {reinterpret_cast<const uint32_t*>(first_) + k, size_ / Product::kPerLane};
     }
     for (int64_t row = 0; row < rows_; ++row) {
       for (int64_t i = 0; i < count; i += kLanes) {
         store(buffer_ + row * kLeftStride + i,
-              words_along<Product, Source>(first_ + row * size_, size_, k + i));
+              load_along<Product, Source>(first_ + row * size_, size_, k + i));
       }
     }
     return {buffer_, kLeftStride};
@@ -126,17 +124,19 @@ class MatrixRows {
   uint32_t* buffer_;
 };
 
-// The part's share of the blocks of a [rows, columns] product, columns in chunks, rows in steps of
-// kMicroRows: body(chunk, first_row, end_row). Chunk by chunk, so that its panels stay in cache.
-template <class Body>
+// Calls body(chunk, first_row, end_row) for the part's share of a [rows, columns] product, with
+// columns in chunks and rows in steps of kMicroRows. Chunk by chunk, so that its panels stay
+// cached.
+template <class Product, class Body>
 RAO_INLINE void for_share(int part, int parts, int64_t rows, int64_t chunks, const Body& body) {
-  const int64_t steps = ceil_div(rows, kMicroRows);
+  constexpr int64_t kStep = Product::kMicroRows;
+  const int64_t steps = ceil_div(rows, kStep);
   const Range mine = share(steps * chunks, part, parts);
   for (int64_t at = mine.begin; at < mine.end;) {
     const int64_t chunk = at / steps;
     const int64_t first = at % steps;
     const int64_t end = smaller(steps, first + mine.end - at);
-    body(chunk, first * kMicroRows, smaller(rows, end * kMicroRows));
+    body(chunk, first * kStep, smaller(rows, end * kStep));
     at += end - first;
   }
 }

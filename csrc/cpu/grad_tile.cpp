@@ -1,8 +1,8 @@
 // grad_tile: a tile's logit gradient from retained or recomputed products, then the two gradient
 // products on it.
 //
-// The logit gradient dz [N, W] is written once, as the rows of A that dhidden = dz @ weight wants;
-// dweight = dz^T @ hidden transposes it block by block in cache.
+// The logit gradient dz [N, W] is written once, row by row, as the left operand of
+// dhidden = dz @ weight; dweight = dz^T @ hidden transposes it block by block in cache.
 #include "rao/logit.h"
 #include "retained_tile.h"
 #include "tile_kernels_isa.h"
@@ -10,39 +10,41 @@
 namespace rao::RAO_ISA {
 namespace {
 
-// Columns of a block, so that as many rows as possible stay in cache with them.
+// Rows of a block of C with so many columns: as many as stay in cache, whole micro-tiles.
+template <class Product>
 int64_t block_rows(int64_t columns) {
-  const int64_t fitting = kBlockElements / columns / kMicroRows * kMicroRows;
-  return fitting < kMicroRows ? kMicroRows : smaller<int64_t>(fitting, kRowBlock);
+  constexpr int64_t kStep = Product::kMicroRows;
+  const int64_t fitting = kBlockElements / columns / kStep * kStep;
+  return fitting < kStep ? kStep : smaller<int64_t>(fitting, Product::kRowBlock);
 }
 
-// dz in the products' element type: [N, stride], its words beyond W zero up to a whole group. The
-// stride is off a power of two, or a column of dz would fall on a few lines of the caches.
+// dz in the products' element type: [N, stride], its entries beyond W zero up to a whole group. The
+// stride is not a power of two, or a column of dz would fall in few sets of the caches.
 template <class Product>
 class LogitGradient {
  public:
   using Element = typename Product::Element;
   using Storage = typename Element::Storage;
 
-  LogitGradient(std::byte* memory, int64_t words)
-      : data_(reinterpret_cast<Storage*>(memory)), stride_(stride_of(words)) {}
+  LogitGradient(std::byte* memory, int64_t entries)
+      : data_(reinterpret_cast<Storage*>(memory)), stride_(stride_of(entries)) {}
 
-  // A block of words that is transposed may start within kRowBlock words of a row's end.
-  static int64_t bytes(int64_t rows, int64_t words) {
-    return (rows * stride_of(words) + kRowBlock) * static_cast<int64_t>(sizeof(Storage));
+  // A transposed block may begin less than kRowBlock entries before the end of a row.
+  static int64_t bytes(int64_t rows, int64_t entries) {
+    return (rows * stride_of(entries) + Product::kRowBlock) * static_cast<int64_t>(sizeof(Storage));
   }
 
   Storage* row(int64_t n) const { return data_ + n * stride_; }
   int64_t stride() const { return stride_; }
 
  private:
-  static int64_t stride_of(int64_t words) { return round_up(words, kGroup) + 32; }
+  static int64_t stride_of(int64_t entries) { return round_up(entries, kGroup) + 32; }
 
   Storage* data_;
   int64_t stride_;
 };
 
-// The products of retained rows, for one group of words.
+// The products of retained rows, for one group of entries.
 template <class Source>
 class RetainedRows {
  public:
@@ -55,14 +57,14 @@ class RetainedRows {
 
   void restore(int64_t n, float* row) const {
     const Storage* values = values_of(n);
-    const float max = retained_.maxima[place_of(n)];
+    const float max = retained_.maxima[index_of(n)];
     for (int i = 0; i < kGroup; i += kLanes) {
       store(row + i, Source::load(values + i) + max);
     }
     fill_tail(row, group_.width, 0.0f);
   }
 
-  // Rows are too far apart for the processor to see the next one coming.
+  // Rows are too far apart for the hardware prefetcher.
   RAO_INLINE void prefetch(int64_t n) const {
     constexpr int kLine = 64 / sizeof(Storage);
     for (int i = 0; i < kGroup; i += kLine) {
@@ -71,11 +73,11 @@ class RetainedRows {
   }
 
  private:
-  int64_t place_of(int64_t n) const {
+  int64_t index_of(int64_t n) const {
     return group_.index * retained_.rows + (index_ == nullptr ? n : index_[n]);
   }
   const Storage* values_of(int64_t n) const {
-    return static_cast<const Storage*>(retained_.values) + place_of(n) * kGroup;
+    return static_cast<const Storage*>(retained_.values) + index_of(n) * kGroup;
   }
 
   const Group& group_;
@@ -83,8 +85,8 @@ class RetainedRows {
   const int64_t* index_;
 };
 
-// Overwrites a row of products with the gradient of the products, target not yet told apart.
-template <bool kEntropy, bool kBends>
+// Overwrites a row of products with their gradient, as if no entry were the target.
+template <bool kEntropy, bool kSoftcap>
 RAO_INLINE void differentiate_row(float* row, const Transform& transform, const RowFactors& rows) {
 #pragma GCC unroll 4
   for (int i = 0; i < kGroup; i += kLanes) {
@@ -96,7 +98,7 @@ RAO_INLINE void differentiate_row(float* row, const Transform& transform, const 
     if (kEntropy) {
       dz += p == 0.0f ? Floats{} : (p * log_p) * rows.p_log_p;
     }
-    store(row + i, kBends ? dz * slope : dz);
+    store(row + i, kSoftcap ? dz * slope : dz);
   }
 }
 
@@ -105,13 +107,13 @@ void differentiate(float* row, int64_t n, int64_t target, int width, const Trans
   const bool hit = target >= 0 && target < width;
   Floats slope = broadcast(1.0f);
   if (hit) {
-    // Only the target's lane is used: the transform sees its product and its bias.
+    // Of this vector only the target's lane is used.
     const int start = static_cast<int>(target) / kLanes * kLanes;
     transform(load<Floats>(row + start), start, &slope);
   }
   const RowFactors factors(rows, n, transform.scale());
-  const bool entropy = rows.mass_grad != nullptr;
-  if (transform.bends()) {
+  const bool entropy = rows.p_factor != nullptr;
+  if (transform.has_softcap()) {
     entropy ? differentiate_row<true, true>(row, transform, factors)
             : differentiate_row<false, true>(row, transform, factors);
   } else {
@@ -124,7 +126,7 @@ void differentiate(float* row, int64_t n, int64_t target, int width, const Trans
   fill_tail(row, width, 0.0f);
 }
 
-// One block of dz from its products, in place of which retained rows may stand.
+// Computes one block of dz, from the products in `block` or from retained rows.
 template <class Product, class Source>
 void differentiate_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
                          float* block, const RowGradients& rows, const RetainedRows<Source>& kept,
@@ -138,7 +140,7 @@ void differentiate_block(const HeadTile& head, const Group& group, int64_t first
       kept.prefetch(smaller(n + kAhead, first_row + count - 1));
       kept.restore(n, row);
     }
-    const int64_t target = head.targets[n] - head.first_word - group.first;
+    const int64_t target = head.targets[n] - head.first_entry - group.first;
     differentiate(row, n, target, group.width, transform, rows);
     auto* out = dz.row(n) + group.first;
     for (int j = 0; j < kGroup; j += kLanes) {
@@ -153,43 +155,44 @@ void form_logit_gradient(const HeadTile& head, const RowGradients& rows,
                          const LogitGradient<Product>& dz, const Parallel& parallel) {
   auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
   if (retained.values == nullptr) {
-    pack_transposed<Product, Source>(weight_rows<typename Source::Storage>(head), head.words,
+    pack_transposed<Product, Source>(weight_rows<typename Source::Storage>(head), head.entries,
                                      packed, parallel);
   }
-  const int64_t groups = ceil_div(head.words, kGroup);
+  const int64_t groups = ceil_div(head.entries, kGroup);
   parallel([&](int part) {
-    const Workbench bench = Workbench::of(scratch, part);
-    for_share(part, parallel.parts, head.rows, groups, [&](int64_t g, int64_t first, int64_t end) {
-      const Group group = group_of(head, g);
-      const RetainedRows<Source> kept(group, retained, rows.retained_row);
-      for (int64_t row = first; row < end; row += kRowBlock) {
-        const int64_t count = smaller<int64_t>(kRowBlock, end - row);
-        if (!kept.present()) {
-          multiply_group<Product, Source>(head, group, row, count, packed, bench);
-        }
-        differentiate_block(head, group, row, count, bench.block, rows, kept, dz);
-      }
-    });
+    const auto bench = Workbench<Product>::of(scratch, part);
+    for_share<Product>(
+        part, parallel.parts, head.rows, groups, [&](int64_t g, int64_t first, int64_t end) {
+          const Group group = group_of(head, g);
+          const RetainedRows<Source> kept(group, retained, rows.retained_row);
+          for (int64_t row = first; row < end; row += Product::kRowBlock) {
+            const int64_t count = smaller<int64_t>(Product::kRowBlock, end - row);
+            if (!kept.present()) {
+              multiply_group<Product, Source>(head, group, row, count, packed, bench);
+            }
+            differentiate_block(head, group, row, count, bench.block, rows, kept, dz);
+          }
+        });
   });
 }
 
-int64_t place(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
+int64_t row_at(const int64_t* index, int64_t i) { return index == nullptr ? i : index[i]; }
 
-// Computes C[rows, size] block by block, all columns of B at a time where the rows suffice for all
-// parts, else panel by panel, and hands each block on:
-// store(block, stride, first_row, rows, first_column, columns).
+// Computes C[rows, size] block by block: all columns of B at a time where there are rows enough for
+// all parts, else panel by panel. Each block is passed to
+// store_block(block, stride, first_row, rows, first_column, columns).
 template <class Product, class LeftOf, class Store>
 void multiply_all(const LeftOf& left_of, int64_t rows, const uint32_t* packed, int64_t depth,
                   int64_t size, const Scratch& scratch, const Parallel& parallel,
                   const Store& store_block) {
   const int64_t panels = ceil_div(size, kPanel);
-  const bool by_rows = rows >= 32 * kMicroRows * parallel.parts;
+  const bool by_rows = rows >= 32 * Product::kMicroRows * parallel.parts;
   const int64_t chunk_panels = by_rows ? panels : 1;
   const int64_t stride = chunk_panels * kPanel;
-  const int64_t step = block_rows(stride);
+  const int64_t step = block_rows<Product>(stride);
   parallel([&](int part) {
-    const Workbench bench = Workbench::of(scratch, part);
-    for_share(
+    const auto bench = Workbench<Product>::of(scratch, part);
+    for_share<Product>(
         part, parallel.parts, rows, panels / chunk_panels,
         [&](int64_t chunk, int64_t first, int64_t end) {
           const int64_t column = chunk * stride;
@@ -208,24 +211,25 @@ template <class Product, class Source>
 void accumulate_dhidden(const HeadTile& head, const LogitGradient<Product>& dz,
                         const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
   auto* packed = reinterpret_cast<uint32_t*>(scratch.packed_weight);
-  pack<Product, Source>(weight_rows<typename Source::Storage>(head), head.words, packed, parallel);
+  pack<Product, Source>(weight_rows<typename Source::Storage>(head), head.entries, packed,
+                        parallel);
   const auto left_of = [&](int64_t row, int64_t count, uint32_t* buffer) {
     return MatrixRows<Product, typename Product::Element>(dz.row(row), count, dz.stride(), buffer);
   };
   const auto add = [&](const float* block, int64_t stride, int64_t first_row, int64_t rows,
                        int64_t column, int64_t columns) {
     for (int64_t i = 0; i < rows; ++i) {
-      float* target = out.dhidden + place(out.dhidden_rows, first_row + i) * head.size + column;
+      float* target = out.dhidden + row_at(out.dhidden_rows, first_row + i) * head.size + column;
       for (int64_t j = 0; j < columns; ++j) {
         target[j] += block[i * stride + j];
       }
     }
   };
-  multiply_all<Product>(left_of, head.rows, packed, words_of<Product>(head.words), head.size,
+  multiply_all<Product>(left_of, head.rows, packed, lanes_of<Product>(head.entries), head.size,
                         scratch, parallel, add);
 }
 
-// A = dz^T: words [first, first + kRowBlock) of the tile against rows of the pass.
+// A = dz^T: entries [first, first + count) of the tile by rows of the pass, transposed to `buffer`.
 template <class Product>
 class TransposedColumns {
  public:
@@ -234,52 +238,52 @@ class TransposedColumns {
       : dz_(dz), rows_(rows), first_(first), count_(count), buffer_(buffer) {}
 
   Left operator()(int64_t k, int64_t count) const {
-    constexpr int kStep = kLanes * Product::kPerWord;
+    constexpr int kStep = kLanes * Product::kPerLane;
     for (int64_t i = 0; i < count; i += kLanes) {
-      prefetch((k + i + kLanes) * Product::kPerWord);
-      for (int64_t word = 0; word < count_; word += kStep) {
-        transpose_block(k + i, word, buffer_ + word * kLeftStride + i);
+      prefetch((k + i + kLanes) * Product::kPerLane);
+      for (int64_t entry = 0; entry < count_; entry += kStep) {
+        transpose_block(k + i, entry, buffer_ + entry * kLeftStride + i);
       }
     }
     return {buffer_, kLeftStride};
   }
 
  private:
-  // The next rows: too far apart for the processor to see them coming.
+  // The next rows, which are too far apart for the hardware prefetcher.
   RAO_INLINE void prefetch(int64_t row) const {
     constexpr int64_t kLine = 64 / sizeof(typename LogitGradient<Product>::Storage);
-    const int64_t end = smaller(rows_, row + kLanes * Product::kPerWord);
+    const int64_t end = smaller(rows_, row + kLanes * Product::kPerLane);
     for (; row < end; ++row) {
-      for (int64_t word = 0; word < count_; word += kLine) {
-        __builtin_prefetch(dz_.row(row) + first_ + word);
+      for (int64_t entry = 0; entry < count_; entry += kLine) {
+        __builtin_prefetch(dz_.row(row) + first_ + entry);
       }
     }
   }
 
-  RAO_INLINE Words words_at(int64_t row, int64_t word) const {
-    return row < rows_ ? load<Words>(dz_.row(row) + first_ + word) : Words{};
+  RAO_INLINE Uints lanes_at(int64_t row, int64_t entry) const {
+    return row < rows_ ? load<Uints>(dz_.row(row) + first_ + entry) : Uints{};
   }
 
-  RAO_INLINE void transpose_block(int64_t k, int64_t word, uint32_t* target) const {
-    Words even[kLanes], odd[kLanes];
+  RAO_INLINE void transpose_block(int64_t k, int64_t entry, uint32_t* target) const {
+    Uints even[kLanes], odd[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
-      if (Product::kPerWord == 1) {
-        even[i] = words_at(k + i, word);
+      if (Product::kPerLane == 1) {
+        even[i] = lanes_at(k + i, entry);
       } else {
-        const Words row = words_at(2 * (k + i), word);
-        const Words next = words_at(2 * (k + i) + 1, word);
+        const Uints row = lanes_at(2 * (k + i), entry);
+        const Uints next = lanes_at(2 * (k + i) + 1, entry);
         even[i] = (row & 0xffffu) | (next << 16);
         odd[i] = (row >> 16) | (next & 0xffff0000u);
       }
     }
     transpose(even);
-    if (Product::kPerWord == 2) {
+    if (Product::kPerLane == 2) {
       transpose(odd);
     }
     for (int i = 0; i < kLanes; ++i) {
-      store(target + i * Product::kPerWord * kLeftStride, even[i]);
-      if (Product::kPerWord == 2) {
+      store(target + i * Product::kPerLane * kLeftStride, even[i]);
+      if (Product::kPerLane == 2) {
         store(target + (2 * i + 1) * kLeftStride, odd[i]);
       }
     }
@@ -311,19 +315,19 @@ template <class Product, class Target>
 void write_dweight(const HeadTile& head, const LogitGradient<Product>& dz, const Gradients& out,
                    const Scratch& scratch, const Parallel& parallel) {
   using Storage = typename Target::Storage;
-  const auto left_of = [&](int64_t word, int64_t count, uint32_t* buffer) {
-    return TransposedColumns<Product>(dz, head.rows, word, count, buffer);
+  const auto left_of = [&](int64_t entry, int64_t count, uint32_t* buffer) {
+    return TransposedColumns<Product>(dz, head.rows, entry, count, buffer);
   };
-  const auto write = [&](const float* block, int64_t stride, int64_t first_word, int64_t words,
+  const auto write = [&](const float* block, int64_t stride, int64_t first_entry, int64_t entries,
                          int64_t column, int64_t columns) {
-    for (int64_t i = 0; i < words; ++i) {
+    for (int64_t i = 0; i < entries; ++i) {
       Storage* target = static_cast<Storage*>(out.dweight) +
-                        place(out.dweight_rows, first_word + i) * head.size + column;
+                        row_at(out.dweight_rows, first_entry + i) * head.size + column;
       store_scaled<Target>(block + i * stride, out.unscale, columns, target);
     }
   };
-  multiply_all<Product>(left_of, head.words, reinterpret_cast<uint32_t*>(scratch.packed_hidden),
-                        words_of<Product>(head.rows), head.size, scratch, parallel, write);
+  multiply_all<Product>(left_of, head.entries, reinterpret_cast<uint32_t*>(scratch.packed_hidden),
+                        lanes_of<Product>(head.rows), head.size, scratch, parallel, write);
 }
 
 // dbias = column sums of dz * unscale.
@@ -331,15 +335,15 @@ template <class Product>
 void write_dbias(const HeadTile& head, const LogitGradient<Product>& dz, const Gradients& out,
                  const Parallel& parallel) {
   parallel([&](int part) {
-    const Range mine = share(ceil_div(head.words, kLanes), part, parallel.parts);
+    const Range mine = share(ceil_div(head.entries, kLanes), part, parallel.parts);
     for (int64_t i = mine.begin * kLanes; i < mine.end * kLanes; i += kLanes) {
       Floats total{};
       for (int64_t n = 0; n < head.rows; ++n) {
         total += Product::Element::load(dz.row(n) + i);
       }
-      const int count = static_cast<int>(smaller<int64_t>(kLanes, head.words - i));
+      const int count = static_cast<int>(smaller<int64_t>(kLanes, head.entries - i));
       for (int j = 0; j < count; ++j) {
-        out.dbias[place(out.dweight_rows, i + j)] = total[j] * out.unscale;
+        out.dbias[row_at(out.dweight_rows, i + j)] = total[j] * out.unscale;
       }
     }
   });
@@ -348,8 +352,8 @@ void write_dbias(const HeadTile& head, const LogitGradient<Product>& dz, const G
 template <class Product, class Source>
 void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& slot,
           const Gradients& out, const Scratch& scratch, const Parallel& parallel) {
-  const RetainedTile retained = retained_on<Source>(slot, head.words);
-  const LogitGradient<Product> dz(scratch.rows, head.words);
+  const RetainedTile retained = retained_on<Source>(slot, head.entries);
+  const LogitGradient<Product> dz(scratch.rows, head.entries);
   form_logit_gradient<Product, Source>(head, rows, retained, scratch, dz, parallel);
   if (out.dbias != nullptr) {
     write_dbias(head, dz, out, parallel);
@@ -372,20 +376,21 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
 
 }  // namespace
 
-ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t entries, int64_t size) {
   ScratchSizes sizes{};
   with_types(dtype, [&](auto product, auto) {
     using Product = decltype(product);
-    const int64_t for_logits = packed_words<Product>(size, words);
-    const int64_t for_dhidden = packed_words<Product>(words, size);
+    const int64_t for_logits = packed_lanes<Product>(size, entries);
+    const int64_t for_dhidden = packed_lanes<Product>(entries, size);
     sizes.packed_weight = 4 * (for_logits > for_dhidden ? for_logits : for_dhidden);
-    sizes.packed_hidden = 4 * packed_words<Product>(rows, size);
-    sizes.rows = LogitGradient<Product>::bytes(rows, words);
+    sizes.packed_hidden = 4 * packed_lanes<Product>(rows, size);
+    sizes.rows = LogitGradient<Product>::bytes(rows, entries);
+    const int64_t columns = round_up(size, kPanel);
+    const int64_t gradient_block = block_rows<Product>(columns) * columns;
+    const int64_t logit_block = Product::kRowBlock * kGroup;
+    sizes.thread =
+        Workbench<Product>::bytes(gradient_block > logit_block ? gradient_block : logit_block);
   });
-  const int64_t columns = round_up(size, kPanel);
-  const int64_t gradient_block = block_rows(columns) * columns;
-  const int64_t logit_block = kRowBlock * kGroup;
-  sizes.thread = Workbench::bytes(gradient_block > logit_block ? gradient_block : logit_block);
   return sizes;
 }
 

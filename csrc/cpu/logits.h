@@ -1,4 +1,4 @@
-// A block of logits in cache: rows of the pass against one group of words.
+// A block of logits in cache, [rows of the pass][kGroup]: the rows against one group of entries.
 #pragma once
 
 #include "elementary.h"
@@ -8,22 +8,24 @@ namespace rao::RAO_ISA {
 
 constexpr int kGroupVectors = kGroup / kLanes;
 
-// A thread's own memory.
+// A thread's own memory for a product.
+template <class Product>
 struct Workbench {
+  static constexpr int64_t kLeftLanes = Product::kRowBlock * kLeftStride;
+
   float* block;    // of C
   uint32_t* left;  // of A
 
   static int64_t bytes(int64_t block_elements) {
-    return 4 * (round_up(block_elements, 16) + kRowBlock * kLeftStride);
+    return 4 * (round_up(block_elements, 16) + kLeftLanes);
   }
   static Workbench of(const Scratch& scratch, int part) {
     auto* begin = reinterpret_cast<float*>(scratch.threads + part * scratch.thread_bytes);
-    const int64_t left_words = kRowBlock * kLeftStride;
-    return {begin + left_words, reinterpret_cast<uint32_t*>(begin)};
+    return {begin + kLeftLanes, reinterpret_cast<uint32_t*>(begin)};
   }
 };
 
-// Words [first, first + width) of the tile, at most kGroup.
+// Entries [first, first + width) of the tile, at most kGroup.
 struct Group {
   int64_t index;
   int64_t first;
@@ -32,7 +34,7 @@ struct Group {
 
 RAO_INLINE Group group_of(const HeadTile& head, int64_t index) {
   const int64_t first = index * kGroup;
-  return {index, first, static_cast<int>(smaller<int64_t>(kGroup, head.words - first))};
+  return {index, first, static_cast<int>(smaller<int64_t>(kGroup, head.entries - first))};
 }
 
 RAO_INLINE void fill_tail(float* row, int width, float value) {
@@ -49,9 +51,9 @@ RAO_INLINE Rows<Storage> weight_rows(const HeadTile& head) {
 // block[rows, kGroup] = hidden[first_row ..] @ weight[group]^T.
 template <class Product, class Source>
 void multiply_group(const HeadTile& head, const Group& group, int64_t first_row, int64_t rows,
-                    const uint32_t* packed_weight, const Workbench& bench) {
+                    const uint32_t* packed_weight, const Workbench<Product>& bench) {
   using Storage = typename Source::Storage;
-  const int64_t depth = words_of<Product>(head.size);
+  const int64_t depth = lanes_of<Product>(head.size);
   const Storage* hidden = static_cast<const Storage*>(head.hidden) + first_row * head.size;
   multiply_block<Product>(MatrixRows<Product, Source>(hidden, rows, head.size, bench.left), rows,
                           packed_weight + group.first * depth, depth, ceil_div(group.width, kPanel),
@@ -64,15 +66,15 @@ class LogitFunction {
   LogitFunction(float scale, float softcap) : scale_(scale), softcap_(softcap) {}
 
   bool identity() const { return softcap_ == 0.0f && scale_ == 1.0f; }
-  bool bends() const { return softcap_ != 0.0f; }
+  bool has_softcap() const { return softcap_ != 0.0f; }
   float scale() const { return scale_; }
 
-  // Logit, and the derivative of the softcap if there is one.
+  // Returns the logit; slope: the derivative of the softcap, set only where there is one.
   RAO_INLINE Floats operator()(Floats z, Floats* slope) const {
-    if (bends()) {
-      const Floats bend = hyperbolic_tangent(z / softcap_);
-      *slope = 1.0f - bend * bend;
-      return bend * (softcap_ * scale_);
+    if (has_softcap()) {
+      const Floats capped = hyperbolic_tangent(z / softcap_);
+      *slope = 1.0f - capped * capped;
+      return capped * (softcap_ * scale_);
     }
     return z * scale_;
   }
@@ -82,7 +84,7 @@ class LogitFunction {
   float softcap_;
 };
 
-// What turns a group's products into logits.
+// Turns a group's products into logits: bias, softcap and scale.
 class Transform {
  public:
   Transform(const HeadTile& head, const Group& group)
@@ -94,7 +96,7 @@ class Transform {
   }
 
   bool identity() const { return !has_bias_ && function_.identity(); }
-  bool bends() const { return function_.bends(); }
+  bool has_softcap() const { return function_.has_softcap(); }
   float scale() const { return function_.scale(); }
 
   RAO_INLINE Floats operator()(Floats product, int column, Floats* slope) const {

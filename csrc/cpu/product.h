@@ -1,9 +1,9 @@
-// The two kinds of product, and how operands are laid out for them.
+// The two kinds of product (of fp32 elements, of pairs of bf16), and the layout of their operands.
 //
-// Every matrix product is C[rows, columns] = A[rows, K] B[K, columns] with fp32 sums, and K is
-// walked in 32-bit words: one fp32 element, or a pair of bf16 elements where the processor
-// multiplies pairs. A's words are broadcast, B's are packed in panels of kPanel columns:
-// [columns / kPanel][words of K][kPanel].
+// Every matrix product is C[rows, columns] = A[rows, K] B[K, columns] with fp32 sums. K is walked
+// in steps of one 32-bit lane: one fp32 element, or a pair of bf16 elements where the processor
+// multiplies pairs. A lane of A is broadcast; B is packed in panels of kPanel columns:
+// [columns / kPanel][lanes of K][kPanel].
 #pragma once
 
 #include "elements.h"
@@ -23,21 +23,25 @@ RAO_INLINE T smaller(T a, T b) {
 // fp32 elements; half-precision operands are widened as they are packed.
 struct FloatProduct {
   using Element = Float32;
-  static constexpr int kPerWord = 1;
+  static constexpr int kPerLane = 1;  // elements of K in a lane
+  // Rows of a micro-tile: kMicroRows x kPanelVectors sums fill the registers.
+  static constexpr int kMicroRows = 6;
+  // Rows of A that are multiplied by a panel of B while it is in cache.
+  static constexpr int kRowBlock = 96;
 
-  static RAO_INLINE Floats multiply_add(Floats sum, uint32_t a, Words b) {
+  static RAO_INLINE Floats multiply_add(Floats sum, uint32_t a, Uints b) {
     float scalar;
     std::memcpy(&scalar, &a, sizeof(scalar));
     return sum + as_floats(b) * scalar;
   }
   template <class Source>
-  static RAO_INLINE Words along(const typename Source::Storage* row) {
-    return as_words(Source::load(row));
+  static RAO_INLINE Uints along(const typename Source::Storage* row) {
+    return as_uints(Source::load(row));
   }
   template <class Source>
-  static RAO_INLINE Words across(const typename Source::Storage* row,
+  static RAO_INLINE Uints across(const typename Source::Storage* row,
                                  const typename Source::Storage*) {
-    return as_words(Source::load(row));
+    return as_uints(Source::load(row));
   }
 };
 
@@ -45,28 +49,31 @@ struct FloatProduct {
 // Pairs of bf16 elements.
 struct PairProduct {
   using Element = BFloat16;
-  static constexpr int kPerWord = 2;
+  static constexpr int kPerLane = 2;
+  static constexpr int kMicroRows = 6;
+  static constexpr int kRowBlock = 96;
 
-  static RAO_INLINE Floats multiply_add(Floats sum, uint32_t a, Words b) {
+  static RAO_INLINE Floats multiply_add(Floats sum, uint32_t a, Uints b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)), (__m512bh)b);
   }
   template <class Source>
-  static RAO_INLINE Words along(const uint16_t* row) {
-    return load<Words>(row);
+  static RAO_INLINE Uints along(const uint16_t* row) {
+    return load<Uints>(row);
   }
   template <class Source>
-  static RAO_INLINE Words across(const uint16_t* row, const uint16_t* next) {
+  static RAO_INLINE Uints across(const uint16_t* row, const uint16_t* next) {
     return widen(load<Halves>(row)) | (widen(load<Halves>(next)) << 16);
   }
 };
 #endif
 
+// Lanes that hold so many elements of K.
 template <class Product>
-RAO_INLINE int64_t words_of(int64_t elements) {
-  return ceil_div(elements, Product::kPerWord);
+RAO_INLINE int64_t lanes_of(int64_t elements) {
+  return ceil_div(elements, Product::kPerLane);
 }
 
-// Calls body(product, source) with the types that operands of `dtype` are multiplied with.
+// Calls body(product, source) with the kind of product and the element type of operands of `dtype`.
 template <class Body>
 RAO_INLINE void with_types(DType dtype, const Body& body) {
   switch (dtype) {
@@ -83,11 +90,11 @@ RAO_INLINE void with_types(DType dtype, const Body& body) {
   }
 }
 
-// kLanes words of a row from word `k` on, zero beyond its `size` elements.
+// One vector of a row, from lane `k` on; zero beyond its `size` elements.
 template <class Product, class Source>
-RAO_INLINE Words words_along(const typename Source::Storage* row, int64_t size, int64_t k) {
-  constexpr int64_t kElements = kLanes * Product::kPerWord;
-  const int64_t first = k * Product::kPerWord;
+RAO_INLINE Uints load_along(const typename Source::Storage* row, int64_t size, int64_t k) {
+  constexpr int64_t kElements = kLanes * Product::kPerLane;
+  const int64_t first = k * Product::kPerLane;
   if (first + kElements <= size) {
     return Product::template along<Source>(row + first);
   }
@@ -98,7 +105,7 @@ RAO_INLINE Words words_along(const typename Source::Storage* row, int64_t size, 
   return Product::template along<Source>(padded);
 }
 
-// Rows of a row-major matrix with `size` columns, row i standing at index[i] if there is an index.
+// Rows of a row-major matrix with `size` columns; row i is stored at index[i] if there is an index.
 template <class Storage>
 struct Rows {
   const Storage* data;
@@ -110,18 +117,18 @@ struct Rows {
   }
 };
 
-// kLanes columns, from `column` on, of the rows that make up word `k` of K; zero outside of the
+// kLanes columns, from `column` on, of the rows that make up lane `k` of K; zero outside the
 // [length, columns] matrix.
 template <class Product, class Source>
-RAO_INLINE Words words_across(const Rows<typename Source::Storage>& matrix, int64_t length,
-                              int64_t k, int64_t column) {
+RAO_INLINE Uints load_across(const Rows<typename Source::Storage>& matrix, int64_t length,
+                             int64_t k, int64_t column) {
   using Storage = typename Source::Storage;
   const int64_t columns = matrix.size;
-  const int64_t row = k * Product::kPerWord;
-  const bool paired = Product::kPerWord == 2 && row + 1 < length;
+  const int64_t row = k * Product::kPerLane;
+  const bool paired = Product::kPerLane == 2 && row + 1 < length;
   const Storage* first = matrix[row] + column;
   const Storage* second = paired ? matrix[row + 1] + column : first;
-  if (column + kLanes <= columns && (paired || Product::kPerWord == 1)) {
+  if (column + kLanes <= columns && (paired || Product::kPerLane == 1)) {
     return Product::template across<Source>(first, second);
   }
   Storage padded[2][kLanes] = {};
@@ -135,18 +142,18 @@ RAO_INLINE Words words_across(const Rows<typename Source::Storage>& matrix, int6
   return Product::template across<Source>(padded[0], padded[1]);
 }
 
-// Words that B[length, columns] takes when packed.
+// Lanes that B[length, columns] takes when packed.
 template <class Product>
-RAO_INLINE int64_t packed_words(int64_t length, int64_t columns) {
-  return words_of<Product>(length) * round_up(columns, kPanel);
+RAO_INLINE int64_t packed_lanes(int64_t length, int64_t columns) {
+  return lanes_of<Product>(length) * round_up(columns, kPanel);
 }
 
-// Packs B = matrix^T, where matrix has `columns` rows.
+// Packs B = matrix^T, where the matrix has `columns` rows.
 template <class Product, class Source>
 void pack_transposed(const Rows<typename Source::Storage>& matrix, int64_t columns,
                      uint32_t* packed, const Parallel& parallel) {
   const int64_t length = matrix.size;
-  const int64_t depth = words_of<Product>(length);
+  const int64_t depth = lanes_of<Product>(length);
   const int64_t strips = ceil_div(columns, kPanel) * kPanelVectors;
   parallel([&](int part) {
     const Range mine = share(strips, part, parallel.parts);
@@ -154,12 +161,12 @@ void pack_transposed(const Rows<typename Source::Storage>& matrix, int64_t colum
       uint32_t* target =
           packed + strip / kPanelVectors * depth * kPanel + strip % kPanelVectors * kLanes;
       for (int64_t k = 0; k < depth; k += kLanes) {
-        Words block[kLanes];
+        Uints block[kLanes];
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
           const int64_t column = strip * kLanes + i;
           block[i] =
-              column < columns ? words_along<Product, Source>(matrix[column], length, k) : Words{};
+              column < columns ? load_along<Product, Source>(matrix[column], length, k) : Uints{};
         }
         transpose(block);
         const int64_t count = smaller<int64_t>(kLanes, depth - k);
@@ -171,27 +178,27 @@ void pack_transposed(const Rows<typename Source::Storage>& matrix, int64_t colum
   });
 }
 
-// Fetches one panel of the rows that make up word `k` of K.
+// Prefetches one panel of the rows that make up lane `k` of K.
 template <class Product, class Storage>
 RAO_INLINE void prefetch_rows(const Rows<Storage>& matrix, int64_t length, int64_t k,
                               int64_t column) {
   constexpr int64_t kLine = 64 / sizeof(Storage);
-  const int64_t end = smaller(length, (k + 1) * Product::kPerWord);
-  for (int64_t row = k * Product::kPerWord; row < end; ++row) {
+  const int64_t end = smaller(length, (k + 1) * Product::kPerLane);
+  for (int64_t row = k * Product::kPerLane; row < end; ++row) {
     for (int64_t i = 0; i < kPanel; i += kLine) {
       __builtin_prefetch(matrix[row] + column + i);
     }
   }
 }
 
-// Packs B = matrix, which has `length` rows.
+// Packs B = matrix, where the matrix has `length` rows.
 template <class Product, class Source>
 void pack(const Rows<typename Source::Storage>& matrix, int64_t length, uint32_t* packed,
           const Parallel& parallel) {
-  // Some words of K at a time, so that their rows are in cache for every panel, and a panel is
-  // written a few lines at a time.
+  // A few lanes of K at a time: their rows stay in cache for every panel, and each panel is written
+  // a few cache lines at a time.
   constexpr int64_t kStep = 16;
-  const int64_t depth = words_of<Product>(length);
+  const int64_t depth = lanes_of<Product>(length);
   const int64_t panels = ceil_div(matrix.size, kPanel);
   parallel([&](int part) {
     const Range mine = share(depth, part, parallel.parts);
@@ -202,7 +209,7 @@ void pack(const Rows<typename Source::Storage>& matrix, int64_t length, uint32_t
           prefetch_rows<Product>(matrix, length, k + kStep, panel * kPanel);
           uint32_t* target = packed + (panel * depth + k) * kPanel;
           for (int j = 0; j < kPanel; j += kLanes) {
-            store(target + j, words_across<Product, Source>(matrix, length, k, panel * kPanel + j));
+            store(target + j, load_across<Product, Source>(matrix, length, k, panel * kPanel + j));
           }
         }
       }

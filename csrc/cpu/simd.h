@@ -1,7 +1,7 @@
 // Vectors of the instruction set this translation unit is compiled for.
 //
-// RAO_ISA names the set and the namespace, so that no two units share an inline function: the
-// linker would keep one of them, perhaps the one this processor cannot run.
+// RAO_ISA names the set and the namespace: if two units shared an inline function, the linker would
+// keep one copy, perhaps one that this processor cannot run.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,7 @@ constexpr int kPanelVectors = 2;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Uints __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
 template <class Vector>
@@ -45,8 +44,8 @@ RAO_INLINE void store(void* target, Vector value) {
 
 RAO_INLINE Floats broadcast(float value) { return value - Floats{}; }
 
-RAO_INLINE Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
-RAO_INLINE Words as_words(Floats value) { return reinterpret_cast<Words>(value); }
+RAO_INLINE Floats as_floats(Uints bits) { return reinterpret_cast<Floats>(bits); }
+RAO_INLINE Uints as_uints(Floats value) { return reinterpret_cast<Uints>(value); }
 
 // The first `count` elements, `fill` beyond them.
 RAO_INLINE Floats load_some(const float* source, int count, float fill) {
@@ -59,9 +58,9 @@ RAO_INLINE void store_some(float* target, int count, Floats value) {
   std::memcpy(target, &value, sizeof(float) * count);
 }
 
-RAO_INLINE Words widen(Halves value) { return __builtin_convertvector(value, Words); }
+RAO_INLINE Uints widen(Halves value) { return __builtin_convertvector(value, Uints); }
 
-// NaN in `a` is passed over, which leaves it to the sums to tell.
+// Where `a` is NaN, `b`: a NaN logit shows in the sums, not in the maximum.
 RAO_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 // The lane numbers 0 ... kLanes - 1, for shuffles.
@@ -99,18 +98,18 @@ RAO_INLINE float sum(Floats value) {
   }
 }
 
-// Lanes of `a` and `b` in turn: the lower halves (kFirst = 0), or the upper halves.
+// Alternates lanes of `a` and `b`: of their lower halves (kFirst = 0), or of their upper halves.
 template <int kFirst, int... kIndex>
-RAO_INLINE Words interleave(Words a, Words b, Indices<kIndex...>) {
+RAO_INLINE Uints interleave(Uints a, Uints b, Indices<kIndex...>) {
   return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + (kIndex % 2) * kLanes)...);
 }
 
 // Transposes kLanes vectors in place: each round of perfect shuffles moves one bit of the row
 // index into the lane index.
-RAO_INLINE void transpose(Words (&rows)[kLanes]) {
+RAO_INLINE void transpose(Uints (&rows)[kLanes]) {
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {
-    Words next[kLanes];
+    Uints next[kLanes];
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes / 2; ++i) {
       next[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], Lanes{});

@@ -1,4 +1,4 @@
-// The tile kernels of one instruction set.
+// Declares the tile kernels of the instruction set that this unit is compiled for.
 #pragma once
 
 #include "kernel_set.h"

@@ -1,11 +1,12 @@
-// The gradient of a tile's products, from the products or from a retained tile.
+// grad_rows: computes the gradient of a tile's products, from the products or a retained tile. One
+// block of threads a row; launch.cuh has the layout.
 #include "launch.cuh"
 #include "rao/logit.h"
 
 namespace rao::cuda {
 namespace {
 
-// The products of one row, as the vendor's fp32.
+// The products of one row, read from the vendor's fp32 matrix.
 class VendorRow {
  public:
   struct Loaded {
@@ -19,16 +20,16 @@ class VendorRow {
       : row_(tile.products + n * tile.stride) {}
 
   template <bool kWhole>
-  __device__ __forceinline__ Loaded load(const Place& place) const {
-    return {kWhole || place.count > 0 ? load_pack(row_ + place.word) : Pack{}};
+  __device__ __forceinline__ Loaded load(const PackPosition& position) const {
+    return {kWhole || position.count > 0 ? load_pack(row_ + position.entry) : Pack{}};
   }
-  __device__ __forceinline__ float product(int word) const { return row_[word]; }
+  __device__ __forceinline__ float product(int entry) const { return row_[entry]; }
 
  private:
   const float* row_;
 };
 
-// The products of one row, as retained values and group maxima.
+// The products of one row, restored from retained values and group maxima.
 template <class T>
 class RetainedRow {
  public:
@@ -51,16 +52,16 @@ class RetainedRow {
       : retained_(retained), row_(retained_row == nullptr ? n : retained_row[n]) {}
 
   template <bool kWhole>
-  __device__ __forceinline__ Loaded load(const Place& place) const {
-    if (!kWhole && place.count == 0) {
+  __device__ __forceinline__ Loaded load(const PackPosition& position) const {
+    if (!kWhole && position.count == 0) {
       return {};
     }
-    const int64_t index = retained_index(retained_, place.word, row_);
+    const int64_t index = retained_index(retained_, position.entry, row_);
     return {load_pack(values() + index * kGroup + lane_index() * kPack), retained_.maxima[index]};
   }
-  __device__ __forceinline__ float product(int word) const {
-    const int64_t index = retained_index(retained_, word, row_);
-    return to_float(values()[index * kGroup + word % kGroup]) + retained_.maxima[index];
+  __device__ __forceinline__ float product(int entry) const {
+    const int64_t index = retained_index(retained_, entry, row_);
+    return to_float(values()[index * kGroup + entry % kGroup]) + retained_.maxima[index];
   }
 
  private:
@@ -75,9 +76,9 @@ class RetainedRow {
 template <bool kEntropy, bool kPlain>
 __device__ __forceinline__ void differentiate(Pack& pack, const RowFactors& factors,
                                               const LogitTransform& transform, const float* bias,
-                                              const Place& place) {
+                                              const PackPosition& position) {
   if (!kPlain && bias != nullptr) {
-    add_bias(pack, bias, place);
+    add_bias(pack, bias, position);
   }
 #pragma unroll
   for (int i = 0; i < kPack; ++i) {
@@ -87,13 +88,13 @@ __device__ __forceinline__ void differentiate(Pack& pack, const RowFactors& fact
   }
 }
 
-// The target's own element, if it is in the tile.
+// Overwrites the target's element of dz, if the target is in the tile.
 template <class T, class Source>
 __device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGradients& rows,
                                              const LogitTransform& transform, const Source& source,
                                              int64_t n, T* dz) {
-  const int64_t target = tile.targets[n] - tile.first_word;
-  if (target >= 0 && target < tile.words) {
+  const int64_t target = tile.targets[n] - tile.first_entry;
+  if (target >= 0 && target < tile.entries) {
     const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
     float slope;
     transform.logit<true>(source.product(target) + bias, &slope);
@@ -101,7 +102,7 @@ __device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGr
   }
 }
 
-// T: of dz. kPlain: logits are products times the scale.
+// T: element type of dz. kPlain: logits are products times the scale.
 template <class T, class Source, bool kEntropy, bool kPlain>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
     grad_rows(LogitsTile tile, LogitTransform transform, RowGradients rows, RetainedTile retained,
@@ -110,20 +111,20 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
   const Source source(tile, retained, n, rows.retained_row);
   const RowFactors factors(rows, n, tile.scale);
   T* dz = static_cast<T*>(gradient.values) + n * gradient.stride;
-  for_each_batch(tile.words, [&](int first, auto whole) {
+  for_each_batch(tile.entries, [&](int first, auto whole) {
     constexpr bool kWhole = decltype(whole)::value;
     typename Source::Loaded loaded[kBatchGroups];
 #pragma unroll
     for (int g = 0; g < kBatchGroups; ++g) {
-      loaded[g] = source.template load<kWhole>(Place(first, g, tile.words));
+      loaded[g] = source.template load<kWhole>(PackPosition(first, g, tile.entries));
     }
 #pragma unroll
     for (int g = 0; g < kBatchGroups; ++g) {
-      const Place place(first, g, tile.words);
-      if (kWhole || place.count > 0) {
+      const PackPosition position(first, g, tile.entries);
+      if (kWhole || position.count > 0) {
         Pack pack = loaded[g].products();
-        differentiate<kEntropy, kPlain>(pack, factors, transform, tile.bias, place);
-        store_pack(dz + place.word, pack);
+        differentiate<kEntropy, kPlain>(pack, factors, transform, tile.bias, position);
+        store_pack(dz + position.entry, pack);
       }
     }
   });
@@ -151,7 +152,7 @@ const char* launch_grad_rows(const LogitsTile& tile, const RowGradients& rows,
       const auto kernel = grad_rows<T, Source, decltype(entropy)::value, decltype(plain)::value>;
       return launch_rows(kernel, tile, stream, tile, transform, rows, retained, dz);
     };
-    return with_flags(launch, tile.products != nullptr, rows.mass_grad != nullptr, plain);
+    return with_flags(launch, tile.products != nullptr, rows.p_factor != nullptr, plain);
   });
 }
 

@@ -1,7 +1,7 @@
-// What both row kernels are made of: threads to words, 16-byte accesses, and the launch.
+// Parts of both row kernels: the layout of threads over entries, 16-byte accesses, and the launch.
 //
-// A block takes one row. A warp takes batches of two groups; in each group a lane takes kPack
-// consecutive words, so that a group is one pack of every lane of one warp.
+// A block of threads computes one row. A warp computes batches of two groups of entries; in each
+// group a lane has kPack consecutive entries, so that a group is one pack of every lane of a warp.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -42,7 +42,7 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The words of one pack, in fp32 registers.
+// The entries of one pack, in fp32 registers.
 struct Pack {
   float at[kPack];
 };
@@ -66,7 +66,7 @@ __device__ __forceinline__ __half from_float(float value) {
   return __float2half_rn(value);
 }
 
-// A pack as it lies in memory, moved 16 bytes at a time.
+// A pack in memory, loaded and stored 16 bytes at a time.
 template <class T>
 struct Stored {
   static constexpr int kVectors = kPack * sizeof(T) / sizeof(uint4);
@@ -90,7 +90,7 @@ __device__ __forceinline__ Pack load_pack(const T* source) {
   return pack;
 }
 
-// Past L1, which keeps a store whole too: the compiler may split a plain one.
+// Bypasses L1. The compiler may split a plain store, but not this one.
 template <class T>
 __device__ __forceinline__ void store_pack(T* target, const Pack& pack) {
   T values[kPack];
@@ -106,60 +106,61 @@ __device__ __forceinline__ void store_pack(T* target, const Pack& pack) {
   }
 }
 
-// The pack of a lane in one group of a batch.
-struct Place {
-  int word;
-  int count;  // its words inside the tile
+// The position of a lane's pack in one group of a batch.
+struct PackPosition {
+  int entry;
+  int count;  // its entries inside the tile
 
-  __device__ __forceinline__ Place(int batch, int group, int words)
-      : word(batch + group * kGroup + lane_index() * kPack),
-        count(min(max(words - word, 0), kPack)) {}
+  __device__ __forceinline__ PackPosition(int batch, int group, int entries)
+      : entry(batch + group * kGroup + lane_index() * kPack),
+        count(min(max(entries - entry, 0), kPack)) {}
 };
 
-__device__ __forceinline__ void add_bias(Pack& pack, const float* bias, const Place& place) {
+__device__ __forceinline__ void add_bias(Pack& pack, const float* bias,
+                                         const PackPosition& position) {
 #pragma unroll
   for (int i = 0; i < kPack; ++i) {
-    pack.at[i] += i < place.count ? bias[place.word + i] : 0.0f;
+    pack.at[i] += i < position.count ? bias[position.entry + i] : 0.0f;
   }
 }
 
-// Calls batch(first_word, whole) for each batch of this warp; `whole`, a compile-time constant,
+// Calls batch(first_entry, whole) for each batch of this warp; `whole`, a compile-time constant,
 // says whether all of it lies inside the tile.
 template <class Batch>
-__device__ __forceinline__ void for_each_batch(int words, Batch&& batch) {
+__device__ __forceinline__ void for_each_batch(int entries, Batch&& batch) {
   const int step = warp_count() * kBatch;
   int first = warp_index() * kBatch;
-  for (; first + kBatch <= words; first += step) {
+  for (; first + kBatch <= entries; first += step) {
     batch(first, std::true_type{});
   }
-  if (first < words) {
+  if (first < entries) {
     batch(first, std::false_type{});
   }
 }
 
-// Where a row of a retained tile keeps a group.
-__device__ __forceinline__ int64_t retained_index(const RetainedTile& retained, int word,
+// The index of a row's group in a retained tile.
+__device__ __forceinline__ int64_t retained_index(const RetainedTile& retained, int entry,
                                                   int64_t row) {
-  return word / kGroup * retained.rows + row;
+  return entry / kGroup * retained.rows + row;
 }
 
-// Null for success.
+// The error message of a status; null for success.
 inline const char* problem_of(cudaError_t status) {
   if (status == cudaSuccess) {
     return nullptr;
   }
-  cudaGetLastError();  // an error that was reported is not reported again
+  cudaGetLastError();  // clears the error, so that it is not reported again
   return cudaGetErrorString(status);
 }
 
-// One block a row, with as many warps as there are batches.
+// Launches one block of threads a row, with a warp for each batch, at most kMaxWarps.
 template <class... Parameters, class... Arguments>
 const char* launch_rows(void (*kernel)(Parameters...), const LogitsTile& tile, void* stream,
                         const Arguments&... arguments) {
   if (tile.rows == 0) {
     return nullptr;
   }
-  const int64_t batches = (tile.words + kBatch - 1) / kBatch;
+  const int64_t batches = (tile.entries + kBatch - 1) / kBatch;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(tile.rows));
   config.blockDim =

@@ -1,4 +1,5 @@
-// Folds a tile's logits into the statistics of the rows, and retains the products where asked.
+// score_rows: merges the statistics of a tile's logits into the rows', and retains the products
+// where asked. One block of threads a row; launch.cuh has the layout.
 #include "launch.cuh"
 #include "rao/logit.h"
 #include "rao/online_lse.h"
@@ -12,34 +13,34 @@ struct Batch {
 };
 
 template <bool kWhole>
-__device__ __forceinline__ Batch load_products(const float* row, int first, int words) {
+__device__ __forceinline__ Batch load_products(const float* row, int first, int entries) {
   Batch batch;
 #pragma unroll
   for (int g = 0; g < kBatchGroups; ++g) {
-    const Place place(first, g, words);
-    batch.packs[g] = kWhole || place.count > 0 ? load_pack(row + place.word) : Pack{};
+    const PackPosition position(first, g, entries);
+    batch.packs[g] = kWhole || position.count > 0 ? load_pack(row + position.entry) : Pack{};
   }
   return batch;
 }
 
 template <bool kWhole>
-__device__ __forceinline__ float max_of(const Pack& pack, const Place& place) {
+__device__ __forceinline__ float max_of(const Pack& pack, const PackPosition& position) {
   float max = kMinusInfinity;
 #pragma unroll
   for (int i = 0; i < kPack; ++i) {
-    max = kWhole || i < place.count ? fmaxf(max, pack.at[i]) : max;
+    max = kWhole || i < position.count ? fmaxf(max, pack.at[i]) : max;
   }
   return max;
 }
 
 template <class T, bool kWhole>
-__device__ __forceinline__ void retain(const Batch& batch, int first, int words, int64_t n,
+__device__ __forceinline__ void retain(const Batch& batch, int first, int entries, int64_t n,
                                        const RetainedTile& retained) {
 #pragma unroll
   for (int g = 0; g < kBatchGroups; ++g) {
-    const Place place(first, g, words);
-    const float max = warp_max(max_of<kWhole>(batch.packs[g], place));
-    if (!kWhole && place.count == 0) {
+    const PackPosition position(first, g, entries);
+    const float max = warp_max(max_of<kWhole>(batch.packs[g], position));
+    if (!kWhole && position.count == 0) {
       continue;
     }
     Pack centred;
@@ -47,7 +48,7 @@ __device__ __forceinline__ void retain(const Batch& batch, int first, int words,
     for (int i = 0; i < kPack; ++i) {
       centred.at[i] = batch.packs[g].at[i] - max;
     }
-    const int64_t index = retained_index(retained, place.word, n);
+    const int64_t index = retained_index(retained, position.entry, n);
     store_pack(static_cast<T*>(retained.values) + index * kGroup + lane_index() * kPack, centred);
     if (lane_index() == 0) {
       retained.maxima[index] = max;
@@ -55,15 +56,15 @@ __device__ __forceinline__ void retain(const Batch& batch, int first, int words,
   }
 }
 
-// Products to logits.
+// Turns products into logits.
 template <bool kPlain>
 __device__ __forceinline__ void transform_batch(Batch& batch, const LogitTransform& transform,
-                                                const float* bias, int first, int words) {
+                                                const float* bias, int first, int entries) {
 #pragma unroll
   for (int g = 0; g < kBatchGroups; ++g) {
     Pack& pack = batch.packs[g];
     if (!kPlain && bias != nullptr) {
-      add_bias(pack, bias, Place(first, g, words));
+      add_bias(pack, bias, PackPosition(first, g, entries));
     }
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
@@ -73,28 +74,28 @@ __device__ __forceinline__ void transform_batch(Batch& batch, const LogitTransfo
   }
 }
 
-// Folds the logits of a batch into the lane's sums. All lanes of a warp have the same maximum.
+// Adds the logits of a batch to the lane's sums. All lanes of a warp have the same maximum.
 template <bool kMore, bool kWhole>
-__device__ __forceinline__ void fold(RowSums& sums, const Batch& batch, int first, int words) {
+__device__ __forceinline__ void fold(RowSums& sums, const Batch& batch, int first, int entries) {
   float max = sums.max;
 #pragma unroll
   for (int g = 0; g < kBatchGroups; ++g) {
-    max = fmaxf(max, max_of<kWhole>(batch.packs[g], Place(first, g, words)));
+    max = fmaxf(max, max_of<kWhole>(batch.packs[g], PackPosition(first, g, entries)));
   }
   raise_max<kMore>(sums, warp_max(max));
 #pragma unroll
   for (int g = 0; g < kBatchGroups; ++g) {
-    const Place place(first, g, words);
+    const PackPosition position(first, g, entries);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
-      if (kWhole || i < place.count) {
+      if (kWhole || i < position.count) {
         add_logit<kMore>(sums, batch.packs[g].at[i]);
       }
     }
   }
 }
 
-// Warp 0 goes on from the statistics so far, which lane 0 holds; the others begin with nothing.
+// Lane 0 of warp 0 continues the statistics so far; every other lane starts from zero.
 template <bool kMore>
 __device__ __forceinline__ RowSums initial_sums(const RowState& state, int64_t n) {
   RowSums sums = no_sums();
@@ -106,25 +107,25 @@ __device__ __forceinline__ RowSums initial_sums(const RowState& state, int64_t n
     sums.sum = state.row_sum[n];
     if (kMore) {
       sums.entropy_sum = state.entropy_sum == nullptr ? 0.0f : state.entropy_sum[n];
-      sums.square_sum = state.square_sum == nullptr ? 0.0f : state.square_sum[n];
+      sums.sum_sq_probs = state.sum_sq_probs == nullptr ? 0.0f : state.sum_sq_probs[n];
       sums.logit_sum = state.logit_sum == nullptr ? 0.0f : state.logit_sum[n];
     }
   }
   return sums;
 }
 
-// Of the lanes of a warp, which have the same maximum; in every lane.
+// Adds the sums of a warp's lanes, which have the same maximum; every lane gets the result.
 template <bool kMore>
 __device__ __forceinline__ void add_lanes(RowSums& sums) {
   sums.sum = warp_sum(sums.sum);
   if (kMore) {
     sums.entropy_sum = warp_sum(sums.entropy_sum);
-    sums.square_sum = warp_sum(sums.square_sum);
+    sums.sum_sq_probs = warp_sum(sums.sum_sq_probs);
     sums.logit_sum = warp_sum(sums.logit_sum);
   }
 }
 
-// The sums of all threads, in those of warp 0; always added in the same order.
+// Adds the sums of all threads, always in the same order; warp 0 gets the result.
 template <bool kMore>
 __device__ __forceinline__ void add_threads(RowSums& sums) {
   __shared__ RowSums of_warps[kMaxWarps];
@@ -147,8 +148,8 @@ __device__ __forceinline__ void write_state(const RowState& state, int64_t n, co
   if (kMore && state.entropy_sum != nullptr) {
     state.entropy_sum[n] = sums.entropy_sum;
   }
-  if (kMore && state.square_sum != nullptr) {
-    state.square_sum[n] = sums.square_sum;
+  if (kMore && state.sum_sq_probs != nullptr) {
+    state.sum_sq_probs[n] = sums.sum_sq_probs;
   }
   if (kMore && state.logit_sum != nullptr) {
     state.logit_sum[n] = sums.logit_sum;
@@ -158,8 +159,8 @@ __device__ __forceinline__ void write_state(const RowState& state, int64_t n, co
 __device__ __forceinline__ void write_target_logit(const LogitsTile& tile, const float* row,
                                                    const LogitTransform& transform,
                                                    const RowState& state, int64_t n) {
-  const int64_t target = tile.targets[n] - tile.first_word;
-  if (target >= 0 && target < tile.words) {
+  const int64_t target = tile.targets[n] - tile.first_entry;
+  if (target >= 0 && target < tile.entries) {
     float slope;
     const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
     state.target_logit[n] = transform.logit<true>(row[target] + bias, &slope);
@@ -173,14 +174,14 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
   const int64_t n = blockIdx.x;
   const float* row = tile.products + n * tile.stride;
   RowSums sums = initial_sums<kMore>(state, n);
-  for_each_batch(tile.words, [&](int first, auto whole) {
+  for_each_batch(tile.entries, [&](int first, auto whole) {
     constexpr bool kWhole = decltype(whole)::value;
-    Batch batch = load_products<kWhole>(row, first, tile.words);
+    Batch batch = load_products<kWhole>(row, first, tile.entries);
     if (kRetain) {
-      retain<T, kWhole>(batch, first, tile.words, n, retained);
+      retain<T, kWhole>(batch, first, tile.entries, n, retained);
     }
-    transform_batch<kPlain>(batch, transform, tile.bias, first, tile.words);
-    fold<kMore, kWhole>(sums, batch, first, tile.words);
+    transform_batch<kPlain>(batch, transform, tile.bias, first, tile.entries);
+    fold<kMore, kWhole>(sums, batch, first, tile.entries);
   });
   add_threads<kMore>(sums);
   if (threadIdx.x == 0) {
@@ -198,7 +199,7 @@ const char* launch_score_rows(const LogitsTile& tile, const RowState& state,
                               const RetainedTile& retained, void* stream) {
   using namespace cuda;
   const bool more =
-      state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr;
+      state.entropy_sum != nullptr || state.sum_sq_probs != nullptr || state.logit_sum != nullptr;
   const bool plain = tile.bias == nullptr && tile.softcap == 0.0f;
   const LogitTransform transform(tile.scale, tile.softcap);
   const auto launch = [&](auto element, auto retain, auto more, auto plain) {

@@ -1,4 +1,4 @@
-"""Backends: two tile operations each, their order per device, and the choice among them."""
+"""The backends (two tile operations each), their order per device, and the choice among them."""
 
 from __future__ import annotations
 
@@ -49,26 +49,30 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What a backend module offers. It walks no tiles and validates nothing."""
+    """The interface of a backend module. The engine walks the tiles and validates arguments."""
 
     NAME: str
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """None if the backend runs operands of `dtype` on `device`, else the reason it does not."""
+        """Return None if the backend runs `dtype` operands on `device`, else the reason why not."""
 
     def traits(self, device_type: str) -> Traits:
-        """Properties that the plan of a call on such a device depends on."""
+        """Return the properties that the plan of a call on such a device depends on."""
 
     def retained_bytes(self, rows: int, width: int, precision: Precision) -> int:
-        """Bytes of the slot of a tile of `width` vocabulary entries. Plain arithmetic: under a
-        compiler's fake tensors `rows` is symbolic."""
+        """Return the bytes of the slot of a tile of `width` entries.
+
+        Plain arithmetic: under a compiler's fake tensors `rows` is symbolic.
+        """
 
     def scratch(self, head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-        """Buffers reused by every tile (of at most `width` words) of one pass, and by any passes
-        over fewer rows."""
+        """Return buffers for every tile (of at most `width` entries) of one pass.
+
+        Passes over fewer rows may use them too.
+        """
 
     def begin(self, head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
-        """Before the first tile of a pass, and when its rows have changed."""
+        """Prepare `scratch` before the first tile of a pass, and when its rows have changed."""
 
     def score_tile(
         self,
@@ -89,7 +93,7 @@ class Backend(Protocol):
         out: Gradients,
         scratch: Sequence[Tensor],
     ) -> None:
-        """Form a tile's logit gradient, from `retained` or recomputed; its products go to `out`."""
+        """Compute a tile's logit gradient, from `retained` or anew, and put its products in `out`."""
 
 
 BACKENDS: dict[str, Backend] = {module.NAME: module for module in (cpu, eager, triton, cuda)}
@@ -97,12 +101,12 @@ ORDER = {"cpu": ("cpu", "eager"), "cuda": ("triton", "cuda", "eager")}
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`, which `select` has returned."""
+    """Return the backend that `select` has returned the name of."""
     return BACKENDS[name]
 
 
 def reasons(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """For each backend, None where it would run, else why it would not."""
+    """Return for each backend None where it would run, else the reason why it would not."""
     return {name: backend.supports(device, dtype) for name, backend in BACKENDS.items()}
 
 
@@ -112,10 +116,12 @@ def _report_fallback(name: str, reason: str) -> None:
 
 
 def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend to run: `name`, else ``RAO_KERNELS_BACKEND``, else the device's first that can.
+    """Return the backend to run: `name`, else ``RAO_KERNELS_BACKEND``, else the device's first.
+
+    The device's first is the first of `ORDER` that supports the problem.
 
     Raises:
-        BackendError: the one asked for cannot run the problem, or does not exist.
+        BackendError: the backend asked for does not exist, or cannot run the problem.
     """
     asked = name or _env.backend()
     if asked is not None:

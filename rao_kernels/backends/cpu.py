@@ -1,6 +1,6 @@
-"""The C++ backend of the CPU: packed products with fp32 sums, statistics while they are in cache.
+"""The C++ backend of the CPU: packed products with fp32 sums, reduced while they are in cache.
 
-Legend: N rows, V vocabulary, D hidden size, W words of a tile.
+Legend: N rows, V vocabulary, D hidden size, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from .tiles import (
 NAME = "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRAITS = Traits(dense_width=2048, sparse_width=1024, retained_cost=300)
-# The tile unit multiplies more in the time of a retained logit; the packed weight of wider tiles
-# leaves the second-level cache.
+# AMX does more multiply-adds in the time of a retained logit. The packed weight of a wider tile
+# would not stay in the second-level cache.
 _AMX_TRAITS = Traits(dense_width=1024, sparse_width=1024, retained_cost=600)
-_AMX_BLOCK = 32  # rows and words of a retained block, which shares maxima
+_AMX_BLOCK = 32  # rows and entries of a retained block; each of its rows has one maximum
+_SCRATCH = ("packed_weight", "packed_hidden", "rows", "threads")
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -47,7 +48,7 @@ def traits(device_type: str) -> Traits:
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:
-    """As csrc's TileKernels::retained_bytes of the instruction set in use."""
+    """Return what csrc's TileKernels::retained_bytes returns for the instruction set in use."""
     if _isa() != "avx512_amx":
         return grouped_bytes(rows, width, precision)
     blocks = -(-rows // _AMX_BLOCK) * -(-width // _AMX_BLOCK)
@@ -56,10 +57,10 @@ def retained_bytes(rows: int, width: int, precision: Precision) -> int:
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-    """Packed weight, packed hidden, per-row memory, per-thread memory.
+    """Return packed weight, packed hidden, per-row memory and per-thread memory.
 
     With ``itemsize`` 2 where bf16 is multiplied as such and 4 otherwise, and D rounded up to a
-    panel of 64 words or fewer, the bytes are::
+    panel of 64 entries or fewer, the bytes are::
 
         packed weight   W * D * itemsize
         packed hidden   N * D * itemsize (backward)
@@ -78,7 +79,14 @@ def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
 
 def begin(head: Head, scratch: Sequence[Tensor], *, backward: bool) -> None:
     _, packed_hidden, _, threads = scratch
-    _operators().pack_hidden(_isa_number(), head.hidden, backward, packed_hidden, threads)
+    _native.call(
+        _operators().pack_hidden,
+        isa=_isa_number(),
+        hidden=head.hidden,
+        backward=backward,
+        packed_hidden=packed_hidden,
+        threads=threads,
+    )
 
 
 def score_tile(
@@ -88,16 +96,12 @@ def score_tile(
     retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
 ) -> None:
-    _operators().score_tile(
-        *_head_arguments(head, tile),
-        state.row_max,
-        state.row_sum,
-        state.target_logit,
-        state.entropy_sum,
-        state.square_sum,
-        state.logit_sum,
-        *_retained_arguments(retained),
-        *scratch,
+    _native.call(
+        _operators().score_tile,
+        **_head_arguments(head, tile),
+        **vars(state),
+        **_retained_arguments(retained),
+        **_scratch_arguments(scratch),
     )
 
 
@@ -109,23 +113,18 @@ def grad_tile(
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    _operators().grad_tile(
-        *_head_arguments(head, tile),
-        rows.row_max,
-        rows.log_sum,
-        rows.logp,
-        rows.logp_grad,
-        rows.mass_grad,
-        rows.log_mass_grad,
-        rows.retained_row,
-        *_retained_arguments(retained),
-        out.dhidden,
-        out.dhidden_row,
-        _written(out.dweight, tile),
-        tile.words,
-        _written(out.dbias, tile),
-        out.unscale,
-        *scratch,
+    _native.call(
+        _operators().grad_tile,
+        **_head_arguments(head, tile),
+        **vars(rows),
+        **_retained_arguments(retained),
+        dhidden=out.dhidden,
+        dhidden_rows=out.dhidden_row,
+        dweight=_written(out.dweight, tile),
+        dweight_rows=tile.entries,
+        dbias=_written(out.dbias, tile),
+        unscale=out.unscale,
+        **_scratch_arguments(scratch),
     )
 
 
@@ -144,26 +143,32 @@ def _isa_number() -> int:
     return _native.ISAS.index(_isa())
 
 
-def _head_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
+def _head_arguments(head: Head, tile: Tile) -> dict[str, object]:
     usable = head.weight.dtype == head.hidden.dtype and head.weight.is_contiguous()
-    in_place = usable and tile.words is not None
-    return (
-        _isa_number(),
-        head.hidden,
-        head.weight if in_place else head.weight_tile(tile),
-        tile.words if in_place else None,
-        head.bias_tile(tile),
-        head.targets,
-        tile.start,
-        head.scale,
-        head.softcap or 0.0,
-    )
+    in_place = usable and tile.entries is not None
+    return {
+        "isa": _isa_number(),
+        "hidden": head.hidden,
+        "weight": head.weight if in_place else head.weight_tile(tile),
+        "weight_rows": tile.entries if in_place else None,
+        "bias": head.bias_tile(tile),
+        "targets": head.targets,
+        "first_entry": tile.start,
+        "scale": head.scale,
+        "softcap": head.softcap or 0.0,
+    }
 
 
 def _written(table: Tensor | None, tile: Tile) -> Tensor | None:
-    """What the kernel writes a tile's rows to: all rows where it is given their places."""
-    return table if table is None or tile.words is not None else table[tile.start : tile.stop]
+    """Return the tile's rows, or all rows where the kernel is given the tile's `entries`."""
+    return table if table is None or tile.entries is not None else table[tile.start : tile.stop]
 
 
-def _retained_arguments(retained: RetainedSlot | None) -> tuple[Tensor | None, int]:
-    return (None, 0) if retained is None else (retained.memory, retained.rows)
+def _retained_arguments(retained: RetainedSlot | None) -> dict[str, object]:
+    if retained is None:
+        return {"retained": None, "retained_rows": 0}
+    return {"retained": retained.memory, "retained_rows": retained.rows}
+
+
+def _scratch_arguments(scratch: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(_SCRATCH, scratch, strict=True))

@@ -1,7 +1,7 @@
-"""The CUDA C++ backend: the vendor's products, and one row kernel over each tile of them.
+"""The CUDA C++ backend: the vendor's matrix products, and a row kernel over each tile of them.
 
-The kernels are compiled ahead, so that nothing is compiled at run time.
-Legend: N rows, W words of a tile.
+The row kernels are compiled when the package is built, none at run time.
+Legend: N rows, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .tiles import (
 
 NAME = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PADDING = 64  # words
+_PADDING = 64  # entries: rows begin on a cache line
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -57,10 +57,10 @@ def retained_bytes(rows: int, width: int, precision: Precision) -> int:
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-    """None: torch's allocator hands every tile the memory of the tile before.
+    """Return none: torch's allocator reuses the previous tile's memory.
 
-    Forward a tile takes ``4 N W`` bytes; backward ``N W itemsize``, and where it is recomputed
-    ``4 N W`` beside that.
+    A tile takes ``4 N W`` bytes in forward, and ``N W itemsize`` in backward, plus ``4 N W`` where
+    it is recomputed.
     """
     return ()
 
@@ -79,17 +79,13 @@ def score_tile(
     raw = _padded(head, tile, head.accumulator)
     products.logits(head, tile, out=raw[:, : tile.width])
     with _current_stream(head.hidden.device) as stream:
-        torch.ops.rao_native.score_rows(
-            raw,
-            *_tile_arguments(head, tile),
-            state.row_max,
-            state.row_sum,
-            state.target_logit,
-            state.entropy_sum,
-            state.square_sum,
-            state.logit_sum,
-            *_retained_arguments(head, tile, retained),
-            stream,
+        _native.call(
+            torch.ops.rao_native.score_rows,
+            products=raw,
+            **_tile_arguments(head, tile),
+            **vars(state),
+            **_retained_arguments(head, tile, retained),
+            stream=stream,
         )
 
 
@@ -108,58 +104,53 @@ def grad_tile(
 def _product_gradient(
     head: Head, tile: Tile, rows: RowGradients, retained: RetainedSlot | None
 ) -> Tensor:
-    """dz ``[N, W]``, padded, in `Precision.dz`; never in the memory of the retained tile."""
+    """Return dz ``[N, W]``, padded, in `Precision.dz`; never in the memory of the retained tile."""
     raw = None
     if retained is None:
         raw = _padded(head, tile, head.accumulator)
         products.logits(head, tile, out=raw[:, : tile.width])
     dz = _padded(head, tile, head.precision.dz)
     with _current_stream(head.hidden.device) as stream:
-        torch.ops.rao_native.grad_rows(
-            raw,
-            *_retained_arguments(head, tile, retained),
-            *_tile_arguments(head, tile),
-            rows.row_max,
-            rows.log_sum,
-            rows.logp,
-            rows.logp_grad,
-            rows.mass_grad,
-            rows.log_mass_grad,
-            rows.retained_row,
-            dz,
-            stream,
+        _native.call(
+            torch.ops.rao_native.grad_rows,
+            products=raw,
+            **_retained_arguments(head, tile, retained),
+            **_tile_arguments(head, tile),
+            **vars(rows),
+            dz=dz,
+            stream=stream,
         )
     return dz
 
 
 def _padded(head: Head, tile: Tile, dtype: torch.dtype) -> Tensor:
-    """Uninitialised ``[N, W]``, its rows padded to whole cache lines."""
+    """Return uninitialised ``[N, W]``, its rows padded to whole cache lines."""
     width = -(-tile.width // _PADDING) * _PADDING
     return torch.empty(head.rows, width, dtype=dtype, device=head.hidden.device)
 
 
 @contextmanager
 def _current_stream(device: torch.device) -> Iterator[int]:
-    """Torch's stream of the device, which is the current device inside the block."""
+    """Torch's current stream of `device`, with that device current inside the block."""
     with torch.cuda.device(device):
         yield torch.cuda.current_stream().cuda_stream
 
 
-def _tile_arguments(head: Head, tile: Tile) -> tuple[object, ...]:
-    return (
-        head.bias_tile(tile),
-        head.targets,
-        tile.start,
-        tile.width,
-        head.scale,
-        head.softcap or 0.0,
-    )
+def _tile_arguments(head: Head, tile: Tile) -> dict[str, object]:
+    return {
+        "bias": head.bias_tile(tile),
+        "targets": head.targets,
+        "first_entry": tile.start,
+        "entries": tile.width,
+        "scale": head.scale,
+        "softcap": head.softcap or 0.0,
+    }
 
 
 def _retained_arguments(
     head: Head, tile: Tile, retained: RetainedSlot | None
-) -> tuple[Tensor | None, Tensor | None]:
+) -> dict[str, Tensor | None]:
     if retained is None:
-        return None, None
+        return {"values": None, "maxima": None}
     kept = RetainedTile.on(retained, tile, head.precision)
-    return kept.values, kept.maxima
+    return {"values": kept.values, "maxima": kept.maxima}

@@ -1,7 +1,7 @@
-"""The two tile operations in plain torch: any device, any float dtype; the readable definition.
+"""The two tile operations in plain torch, for any device and float dtype: the readable definition.
 
-Products are the vendor's (`products`); those of half-precision operands are summed in fp32.
-Legend: N rows, V vocabulary, D hidden size, W words of a tile, G words of a group.
+Matrix products are the vendor's (`products`), with fp32 sums of half-precision operands.
+Legend: N rows, V vocabulary, D hidden size, W entries of a tile, G entries of a group.
 """
 
 from __future__ import annotations
@@ -85,19 +85,19 @@ def grad_tile(
 
 
 def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Logits ``[N, W]`` and the softcap's derivative (without the scale)."""
+    """Return the logits ``[N, W]`` and the softcap's derivative (without the scale)."""
     bias = head.bias_tile(tile)
     z = raw if bias is None else raw + bias
     if head.softcap is None:
         return z * head.scale, 1.0
-    bend = torch.tanh(z / head.softcap)
-    return bend * (head.softcap * head.scale), 1.0 - bend * bend
+    capped = torch.tanh(z / head.softcap)
+    return capped * (head.softcap * head.scale), 1.0 - capped * capped
 
 
 def _fold(z: Tensor, state: RowState) -> None:
-    """Fold the logits of a tile into the running statistics."""
+    """Merge the statistics of a tile's logits into the running ones."""
     row_max = torch.maximum(state.row_max, z.amax(1))
-    # A row that is all -inf so far has no probabilities yet: shift it by 0, not by -inf.
+    # Rows that are all -inf so far are shifted by 0: -inf - -inf is NaN.
     shift = torch.where(row_max == -torch.inf, 0.0, row_max)
     centred = z - shift[:, None]
     e = centred.exp()
@@ -106,8 +106,8 @@ def _fold(z: Tensor, state: RowState) -> None:
     if state.entropy_sum is not None:
         state.entropy_sum.copy_((state.entropy_sum + state.row_sum * moved) * decay)
         state.entropy_sum.add_((e * centred).masked_fill(e == 0, 0.0).sum(1))
-    if state.square_sum is not None:
-        state.square_sum.copy_(state.square_sum * decay * decay + (e * e).sum(1))
+    if state.sum_sq_probs is not None:
+        state.sum_sq_probs.copy_(state.sum_sq_probs * decay * decay + (e * e).sum(1))
     if state.logit_sum is not None:
         state.logit_sum.add_(z.sum(1))
     state.row_sum.copy_(state.row_sum * decay + e.sum(1))
@@ -115,7 +115,7 @@ def _fold(z: Tensor, state: RowState) -> None:
 
 
 def _grouped(raw: Tensor) -> Tensor:
-    """``[N, W]`` as ``[N, groups, G]``, padded with -inf."""
+    """Return ``[N, W]`` as ``[N, groups, G]``, padded with -inf."""
     padded = functional.pad(raw, (0, -raw.shape[1] % GROUP), value=-torch.inf)
     return padded.view(raw.shape[0], -1, GROUP)
 
@@ -137,15 +137,15 @@ def _restore(head: Head, tile: Tile, retained: RetainedSlot, rows: RowGradients)
 
 
 def _logit_gradient(head: Head, tile: Tile, rows: RowGradients, z: Tensor) -> Tensor:
-    """``[N, W]``: see `RowGradients`."""
-    words = torch.arange(tile.start, tile.stop, device=z.device)
-    is_target = head.targets[:, None] == words
+    """Return dz ``[N, W]`` by the formula of `RowGradients`, without scale and slope."""
+    entries = torch.arange(tile.start, tile.stop, device=z.device)
+    is_target = head.targets[:, None] == entries
     log_p = (z - rows.row_max[:, None]) - rows.log_sum[:, None]
     log_p = torch.where(is_target, rows.logp[:, None], log_p)
     p = log_p.exp()
     coefficient = torch.where(is_target, -torch.expm1(log_p), -p)
     dz = rows.logp_grad[:, None] * coefficient
-    if rows.mass_grad is None or rows.log_mass_grad is None:
+    if rows.p_factor is None or rows.p_log_p_factor is None:
         return dz
     p_log_p = (p * log_p).masked_fill(p == 0, 0.0)
-    return dz + rows.mass_grad[:, None] * p + rows.log_mass_grad[:, None] * p_log_p
+    return dz + rows.p_factor[:, None] * p + rows.p_log_p_factor[:, None] * p_log_p

@@ -1,7 +1,7 @@
-"""The vendor's matrix products of a tile, with the accumulator's precision in every sum.
+"""The vendor's matrix products of a tile, with every sum in the accumulator's precision.
 
-On CUDA half-precision operands go in as they are and fp32 comes out, accumulated inside the GEMM;
-elsewhere they are widened first. Legend: N rows, V vocabulary, D hidden size, W words of a tile.
+On CUDA the GEMM takes half-precision operands and returns its fp32 sums; elsewhere operands are
+widened first. Legend: N rows, V vocabulary, D hidden size, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _OTHER_TRAITS = Traits(dense_width=4096, sparse_width=4096, retained_cost=0)
 
 
 def traits_on(device_type: str) -> Traits:
-    """What suits these products on a device."""
+    """Return the traits that suit these products on a device."""
     return _TRAITS.get(device_type, _OTHER_TRAITS)
 
 
 def logits(head: Head, tile: Tile, out: Tensor | None = None) -> Tensor:
-    """Raw products ``hidden @ weight[tile].T``, ``[N, W]`` in the accumulator dtype.
+    """Return raw products ``hidden @ weight[tile].T``, ``[N, W]`` in the accumulator dtype.
 
-    out: where to put them, any row stride.
+    out: memory for them, any row stride.
     """
     return _product(head.hidden, head.weight_tile(tile).T, head.accumulator, out)
 
 
 def add_products(head: Head, tile: Tile, dz: Tensor, out: Gradients) -> None:
-    """Everything the gradient of a tile's raw products gives.
+    """Add or write the gradients that follow from those of a tile's raw products.
 
     ``dhidden += dz @ weight[tile]``, ``dweight[tile] = dz.T @ hidden``, ``dbias[tile] = sum_n dz``
 
@@ -48,7 +48,7 @@ def add_products(head: Head, tile: Tile, dz: Tensor, out: Gradients) -> None:
 
 
 def _product(a: Tensor, b: Tensor, accumulator: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """``a @ b`` in the accumulator dtype."""
+    """Return ``a @ b`` in the accumulator dtype."""
     if a.dtype == accumulator:
         return torch.mm(a, b, out=out)
     if _mixes(a):
@@ -57,12 +57,12 @@ def _product(a: Tensor, b: Tensor, accumulator: torch.dtype, out: Tensor | None 
 
 
 def _mixes(a: Tensor) -> bool:
-    """Whether the vendor's library writes fp32 products of half-precision operands: not ROCm's."""
+    """Return True if the GEMM writes fp32 products of half-precision operands: not ROCm's."""
     return a.is_cuda and torch.version.hip is None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, accumulated in the dtype of `total`."""
+    """Compute ``total += a @ b``, accumulated in the dtype of `total`."""
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, out=total)
     elif _mixes(a):
@@ -72,7 +72,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _add_dhidden(head: Head, tile: Tile, dz: Tensor, dhidden: Tensor, rows: Tensor | None) -> None:
-    """The rows are distinct, so that taking and putting them back has one result in any order."""
+    """Add ``dz @ weight[tile]`` to `rows` of dhidden, which are distinct: any order, one result."""
     weight = head.weight_tile(tile)
     if rows is None:
         _add_product(dhidden, dz, weight)
@@ -85,10 +85,13 @@ def _add_dhidden(head: Head, tile: Tile, dz: Tensor, dhidden: Tensor, rows: Tens
 def _put_dweight(
     head: Head, tile: Tile, dz: Tensor, dweight: Tensor, unscale: Tensor | None
 ) -> None:
-    """Inside the GEMM where it can write the dtype of the weight, else from sums in the accumulator
-    dtype. The GEMM rounds once, unless torch.backends.cuda.matmul allows it reduced-precision
-    reductions and it splits the rows."""
-    straight = unscale is None and tile.words is None
+    """Write ``dz.T @ hidden`` to the tile's rows of dweight.
+
+    Directly by the GEMM where it can write the weight's dtype, else rounded from sums in the
+    accumulator dtype. The GEMM rounds once, unless torch.backends.cuda.matmul allows
+    reduced-precision reductions and it splits the rows.
+    """
+    straight = unscale is None and tile.entries is None
     if straight and dweight.dtype == head.accumulator:
         _product(dz.T, head.hidden, head.accumulator, out=tile.of(dweight))
     elif straight and dweight.dtype == dz.dtype and dz.is_cuda:

@@ -1,6 +1,6 @@
-"""The records a backend's two tile operations work on.
+"""The records that a backend's two tile operations take.
 
-Legend: N rows of the pass, V vocabulary, D hidden size, W words of a tile, G = `GROUP`.
+Legend: N rows of the pass, V vocabulary, D hidden size, W entries of a tile, G = `GROUP`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GROUP = 256  # words of a `RetainedTile` that share one maximum
+GROUP = 256  # entries of a `RetainedTile` that share one maximum
 
 
 class Precision(NamedTuple):
@@ -32,7 +32,7 @@ class Precision(NamedTuple):
 
 @cache
 def precision_of(dtype: torch.dtype) -> Precision:
-    """The precision of a pass whose operands have this dtype."""
+    """Return the precision of a pass whose operands have this dtype."""
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     return Precision(product=dtype, accumulate=accumulate, retained=dtype, dz=dtype)
 
@@ -41,9 +41,9 @@ def precision_of(dtype: torch.dtype) -> Precision:
 class Traits:
     """Properties of a backend on a device that the plan of a call depends on.
 
-    dense_width: vocabulary entries of a tile. sparse_width: likewise for a sparse backward, which
-    drops more with narrower tiles. retained_cost: a retained logit is written and read in the time
-    of so many multiply-adds; 0: its time does not count.
+    dense_width: vocabulary entries of a tile. sparse_width: the same for a sparse backward, which
+    skips more with narrower tiles. retained_cost: time of writing and reading a retained logit, in
+    multiply-adds of a product; 0: it is not counted.
     """
 
     dense_width: int
@@ -52,14 +52,14 @@ class Traits:
 
 
 class Tile(NamedTuple):
-    """Places ``start:stop`` of the walk over the vocabulary.
+    """Positions ``start:stop`` of the walk over the vocabulary.
 
-    words: ``[W]`` int64, the word at each place; None: place i is word i.
+    entries: ``[W]`` int64, the vocabulary entry at each position; None: position i is entry i.
     """
 
     start: int
     stop: int
-    words: Tensor | None = None
+    entries: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -70,25 +70,25 @@ class Tile(NamedTuple):
         return -(-self.width // GROUP)
 
     def of(self, table: Tensor) -> Tensor:
-        """The rows of ``[V, ...]`` that belong to the tile: a view where it has no `words`."""
-        if self.words is None:
+        """Return the rows of ``[V, ...]`` that belong to the tile: a view if `entries` is None."""
+        if self.entries is None:
             return table[self.start : self.stop]
-        return table.index_select(0, self.words)
+        return table.index_select(0, self.entries)
 
     def put(self, table: Tensor, rows: Tensor) -> None:
-        """Write the rows that belong to the tile."""
-        table[slice(self.start, self.stop) if self.words is None else self.words] = rows
+        """Write `rows` to the rows of `table` ``[V, ...]`` that belong to the tile."""
+        table[slice(self.start, self.stop) if self.entries is None else self.entries] = rows
 
 
 @dataclass(frozen=True)
 class Head:
-    """One pass over the head: the selected rows and what turns them into logits.
+    """The inputs of a pass over the head: the selected rows, and what turns them into logits.
 
     ``logits = softcap * tanh((hidden @ weight.T + bias) / softcap) * scale``
 
     hidden: ``[N, D]`` contiguous, in the dtype the products are computed in.
     weight: ``[V, D]``, any float dtype and strides. bias: ``[V]`` or None. targets: ``[N]`` int64,
-    places of the walk.
+    positions of the walk.
     """
 
     hidden: Tensor
@@ -113,11 +113,11 @@ class Head:
         return self.precision.accumulate
 
     def weight_tile(self, tile: Tile) -> Tensor:
-        """``[W, D]`` contiguous, in the dtype of the products; a copy only where it must be."""
+        """Return ``[W, D]``, contiguous, in the dtype of the products; a copy only if needed."""
         return tile.of(self.weight).to(self.precision.product).contiguous()
 
     def bias_tile(self, tile: Tile) -> Tensor | None:
-        """``[W]`` in the accumulator dtype."""
+        """Return the tile's bias ``[W]`` in the accumulator dtype."""
         if self.bias is None:
             return None
         return tile.of(self.bias).to(self.accumulator).contiguous()
@@ -128,7 +128,7 @@ class RowState:
     """Running statistics of N rows over the tiles scored so far, in the accumulator dtype.
 
     row_max: starts at -inf. row_sum: sum of ``e = exp(z - row_max)``. target_logit: NaN until the
-    target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``; square_sum, sum of
+    target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``; sum_sq_probs, sum of
     ``e^2``; logit_sum, sum of ``z``.
     """
 
@@ -136,13 +136,13 @@ class RowState:
     row_sum: Tensor
     target_logit: Tensor
     entropy_sum: Tensor | None
-    square_sum: Tensor | None
+    sum_sq_probs: Tensor | None
     logit_sum: Tensor | None
 
 
 @dataclass(frozen=True)
 class RetainedSlot:
-    """Memory in which a backend keeps one tile for backward; the layout is its own.
+    """Memory in which a backend retains one tile for backward, in a layout of its own.
 
     memory: flat uint8 of the backend's `retained_bytes`, aligned to 64 bytes; `score_tile` writes
     all of it. rows: of the pass that retained the tile.
@@ -153,7 +153,7 @@ class RetainedSlot:
 
 
 def grouped_bytes(rows: int, width: int, precision: Precision) -> int:
-    """Bytes of a `RetainedTile` of so many rows and vocabulary entries."""
+    """Return the bytes of a `RetainedTile` of so many rows and vocabulary entries."""
     groups = -(-width // GROUP)
     return groups * rows * (GROUP * precision.retained.itemsize + precision.accumulate.itemsize)
 
@@ -174,7 +174,7 @@ class RetainedTile:
 
     @classmethod
     def on(cls, slot: RetainedSlot, tile: Tile, precision: Precision) -> RetainedTile:
-        """A view of a slot of `grouped_bytes`."""
+        """Return a view of a slot of `grouped_bytes`."""
         shape = (tile.groups, slot.rows, GROUP)
         end = prod(shape) * precision.retained.itemsize
         values = slot.memory[:end].view(precision.retained)
@@ -184,12 +184,12 @@ class RetainedTile:
 
 @dataclass(frozen=True)
 class RowGradients:
-    """What turns a row's probabilities into the gradient of its logits.
+    """The row's numbers that turn its probabilities into the gradient of its logits.
 
-    ``dz_v = logp_grad (onehot_v - p_v) + p_v (mass_grad + log_mass_grad log p_v)`` with
+    ``dz_v = logp_grad (onehot_v - p_v) + p_v (p_factor + p_log_p_factor log p_v)`` with
     ``p = exp((z - row_max) - log_sum)``; at the target, ``p`` and ``1 - p`` come from `logp`.
 
-    All ``[N]`` in the accumulator dtype; `mass_grad` and `log_mass_grad` are both None where
+    All ``[N]`` in the accumulator dtype. `p_factor` and `p_log_p_factor` are both None where
     neither the entropy nor the lse has a gradient. retained_row: ``[N]`` int64, the row of a
     retained tile that belongs to each row of the pass; None = the same row.
     """
@@ -198,14 +198,14 @@ class RowGradients:
     log_sum: Tensor
     logp: Tensor
     logp_grad: Tensor
-    mass_grad: Tensor | None
-    log_mass_grad: Tensor | None
+    p_factor: Tensor | None
+    p_log_p_factor: Tensor | None
     retained_row: Tensor | None
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Where a pass puts its gradients; None = not wanted.
+    """The outputs of a backward pass; None = not wanted.
 
     dhidden: ``[N, D]`` in the accumulator dtype, added to. dhidden_row: the row of `dhidden` that
     belongs to each row of the pass; None = the same row. dweight: ``[V, D]`` in the dtype of the

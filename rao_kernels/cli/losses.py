@@ -1,9 +1,10 @@
-"""`rao-kernels losses`: the table of losses, and all about one of them."""
+"""`rao-kernels losses`: the table of losses, and the full description of single ones."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -18,21 +19,53 @@ _INDENT = " " * 30
 _HEAD = """\
 # Losses
 
-One section per family, one entry per key of `rao_kernels.losses.LOSSES`: formula, what the loss is
-a mean over, what it reads, its hyperparameters with their defaults and meanings, and what public
-implementations do otherwise. Every loss is a function of token log-probabilities; hidden states
-go through it by `fused_loss(key, ...)`. Inputs are fields of `LossInputs`; `a or b` is satisfied
-by either.
+Every loss is a function of token log-probabilities. `fused_loss(key, hidden, weight, batch, ...)`
+computes one from hidden states and the head's weight, `LOSSES[key](LossInputs(...))` from
+log-probabilities, and `rao-kernels train --loss key` trains with it. Other names from the table
+below work in place of the key.
 
-This page is printed by `rao-kernels losses --markdown`.
+This page is written by `docs/generate_losses.py` and printed by `rao-kernels losses --markdown`.
+
+## Index
+
+"Data": the inputs it needs with default hyperparameters; "pairs" are two responses to a prompt of
+which one is labelled as preferred, "reference" the reference model's log-probabilities. "`train`":
+whether `rao-kernels train` runs it; the others need inputs that data files do not hold.
+
 """
+_ENTRIES = """
+## How to read the entries
+
+One section per family, one entry per key of `rao_kernels.losses.LOSSES`: formula, unit of the mean,
+inputs, hyperparameters with their defaults and meanings, and differences in public implementations.
+Inputs are fields of `LossInputs`; for `a or b` either is enough. The types of the hyperparameters
+are in `rao_kernels.losses.hyperparameters`. The symbols are defined at the head of each family.
+"""
+# Families of the index, by module of `rao_kernels.losses`.
+_FAMILIES = {
+    "rao": "reward regression",
+    "regression": "reward regression",
+    "group_regression": "reward regression, groups",
+    "dpo": "DPO",
+    "pairwise": "pairs, margin",
+    "pointwise_pairs": "pairs, pointwise",
+    "reward_pairs": "pairs with rewards",
+    "group": "groups, softmax",
+    "reference_free": "pairs, no reference",
+    "unpaired": "labels",
+    "policy_clipped": "policy gradient, clipped",
+    "policy_weighted": "policy gradient, weighted",
+    "grao": "policy gradient, gold answer",
+    "sft": "likelihood",
+}
+# Inputs in words.
 _WORDS = {
     "groups": "groups",
     "preferred": "labels",
     "ref_logps|ref_token_logps": "reference",
     "ref_token_logps": "reference per token",
-    "prompt_logps": "prompts",
-    "ref_prompt_logps": "reference of prompts",
+    "prompt_logps": "prompt log-probs",
+    "ref_prompt_logps": "reference prompt log-probs",
     "rewards": "rewards",
     "advantages": "advantages",
     "advantages|rewards": "rewards or advantages",
@@ -42,16 +75,16 @@ _WORDS = {
     "old_values": "old values",
     "gold": "gold answers",
     "kl_logps": "mismatched pairs",
-    "ref_kl_logps": "reference of them",
+    "ref_kl_logps": "reference of mismatched pairs",
     "reward_ensemble": "rewards of several models",
     "ref_rewards": "rewards of reference samples",
-    "ref_reward_groups": "groups of them",
+    "ref_reward_groups": "prompts of reference samples",
     "token_log_sum_sq": "log sum p^2",
 }
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the table, or the losses named in full."""
+    """Print the table, or the full descriptions of the losses named."""
     parser = argparse.ArgumentParser(prog="rao-kernels losses", description=__doc__)
     parser.add_argument("keys", nargs="*", metavar="KEY", help="losses to describe in full")
     parser.add_argument("--markdown", action="store_true", help="describe all, as docs/losses.md")
@@ -68,8 +101,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def markdown(specs: Iterable[LossSpec]) -> str:
-    """The page docs/losses.md."""
-    lines = [_HEAD]
+    """Return the page docs/losses.md."""
+    specs = list(specs)
+    lines = [*_HEAD.splitlines(), *_index(specs), *_ENTRIES.splitlines(), ""]
     for module, rows in groupby(specs, key=lambda spec: spec.terms.__module__):
         title, _, rest = (inspect.getdoc(sys.modules[module]) or "").partition("\n")
         lines += [f"## {title.rstrip('.')}", "", *rest.strip().splitlines(), ""]
@@ -78,26 +112,65 @@ def markdown(specs: Iterable[LossSpec]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _index(specs: Iterable[LossSpec]) -> Iterator[str]:
+    """Yield a Markdown table with one line per loss, linked to its entry."""
+    yield "| Loss | Other names | Family | Mean over | Data | Paper | `train` |"
+    yield "|---|---|---|---|---|---|---|"
+    for spec in specs:
+        key, _, title = _heading(spec).partition(" ")
+        cells = (
+            f"[{key}](#{_anchor(_heading(spec))}) {title}".rstrip(),
+            ", ".join(_aliases(spec)),
+            _FAMILIES[spec.terms.__module__.rpartition(".")[2]],
+            spec.unit,
+            ", ".join(_needs(spec)),
+            _citation(spec),
+            "no" if _untrainable(spec) else "yes",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _heading(spec: LossSpec) -> str:
+    """Return the key, and the title where it is another name."""
+    from ..losses._names import spelled
+
+    return f"`{spec.name}`" + ("" if spelled(spec.title) == spec.name else f" ({spec.title})")
+
+
+def _anchor(heading: str) -> str:
+    """Return the anchor that Markdown renderers make of a heading."""
+    return re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-")
+
+
+def _citation(spec: LossSpec) -> str:
+    """Return authors and year, with a link to arXiv."""
+    author, found = spec.paper.partition(", ")[0], re.search(r"arXiv (\S+?)(,|$)", spec.paper)
+    return f"{author}, [{found[1]}](https://arxiv.org/abs/{found[1]})" if found else author
+
+
 def _table(specs: Iterable[LossSpec]) -> Iterator[str]:
-    """Three lines or more per loss: needs beside key and unit, then hyperparameters and paper."""
+    """Yield the lines of the table: key, unit and needs; title, hyperparameters and paper."""
     yield f"{'key':<20}{'mean over':<10}needs, [takes]; hyperparameters; paper"
     for spec in specs:
-        needs = ", ".join(_needs(spec)) or "log-probs alone"
+        needs = ", ".join(_needs(spec))
         taken = ", ".join(_taken(spec))
         first, *more = wrap(f"{needs} [{taken}]" if taken else needs, _WIDTH - len(_INDENT))
         yield f"{spec.name:<20}{spec.unit + 's':<10}{first}"
         hyper = wrap(_hyperparameters(spec), _WIDTH - len(_INDENT))
         paper = wrap(spec.paper, _WIDTH - len(_INDENT))
-        for line in (*more, *hyper, *paper, *wrap(_untrainable(spec), _WIDTH - len(_INDENT))):
+        lines = [*more, *hyper, *paper, *wrap(_untrainable(spec), _WIDTH - len(_INDENT))]
+        title = "" if _heading(spec) == f"`{spec.name}`" else f"  {spec.title}"
+        yield f"{title:<{len(_INDENT)}}{lines[0]}"
+        for line in lines[1:]:
             yield _INDENT + line
 
 
 def _entry(spec: LossSpec) -> Iterator[str]:
-    """Lines of a section on one loss."""
+    """Yield the lines of a section on one loss."""
     doc = inspect.getdoc(spec.terms) or ""
-    yield f"### `{spec.name}`"
+    yield f"### {_heading(spec)}"
     yield ""
-    yield from doc.partition("\n\nArgs:")[0].splitlines()
+    yield from re.split(r"\n\n(?:Args|Returns):", doc)[0].splitlines()
     yield ""
     facts = {
         "Paper": spec.paper,
@@ -108,6 +181,7 @@ def _entry(spec: LossSpec) -> Iterator[str]:
         "Also known as": ", ".join(f"`{alias}`" for alias in _aliases(spec)),
         "As a function only": _untrainable(spec),
         "Hyperparameters": "" if spec.defaults else "none",
+        "Defaults": spec.defaults_from,
     }
     for name, text in facts.items():
         if text:
@@ -121,11 +195,13 @@ def _entry(spec: LossSpec) -> Iterator[str]:
 
 
 def _untrainable(spec: LossSpec) -> str:
-    """Why `rao-kernels train` refuses the loss; empty where it does not."""
+    """Return why `rao-kernels train` refuses the loss; empty where it does not."""
     from ..data import unmet_needs
 
     lacking = [_WORDS[need] for need in unmet_needs(spec.required_inputs({}))]
-    return f"not by `rao-kernels train`: rows have no {', no '.join(lacking)}" if lacking else ""
+    if not lacking:
+        return ""
+    return f"not by `rao-kernels train`, whose records hold no {', no '.join(lacking)}"
 
 
 def _aliases(spec: LossSpec) -> list[str]:
@@ -150,17 +226,17 @@ def _hyperparameters(spec: LossSpec) -> str:
 
 
 def _needs(spec: LossSpec) -> list[str]:
-    """What the loss needs at its defaults, in words."""
+    """Return the inputs that the loss needs at its defaults, in words."""
     needs = list(spec.required_inputs({}))
     if {"groups", "preferred"} <= set(needs):
         needs = ["pairs", *(n for n in needs if n not in ("groups", "preferred"))]
-    return [_WORDS.get(need, need) for need in needs]
+    return [_WORDS.get(need, need) for need in needs] or ["log-probs alone"]
 
 
 def _taken(spec: LossSpec) -> list[str]:
-    """What it may read besides, in words."""
-    waived = [need for need in spec.needs if need not in spec.required_inputs({})]
-    return [_WORDS.get(need, need) for need in (*spec.optional, *waived)]
+    """Return the further inputs that it may read, in words."""
+    skipped = [need for need in spec.needs if need not in spec.required_inputs({})]
+    return [_WORDS.get(need, need) for need in (*spec.optional, *skipped)]
 
 
 def _fields(need: str) -> str:
@@ -168,6 +244,6 @@ def _fields(need: str) -> str:
 
 
 def _conditions(spec: LossSpec) -> Iterator[str]:
-    for need, waivers in spec.waived.items():
-        settings = " or ".join(f"`{name}={value!r}`" for name, value in waivers)
-        yield f"{_fields(need)} unless {settings}"
+    for need, settings in spec.needed_unless.items():
+        unless = " or ".join(f"`{name}={value!r}`" for name, value in settings)
+        yield f"{_fields(need)} unless {unless}"

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from types import ModuleType
 
 from ..errors import (
     BackendError,
@@ -49,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"rao-kernels {name}: warning: {message}\n"
     try:
         # Each command imports its own needs: `doctor` must run where transformers is missing.
-        command = importlib.import_module(f".{name}", __package__)
-        command.run(rest)
+        _import_command(name).run(rest)
     except _ERRORS as error:
         print(f"rao-kernels {name}: error: {error}", file=sys.stderr)
         return 2
@@ -59,6 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nrao-kernels {name}: interrupted{where}", file=sys.stderr)
         return 130
     return 0
+
+
+def _import_command(name: str) -> ModuleType:
+    """Import the module of a command, whose name is also that of the extra with its packages."""
+    try:
+        return importlib.import_module(f".{name}", __package__)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == __package__.partition(".")[0]:
+            raise
+        raise MissingDependencyError(package, name) from error
 
 
 def _usage() -> str:

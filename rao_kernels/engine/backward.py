@@ -106,7 +106,7 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
     if dtype != torch.float16:
         return rows, None
     bound = rows.logp_grad.abs().amax() if rows.logp_grad.numel() else rows.logp_grad.new_ones(())
-    for extra in (rows.mass_grad, rows.log_mass_grad):
+    for extra in (rows.p_factor, rows.p_log_p_factor):
         if extra is not None and extra.numel():
             bound = torch.maximum(bound, extra.abs().amax())
     exponent = torch.frexp(bound).exponent
@@ -119,8 +119,8 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
         replace(
             rows,
             logp_grad=rows.logp_grad / factor,
-            mass_grad=scaled(rows.mass_grad),
-            log_mass_grad=scaled(rows.log_mass_grad),
+            p_factor=scaled(rows.p_factor),
+            p_log_p_factor=scaled(rows.p_log_p_factor),
         ),
         factor,
     )

@@ -82,8 +82,8 @@ def take_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients
         gradients.log_sum.index_select(0, rows),
         gradients.logp.index_select(0, rows),
         gradients.logp_grad.index_select(0, rows),
-        taken(gradients.mass_grad),
-        taken(gradients.log_mass_grad),
+        taken(gradients.p_factor),
+        taken(gradients.p_log_p_factor),
         retained_row,
     )
 
@@ -92,7 +92,7 @@ def arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[
     """Return the head and the tiles of a walk in this order; None: unchanged."""
     if order is None:
         return head, plan.tiles
-    ordered = (tile._replace(words=order[tile.start : tile.stop]) for tile in plan.tiles)
+    ordered = (tile._replace(entries=order[tile.start : tile.stop]) for tile in plan.tiles)
     return in_order(head, order), tuple(ordered)
 
 

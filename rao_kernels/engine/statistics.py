@@ -63,7 +63,7 @@ def initial_states(head: Head, plan: Plan, wanted: Statistics) -> RowState:
         row_sum,
         target_logit=row_max.new_full((1, head.rows), torch.nan),
         entropy_sum=full(0.0, wanted.entropy),
-        square_sum=full(0.0, wanted.log_sum_sq_probs),
+        sum_sq_probs=full(0.0, wanted.log_sum_sq_probs),
         logit_sum=full(0.0, wanted.mean_logits),
     )
 
@@ -80,7 +80,7 @@ def states_of_tiles(states: RowState, tiles: int) -> list[RowState]:
             states.row_sum[number],
             states.target_logit[0],
             part(states.entropy_sum, number),
-            part(states.square_sum, number),
+            part(states.sum_sq_probs, number),
             part(states.logit_sum, number),
         )
         for number in range(len(states.row_max))
@@ -101,8 +101,8 @@ def finish(states: RowState, vocabulary: int, retained_tiles: int | None) -> Sco
     if states.entropy_sum is not None:
         shifted = states.entropy_sum * decay + (sums * shift).masked_fill(sums == 0, 0.0)
         entropy = log_sum - shifted.sum(0) / row_sum
-    if states.square_sum is not None:
-        log_sum_sq_probs = (states.square_sum * decay * decay).sum(0).log() - 2 * log_sum
+    if states.sum_sq_probs is not None:
+        log_sum_sq_probs = (states.sum_sq_probs * decay * decay).sum(0).log() - 2 * log_sum
     if states.logit_sum is not None:
         mean_logits = states.logit_sum.sum(0) / vocabulary
     return Scores(

@@ -1,4 +1,4 @@
-"""The op inside the head of a Hugging Face causal language model."""
+"""`attach_fused_head`: the op inside the head of a Hugging Face causal language model."""
 
 from __future__ import annotations
 

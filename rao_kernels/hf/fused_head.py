@@ -1,10 +1,11 @@
 """Token log-probs from a causal language model's own forward, without its logits.
 
-The head's class is swapped for `FusedHead`, which runs the op where the head's weight is whole
-and its hooks have fired; the model's forward, patched on the instance, runs trunk and head. So
-whatever wraps the model (DDP, FSDP2, autocast, adapters) sees a forward like any other.
+`attach_fused_head` changes the class of the head to `FusedHead`, which runs the op inside the
+head's own forward: there its weight is gathered and its hooks have run. The model's forward,
+patched on the instance, runs trunk and head. Wrappers of the model (DDP, FSDP2, autocast, adapters)
+see an ordinary forward.
 
-Legend: B sequences, T tokens, V vocabulary, D hidden.
+Legend: B sequences, T tokens, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ STATS = ("entropy", "is_top1", "log_sum_sq_probs")
 
 @dataclass
 class FusedLMOutput(ModelOutput):
-    """What a model returns when it is called with `logp_targets`.
+    """Output of an attached model that is called with `logp_targets`.
 
-    token_logps: ``[B, T]`` float32 (float64 for a float64 model), 0.0 where the target is -100.
-    entropy: ``[B, T]``, nats, where asked. is_top1: ``[B, T]`` bool, where asked.
-    log_sum_sq_probs: ``[B, T]``, ``log(sum_v p_v^2)`` without gradient, where asked.
-    aux_loss: a mixture of experts' load-balancing loss, where it is asked for; no coefficient.
+    token_logps: ``[B, T]`` float32 (float64 for a float64 model), nats, 0.0 where the target is
+    -100. entropy: ``[B, T]``, nats, or None if not requested. is_top1: ``[B, T]`` bool, or None if
+    not requested. log_sum_sq_probs: ``[B, T]``, ``log(sum_v p_v^2)`` without gradient, or None if
+    not requested. aux_loss: load-balancing loss of a mixture of experts, without its coefficient,
+    or None if the model
+        does not compute router logits.
     """
 
     token_logps: Tensor
@@ -53,7 +56,7 @@ class FusedLMOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class _Request:
-    """What the head is to score. targets, grad_mask: ``[B, T]``."""
+    """Arguments of one call for the head. targets, grad_mask: ``[B, T]``."""
 
     targets: Tensor
     grad_mask: Tensor | None
@@ -63,7 +66,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What attaching learnt about a model's class and config; shared by copies of the model."""
+    """Facts on a model's class and config for its patched forward; copies of the model share it."""
 
     transform: HeadTransform
     parameters: tuple[str, ...]
@@ -73,34 +76,41 @@ class _Plan:
 def attach_fused_head(
     model: Model, *, check_parity: Literal["raise", "warn", "off"] = "raise"
 ) -> Model:
-    """Makes a causal language model return token log-probs without building logits.
+    """Make a causal language model return token log-probs without building logits.
 
     ``model(input_ids=, attention_mask=, logp_targets=[B, T])`` then returns a `FusedLMOutput`.
-    ``logp_targets[b, i]`` is the token that position i predicts (already shifted), -100 where
-    none is wanted. Further arguments of that call:
+    ``logp_targets[b, i]`` is the token that position i predicts (already shifted), -100 where none
+    is wanted. Further arguments of that call:
 
     * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
     * ``logp_stats``: names out of ``("entropy", "is_top1", "log_sum_sq_probs")``.
     * ``engine_options``: options of the op, see `EngineOptions`.
 
-    Hidden states that are NaN or inf at a scored position raise `InputError`. That holds under
-    fp16's loss scaler too: it rescues gradients that overflow, not hidden states that do.
+    Hidden states that are NaN or inf at a scored position raise `InputError`, also under fp16's
+    loss scaler: it handles gradients that overflow, not hidden states that do.
 
-    Without `logp_targets` the model is what it was. Attach before the model is wrapped
+    A call without `logp_targets` behaves as before. Attach before the model is wrapped
     (DistributedDataParallel, FSDP2, torch.compile), before or after `get_peft_model`, and again
-    after its embeddings were resized; on a model that is attached it does nothing. Save it with
+    after its embeddings were resized; on an attached model the call does nothing. Save it with
     `save_pretrained` or its state_dict; pickling it whole, as ``torch.save(model)`` does, raises.
 
     Args:
         model: a `PreTrainedModel`, or a `PeftModel` around one; changed in place.
-        check_parity: what to do when log-probs of 16 tokens differ from the model's own logits:
-            "raise" leaves the model as it was, "warn" attaches all the same, "off" looks not.
+        check_parity: action if log-probs of 16 tokens differ from those of the model's own logits.
+            "raise": raise and leave the model unchanged; "warn": attach anyway and warn; "off":
+            skip the check.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: the model or its head is of a kind that the op would get wrong.
+        InputError: the op cannot stand in for the head of this model, or the check failed.
+
+    Example:
+        >>> model = attach_fused_head(AutoModelForCausalLM.from_pretrained(name))
+        >>> targets = input_ids.roll(-1, dims=1)  # position i predicts token i + 1
+        >>> targets[:, -1] = -100
+        >>> model(input_ids=input_ids, logp_targets=targets).token_logps  # [B, T]
     """
     if check_parity not in ("raise", "warn", "off"):
         raise InputError("check_parity", "'raise', 'warn' or 'off'", repr(check_parity))
@@ -122,10 +132,16 @@ def attach_fused_head(
 
 
 def detach_fused_head(model: Model) -> Model:
-    """Undoes `attach_fused_head`, in place; nothing happens to a model that is not attached.
+    """Undo `attach_fused_head`, in place; a model that is not attached stays as it is.
+
+    Args:
+        model: the model that was attached, or its `PeftModel`.
+
+    Returns:
+        The same model.
 
     Raises:
-        InputError: something else has wrapped the model's forward since.
+        InputError: another library has wrapped the model's forward since.
     """
     lm = _causal_lm(model)
     if _is_patched(lm):
@@ -145,7 +161,10 @@ def detach_fused_head(model: Model) -> Model:
 
 
 def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., Any]:
-    """The forward of an attached instance of `cls`. It holds no instance, so copies stay right."""
+    """Return the forward of an attached instance of `cls`.
+
+    It refers to no instance, so that copies of the model do not call the original.
+    """
 
     def forward(
         self: PreTrainedModel,
@@ -164,8 +183,8 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
         return _fused_forward(self, plan, _trunk_inputs(plan, args, kwargs), request)
 
     functools.update_wrapper(forward, cls.forward)
-    # The signature without the link to what is wrapped: accelerate's unwrap follows such links
-    # to their end and would leave the model unpatched.
+    # Keep the signature but not the link to the wrapped function: accelerate's unwrap follows
+    # such links to their end and would leave the model unpatched.
     del forward.__wrapped__  # type: ignore[attr-defined]
     forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
     forward.is_fused_head_forward = True  # type: ignore[attr-defined]
@@ -199,7 +218,7 @@ def _fused_forward(
 
 
 def _trunk_inputs(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The trunk's arguments by name: as given, less those that only concern logits."""
+    """Return the trunk's arguments by name: those given, without those that only concern logits."""
     named = dict(zip(plan.parameters, args, strict=False))
     if repeated := named.keys() & kwargs.keys():
         raise TypeError(f"forward() got multiple values for {sorted(repeated)}")
@@ -235,7 +254,7 @@ def _wants_router_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> bool
 def _aux_loss(
     model: PreTrainedModel, plan: _Plan, outputs: ModelOutput, attention_mask: Tensor | None
 ) -> Tensor | None:
-    """The load-balancing loss as the model's own forward takes it from the router's logits."""
+    """Return the load-balancing loss of the router logits, as the model's own forward does."""
     router_logits = getattr(outputs, "router_logits", None)
     if router_logits is None or plan.balance_loss is None:
         return None
@@ -286,7 +305,7 @@ def _check_parity(
 
 
 def _causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The model that has trunk and head, with its adapters' wrapper taken off; checked."""
+    """Return the model that has trunk and head, without an adapter's wrapper; checked."""
     if isinstance(model, nn.DataParallel):
         raise InputError(
             "model",
@@ -315,7 +334,7 @@ def _causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def _check_adapter(model: Any) -> None:
-    """Prefix tuning gives the layers keys and values; the other kinds give them a longer input."""
+    """Refuse prompt learning other than prefix tuning: it lengthens the input."""
     adapter: Any = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False) and adapter.peft_type != "PREFIX_TUNING":
         raise InputError(
@@ -332,18 +351,18 @@ def _instance_forward(model: PreTrainedModel) -> Callable[..., Any] | None:
 
 
 def _is_patched(model: PreTrainedModel) -> bool:
-    """Whether attach's forward is on the instance, be it under wrappers put on it since."""
+    """True if the instance has attach's forward, also under wrappers that were added since."""
     forward = _instance_forward(model)
     return forward is not None and hasattr(inspect.unwrap(forward), "is_fused_head_forward")
 
 
 def _check_forward(model: PreTrainedModel) -> None:
-    # What another library had put on the instance comes back from pickle as its class's own.
+    # Unpickling can put the class's own forward on the instance, which is as good as none.
     own = _instance_forward(model) in (None, type(model).forward)
     if not own and not _is_patched(model):
         raise InputError(
             "model",
             "the forward of its class",
             "one that another library put on the instance",
-            "Attach first; a model spread over devices with device_map is not supported.",
+            "Call attach_fused_head before it; device_map over several devices is unsupported.",
         )

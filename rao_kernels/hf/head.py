@@ -1,6 +1,6 @@
-"""The module that runs the op: an output head whose class is swapped.
+"""`FusedHead`, the output head that runs the op, and checks of a model's head.
 
-Legend: V vocabulary, D hidden.
+Legend: V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FusedHead(nn.Linear):
-    """A head ``[V, D]`` that gives logits, or with `targets` the log-probs and no logits."""
+    """A head ``[V, D]`` that returns logits, or for `targets` log-probs without building logits."""
 
     def forward(  # type: ignore[override]
         self,
@@ -34,9 +34,19 @@ class FusedHead(nn.Linear):
         transform: HeadTransform | None = None,
         options: EngineOptions | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Logits ``[..., V]``; with `targets`, log-probs shaped like them and then `stats`.
+        """Return logits ``[..., V]``, or log-probs and `stats` of `targets`.
 
-        A tuple of tensors and nothing else: the hooks of wrappers look for tensors in it.
+        Args:
+            input: hidden states ``[..., D]``.
+            targets: ``[...]`` int64, -100 where none is wanted; None for logits.
+            grad_mask: ``[...]`` bool; False gives the value without gradient.
+            stats: names of statistics of `linear_token_stats`.
+            transform: scale and softcap of the model's logits.
+            options: options of the op.
+
+        Returns:
+            Logits, or a tuple of log-probs and `stats`, each shaped like `targets`. The tuple holds
+            tensors only: the hooks of wrappers search it for tensors.
         """
         if targets is None:
             return super().forward(input)
@@ -55,7 +65,7 @@ class FusedHead(nn.Linear):
         return tuple(torch.where(grad_mask, *pair) for pair in pairs)
 
     def __reduce_ex__(self, protocol: object) -> Never:
-        """A pickle would lose the model's forward, which is a method of the instance alone."""
+        """Refuse to pickle: the pickle would lose the model's forward, a method of the instance."""
         raise InputError(
             "model",
             "a model without the fused head, to pickle it whole",
@@ -72,7 +82,7 @@ class FusedHead(nn.Linear):
 
 
 def head_linears(model: PreTrainedModel) -> list[nn.Linear]:
-    """The modules that may act as the model's head: one, or original and copies under peft."""
+    """Return the modules that may act as the head: one, or original and copies under peft."""
     head = _output_head(model)
     if _is_peft_layer(head):
         raise head_error(head)
@@ -88,7 +98,7 @@ def head_linears(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def current_head(model: PreTrainedModel) -> nn.Module:
-    """The head of an attached model, under its adapter's wrapper if it has one; checked."""
+    """Return the head of an attached model, under its adapter's wrapper if it has one; checked."""
     head: nn.Module = _output_head(model)
     if not isinstance(head, FusedHead):
         linears = head_linears(model)
@@ -107,7 +117,7 @@ def _is_peft_layer(head: nn.Module | None) -> bool:
 
 
 def head_error(head: nn.Module | None) -> InputError:
-    """Says what is wrong with a head that the op cannot stand in for."""
+    """Return an error that describes a head which the op cannot replace."""
     kind = f"{type(head).__module__}.{type(head).__name__}"
     if _is_peft_layer(head):
         fix = "Drop the head from target_modules, or train it whole with modules_to_save."

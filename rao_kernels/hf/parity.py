@@ -1,4 +1,4 @@
-"""Proof on the user's own model that the fused head says what the model's logits say."""
+"""Parity check: compare the fused head's log-probs with those of the user's own model's logits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 # Legend: B sequences, T tokens, V vocabulary, D hidden.
 _PROBE_SHAPE = (2, 8)
-_WEIGHT_ROWS = 8192  # rows of the head widened to float64 at a time
+_ENTRIES_AT_ONCE = 8192  # vocabulary entries of the head converted to float64 at a time
 
 _Tap = Callable[[nn.Linear, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """The model run three times over the same tokens.
+    """Results of three runs of the model over the same tokens.
 
-    fused: log-probs from the op. exact, plain: the model's own logits, its head computed in
-    float64 and as the head computes them, both on the hidden states that the op was given.
-    raw: the float64 head output before the model's transforms. hidden_gap, hidden_noise: how
-    far the head's input is from the trunk's output, and from itself in a second run.
+    fused: log-probs from the op. exact, plain: the model's own logits, its head computed in float64
+    and as the head computes them, both on the hidden states that the op was given. raw: the float64
+    head output before the model's transforms. hidden_gap, hidden_noise: largest difference of the
+    head's input from the trunk's output, and from itself in a second run.
     """
 
     targets: Tensor
@@ -47,7 +47,7 @@ class _Runs:
 def find_difference(
     model: PreTrainedModel, linears: Sequence[nn.Linear], transform: HeadTransform
 ) -> str | None:
-    """Describes how fused log-probs differ from the logits path; None when they agree.
+    """Describe how fused log-probs differ from the logits path; None when they agree.
 
     The error against float64 logits may be twice that of the model's own logits in their dtype.
     Needs real weights; runs in eval mode, without gradient and without random numbers.
@@ -144,34 +144,34 @@ def _likely_cause(runs: _Runs, transform: HeadTransform) -> str:
         return f"the model's logits are {ratio:.4g} times those of {transform}"
     ordered = runs.exact.double().gather(-1, runs.raw.argsort(dim=-1)).diff(dim=-1)
     if float(ordered.min()) >= -1e-6 * float(runs.exact.abs().max()):
-        return f"the model bends its logits otherwise than {transform}, as a softcap does"
-    return f"the model's logits are no function of the head's output under {transform}"
+        return f"the model's logits are monotonic in those of {transform}, as with another softcap"
+    return f"the model's logits are not a function of the head's output under {transform}"
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """Without what log-probs do not see: a constant added to a row."""
+    """Subtract each row's mean: log-probs do not depend on a constant added to the logits."""
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
 def _probe_ids(model: PreTrainedModel, head: nn.Linear) -> Tensor:
-    """Fixed token ids ``[2, 8]`` spread over the vocabulary."""
+    """Return fixed token ids ``[2, 8]`` spread over the vocabulary."""
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
-    words = min(embedding.shape[0], head.out_features)
+    entries = min(embedding.shape[0], head.out_features)
     count = _PROBE_SHAPE[0] * _PROBE_SHAPE[1]
-    ids = (torch.arange(1, count + 1) * (words // count + 1)) % words
+    ids = (torch.arange(1, count + 1) * (entries // count + 1)) % entries
     return ids.view(_PROBE_SHAPE).to(embedding.device)
 
 
 def _linear_float64(hidden: Tensor, linear: nn.Linear) -> Tensor:
-    parts = torch.split(linear.weight, _WEIGHT_ROWS)
+    parts = torch.split(linear.weight, _ENTRIES_AT_ONCE)
     logits = torch.cat([F.linear(hidden.double(), part.double()) for part in parts], dim=-1)
     return logits if linear.bias is None else logits + linear.bias.double()
 
 
 @contextmanager
 def _tapped(linears: Sequence[nn.Linear], tap: _Tap) -> Iterator[None]:
-    """Calls ``tap(linear, hidden)`` after a head ran; what it returns replaces the output."""
+    """Call ``tap(linear, hidden)`` after a head ran; a tensor it returns replaces the output."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: object) -> Tensor | None:
         assert isinstance(module, nn.Linear)

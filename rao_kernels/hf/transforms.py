@@ -1,4 +1,4 @@
-"""What a model does to its head's output before it calls the result logits."""
+"""Scale and softcap that a model applies to its head's output, read from its config."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Every family names the same two operations its own way. Names that some family carries in its
-# config and never reads are listed in `_UNREAD`; names with two meanings in `_MULTIPLIED`.
+# Names in configs of the same two operations. `_UNREAD` lists model types whose config has a name
+# that their code does not use; `_MULTIPLIED` those that multiply by a name others divide by.
 _SOFTCAP = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _SCALE_AFTER_SOFTCAP = ("logit_scale", "lm_head_multiplier")
 _SCALE_BEFORE_SOFTCAP = ("output_multiplier",)
@@ -29,14 +29,14 @@ class HeadTransform:
     softcap: float | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The transform itself, in the dtype of `logits`; any shape."""
+        """Apply the transform, in the dtype of `logits`; any shape."""
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits * self.scale
 
 
 def head_transform(config: PretrainedConfig) -> HeadTransform:
-    """Reads the transform from a model's config, under all the names that families give it.
+    """Read the transform from a model's config, under all the names that model families use.
 
     A scale m before the softcap c is the same as a softcap of c / m with the scale after it:
     ``c tanh(m z / c) = (c / m) tanh(z / (c / m)) m``.

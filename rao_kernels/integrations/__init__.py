@@ -1,1 +1,1 @@
-"""The op inside other libraries' trainers: one module per library, nothing happens on import."""
+"""The op inside other libraries' trainers, one module per library; importing changes nothing."""

@@ -1,9 +1,9 @@
-"""TRL's trainers on the op, by one name swapped.
+"""TRL's trainers on the op: replace the function that computes their token log-probs.
 
 Since TRL 1.15 its DPO, KTO, SFT, GRPO and RLOO trainers take their token log-probs from one
 autograd function, looked up at each call as ``trl.trainer.utils._ChunkedLogProbFunction``. `enable`
-puts a stand-in there, so it works before or after a trainer was made; `status` tells whether it is
-there and how often it was called.
+replaces it, so it works before or after a trainer is made; `status` tells whether it is replaced
+and how often it was called.
 
 Legend: N tokens, V vocabulary, D hidden size.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Unpack
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError, IntegrationError, MissingDependencyError
 from ..ops import linear_token_stats
 from ..types import EngineOptions
+from ._precision import autocast_to_half, head_tensor
 
 NAME = "_ChunkedLogProbFunction"
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -31,16 +31,23 @@ ADVICE = "Install trl 1.16, or train without enable()."
 
 
 def enable(**options: Unpack[EngineOptions]) -> None:
-    """Makes TRL's DPO, KTO, GRPO, RLOO and SFT trainers score tokens with the op.
+    """Make TRL's DPO, KTO, GRPO, RLOO and SFT trainers score tokens with the op.
 
-    Called again it changes the options, and `status` counts from 0.
+    A second call changes the options and restarts the count of `status` at 0.
 
     Args:
-        options: see `EngineOptions`; they hold for every trainer of this process.
+        options: see `EngineOptions`; they apply to every trainer of this process.
 
     Raises:
         MissingDependencyError: TRL is not installed.
-        IntegrationError: this TRL is not of a version, or not of the shape, that is known here.
+        IntegrationError: the installed TRL has another version, or its function another signature,
+            than supported.
+
+    Example:
+        >>> from rao_kernels.integrations import trl as fused_trl
+        >>> fused_trl.enable()
+        >>> DPOTrainer(model, args=args, train_dataset=data, processing_class=tokenizer).train()
+        >>> assert fused_trl.status().calls > 0
     """
     utils = _trl_utils()
     found = getattr(utils, NAME, None)
@@ -50,7 +57,7 @@ def enable(**options: Unpack[EngineOptions]) -> None:
 
 
 def disable() -> None:
-    """Gives TRL its own function back; nothing happens where `enable` was not called."""
+    """Restore TRL's own function; without `enable` before, do nothing."""
     utils = _trl_utils()
     found = getattr(utils, NAME, None)
     if isinstance(found, TokenLogProbs):
@@ -59,10 +66,10 @@ def disable() -> None:
 
 @dataclass(frozen=True)
 class Status:
-    """What `status` found.
+    """Result of `status`.
 
-    enabled: whether TRL's trainers call the op. calls: how often they have, since `enable`;
-    calls from inside a compiled graph are not counted. options: what `enable` was given.
+    enabled: whether TRL's trainers call the op. calls: number of calls since `enable`, without
+    those from inside a compiled graph. options: the options given to `enable`.
     """
 
     enabled: bool
@@ -71,7 +78,7 @@ class Status:
 
 
 def status() -> Status:
-    """Whether TRL's function is replaced now, and how often the op was called in its place.
+    """Return whether TRL's function is replaced now, and how often the op was called in its place.
 
     0 calls after a training step mean that its trainer does not use the function.
     """
@@ -83,7 +90,7 @@ def status() -> Status:
 
 @dataclass
 class TokenLogProbs:
-    """What stands in for TRL's autograd function `original`. calls: how often it was used."""
+    """Replacement of TRL's autograd function `original`. calls: number of its calls."""
 
     original: Any
     options: EngineOptions
@@ -101,28 +108,32 @@ class TokenLogProbs:
         logit_scale: float = 1.0,
         outputs: tuple[str, ...] = OUTPUTS,
     ) -> tuple[Tensor | None, ...]:
-        """(log-probs, entropy, log_sum_sq_probs, mean_logits, is_top1), None where not asked.
+        """Return log-probs, entropy, log_sum_sq_probs, mean_logits and is_top1; None if not asked.
 
         ``y = logit_scale * (hidden @ weight.T + bias)``,
         ``logits = softcap * tanh(y / softcap) / temperature``
 
         Args:
             hidden: ``[N, D]``. weight: ``[V, D]``. bias: ``[V]``. targets: ``[N]`` int64.
-            chunk_size: words of TRL's tiles; the op chooses its own.
+            temperature: divides the logits.
+            chunk_size: vocabulary entries per tile in TRL; ignored, the op chooses its own.
+            final_logit_softcapping: softcap; None for none.
+            logit_scale: multiplies the head's output before the softcap.
+            outputs: names of the statistics requested.
 
         Returns:
             ``[N]`` float32, is_top1 bool; log-probs and entropy are differentiable.
         """
-        # A number that changes at each call would have the graph compiled again at each.
+        # A number that changes at each call would make torch.compile recompile at each.
         if not torch.compiler.is_compiling():
             self.calls += 1
         scale, softcap = _op_scalars(temperature, final_logit_softcapping, logit_scale)
-        with _autocast_to_half(hidden):
+        with autocast_to_half(hidden):
             found = linear_token_stats(
                 hidden,
-                _head_tensor(weight, hidden),
+                head_tensor(weight, hidden),
                 targets,
-                bias=None if bias is None else _head_tensor(bias, hidden),
+                bias=None if bias is None else head_tensor(bias, hidden),
                 logit_scale=scale,
                 logit_softcap=softcap,
                 stats=tuple(name for name in OUTPUTS if name in outputs),
@@ -136,8 +147,11 @@ class TokenLogProbs:
 def _op_scalars(
     temperature: float, softcap: float | None, scale: float
 ) -> tuple[float, float | None]:
-    """The op's logit_scale and softcap. TRL scales before the softcap, the op after it:
-    ``c tanh(s z / c) / T = (s / T) (c / s) tanh(z / (c / s))``."""
+    """Return the op's logit_scale and softcap.
+
+    TRL scales before the softcap, the op after it:
+    ``c tanh(s z / c) / T = (s / T) (c / s) tanh(z / (c / s))``.
+    """
     _check_positive("temperature", temperature)
     _check_positive("logit_scale", scale)
     if softcap is None:
@@ -152,27 +166,8 @@ def _check_positive(name: str, value: float) -> None:
             name,
             "a positive finite float",
             value,
-            "The op does not compute it; give TRL its own function back with disable().",
+            "The op does not support it; restore TRL's own function with disable().",
         )
-
-
-def _autocast_to_half(hidden: Tensor) -> AbstractContextManager[object]:
-    """Outside autocast TRL computes in the dtype of `hidden`, whatever that of the head; so does
-    the op inside autocast to that dtype, with each gradient in its tensor's own."""
-    device = hidden.device.type
-    if hidden.dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, hidden.dtype)
-
-
-def _head_tensor(tensor: Tensor, hidden: Tensor) -> Tensor:
-    """A tensor of the head as the op takes it: no narrower than `hidden`, and lasting."""
-    if not torch.is_autocast_enabled(hidden.device.type):
-        tensor = tensor.to(hidden.dtype)
-    # ZeRO-3 takes a parameter's memory back before backward needs it.
-    if hasattr(tensor, "ds_id") and torch.is_grad_enabled():
-        return tensor.clone()
-    return tensor
 
 
 def _trl_utils() -> ModuleType:
@@ -188,7 +183,7 @@ def _trl_utils() -> ModuleType:
 
 
 def _check_shape(function: Any) -> None:
-    """Raises unless `function` is called as `TokenLogProbs.apply` is."""
+    """Raise unless `function` has the parameters of `TokenLogProbs.apply`."""
     import trl
 
     expected, forward = _parameters(TokenLogProbs.apply), getattr(function, "forward", None)
@@ -205,7 +200,7 @@ def _check_shape(function: Any) -> None:
 
 
 def _parameters(function: Any) -> list[tuple[str, Any]]:
-    """Names and defaults, less the first (`self` or `ctx`)."""
+    """Return names and defaults without the first parameter (`self` or `ctx`)."""
     parameters = inspect.signature(function).parameters.values()
     return [(parameter.name, parameter.default) for parameter in parameters][1:]
 

@@ -1,4 +1,4 @@
-"""What a loss may read.
+"""`LossInputs`, the tensors that a loss may read.
 
 Legend: N response tokens, S sequences, M reward models, K reference samples.
 """
@@ -17,33 +17,37 @@ from ..segments import segment_lengths, segment_sum
 
 
 def _optional(*shapes: str) -> Any:
-    """An optional tensor field and the shapes it may have, one letter per dimension."""
+    """Declare an optional tensor field and the shapes it may have, one letter per dimension."""
     return field(default=None, metadata={"shapes": shapes})
 
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """Log-probabilities and constants a loss is a function of; each loss reads what it needs.
+    """Log-probabilities and constants a loss is a function of; fields it does not read are ignored.
 
-    Sums over tokens are taken in fp64. Nothing here reads a device tensor on the host; tensors
-    that live on the CPU are checked, the others are trusted.
+    Sums over tokens are taken in fp64. Values are checked on the CPU only: reading them from
+    another device would synchronise.
 
     Attributes:
-        token_logps: ``[N]`` log-probabilities of the response tokens under the policy.
-        segments: ``[N]`` sequence of each token, ascending from 0.
+        token_logps: ``[N]`` log-probabilities of the response tokens under the policy, in nats.
+        segments: ``[N]`` int, index of each token's sequence, ascending from 0.
         num_sequences: S; a sequence without a token has log-probability 0.
-        ref_token_logps, ref_logps: the same under the reference, per token or summed. Given per
-            token, log-ratios are sums of per-token differences: far more exact.
-        old_token_logps: ``[N]`` under the policy that sampled.
+        ref_token_logps, ref_logps: log-probabilities under the reference, ``[N]`` per token or
+            ``[S]`` summed. Given per token, log-ratios are sums of per-token differences: far more
+            exact.
+        old_token_logps: ``[N]`` log-probabilities under the policy that sampled the responses.
         prompt_logps, ref_prompt_logps: ``[S]`` sums over the prompt after its shared prefix.
-        rewards: ``[S]`` explicit rewards. advantages: ``[S]`` or ``[N]``.
-        groups: ``[S]`` int, which prompt a sequence answers, dense from 0; None: each its own.
-        preferred: ``[S]`` bool, the chosen one of a pair. gold: ``[S]`` bool, the gold answer.
-        values, returns, old_values: a value model's outputs and targets.
-        kl_logps, ref_kl_logps: ``[S]`` of mismatched prompt and response.
+        rewards: ``[S]`` explicit rewards. advantages: ``[S]`` or ``[N]``, used instead of rewards.
+        groups: ``[S]`` int, index of the prompt that a sequence answers, dense from 0; None: each
+            its own.
+        preferred: ``[S]`` bool, the chosen one of a pair, or a desirable response. gold: ``[S]``
+            bool, the gold answer.
+        values: ``[S]`` or ``[N]`` outputs of a value model. returns: ``[N]`` their targets.
+            old_values: ``[N]`` outputs when the responses were sampled.
+        kl_logps, ref_kl_logps: ``[S]`` of mismatched prompts and responses (KTO).
         reward_ensemble: ``[M, S]`` rewards of several models.
         ref_rewards, ref_reward_groups: ``[K]`` rewards of reference samples and their prompts.
-        token_entropy, token_log_sum_sq: ``[N]`` entropy and ``log sum_v p_v^2``.
+        token_entropy, token_log_sum_sq: ``[N]`` entropy in nats, and ``log sum_v p_v^2``.
     """
 
     token_logps: Tensor = field(metadata={"shapes": ("N",)})
@@ -114,7 +118,7 @@ class LossInputs:
             )
 
     def _check_groups(self) -> None:
-        """Other ids would index past the groups, or into another one."""
+        """Require dense ids: others would index past the groups, or into another one."""
         groups = self.groups
         if groups is None:
             return
@@ -143,7 +147,7 @@ class LossInputs:
         return torch.promote_types(self.token_logps.dtype, torch.float32)
 
     def require(self, name: str) -> Tensor:
-        """The field `name`, which the caller has no use without."""
+        """Return the field `name`, or raise an `InputError` where it is None."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise InputError(name, "a tensor", None, "The loss needs it.")

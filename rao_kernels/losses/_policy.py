@@ -1,7 +1,7 @@
-"""The named pieces policy gradients are composed of.
+"""Building blocks of policy gradients: ratio, advantage, surrogate, penalty and mean.
 
-Level of the ratio, advantage, surrogate, penalty and mean are chosen independently. All are per
-token ``[N]`` until the mean; what belongs to a sequence stands at each of its tokens.
+Each is chosen independently. All are per token ``[N]`` until the mean; a value per sequence is
+repeated at each of its tokens.
 
 Legend: N response tokens, S sequences, G responses in a group, rho the ratio of the policy's
 probability to the sampling policy's, A the advantage.
@@ -39,8 +39,9 @@ Mean = Callable[[Tensor, LossInputs], Tensor]
 class ClipOptions(TypedDict):
     """Options of PPO's surrogate.
 
-    clip_low, clip_high: the ratio counts within ``[1 - clip_low, 1 + clip_high]``.
-    dual_clip: bound on the ratio, above 1, where the advantage is negative; None for none.
+    clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1.
+    clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more.
+    dual_clip: upper bound of the ratio, above 1, where the advantage is negative; None for none.
     """
 
     clip_low: float
@@ -51,8 +52,8 @@ class ClipOptions(TypedDict):
 class StdOptions(TypedDict):
     """Options of advantages that are divided by a standard deviation.
 
-    eps: what is added to the standard deviation.
-    population_std: whether squares are divided by the G responses of the group instead of G - 1.
+    eps: number above 0 that is added to the standard deviation, in reward.
+    population_std: True divides squares by the G responses of the group, False by G - 1.
     """
 
     eps: float
@@ -62,39 +63,40 @@ class StdOptions(TypedDict):
 class PolicyOptions(ClipOptions):
     """Options of every policy gradient with a penalty.
 
-    kl_beta: weight of the penalty to the reference; 0 is none, also with a reference given.
-    on_policy: whether the responses were sampled by the policy as it is now: ratios are 1, and
-        `old_token_logps` is not given. Otherwise it is needed.
+    kl_beta: weight of the k3 penalty to the reference, in reward per nat; 0 is none, also with a
+        reference given.
+    on_policy: True states that the current policy sampled the responses: ratios are 1, and
+        `old_token_logps` must not be given. False requires it.
     """
 
     kl_beta: float
 
 
 class GroupOptions(PolicyOptions, StdOptions):
-    """PPO's surrogate with standardised rewards for advantages."""
+    """Options of PPO's surrogate with standardised rewards as advantages."""
 
 
-# Levels: which ratio a token has.
+# Ratios, per token or of the token's sequence.
 
 
 def old_token_logps(inputs: LossInputs) -> Tensor:
-    """``[N]`` under the policy that sampled; not given (`on_policy`), it is the current one."""
+    """Return ``[N]`` log-probs under the sampling policy; the current ones if none are given."""
     old = inputs.old_token_logps
     return (inputs.token_logps if old is None else old).detach().double()
 
 
 def token_log_ratios(inputs: LossInputs) -> Tensor:
-    """``[N]`` log rho of each token."""
+    """Return ``[N]`` log rho of each token."""
     return inputs.token_logps.double() - old_token_logps(inputs)
 
 
 def sequence_log_ratios(inputs: LossInputs) -> Tensor:
-    """``[N]`` sum of log rho over the token's sequence."""
+    """Return ``[N]`` sum of log rho over the token's sequence."""
     return sequence_sums(token_log_ratios(inputs), inputs)[inputs.segments]
 
 
 def mean_log_ratios(inputs: LossInputs) -> Tensor:
-    """``[N]`` mean of log rho over the token's sequence."""
+    """Return ``[N]`` mean of log rho over the token's sequence."""
     return sequence_means(token_log_ratios(inputs), inputs)[inputs.segments]
 
 
@@ -102,19 +104,19 @@ def mean_log_ratios(inputs: LossInputs) -> Tensor:
 
 
 def spread(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[N]`` of fp64 values per sequence or per token; per sequence where S = N."""
+    """Return ``[N]`` fp64 of values per sequence or per token; taken per sequence where S = N."""
     values = values.double()
     return values[inputs.segments] if values.numel() == inputs.num_sequences else values
 
 
 def advantages_of(inputs: LossInputs, estimate: Callable[[], Tensor]) -> Tensor:
-    """``[N]`` the advantages given, else an estimate ``[S]``; without gradient."""
+    """Return ``[N]`` the advantages given, else an estimate ``[S]``; without gradient."""
     given = inputs.advantages
     return spread(estimate() if given is None else given, inputs).detach()
 
 
 def centred(rewards: Tensor, inputs: LossInputs, counted: Tensor | None = None) -> Tensor:
-    """``[S]`` ``r - mean(r)`` within each group; exactly 0 where all of a group are equal.
+    """Return ``[S]`` ``r - mean(r)`` within each group; exactly 0 where all of a group are equal.
 
     The mean is over the sequences `counted` ``[S]``, None for all; 0 in a group without one.
     """
@@ -136,7 +138,7 @@ def standardized(
     eps: float,
     population_std: bool,
 ) -> Tensor:
-    """``[S]`` ``(r - mean(r)) / (std(r) + eps)`` within each group; 0 in a group of one.
+    """Return ``[S]`` ``(r - mean(r)) / (std(r) + eps)`` within each group; 0 in a group of one.
 
     The statistics are of the sequences `counted` ``[S]``, None for all.
     """
@@ -149,14 +151,14 @@ def standardized(
 
 
 def leave_one_out(rewards: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` ``r - mean of the others' r`` within each group; 0 in a group of one."""
+    """Return ``[S]`` ``r - mean of the others' r`` within each group; 0 in a group of one."""
     deviation = centred(rewards, inputs)
     count = group_sum(torch.ones_like(deviation), inputs)
     return deviation * count / (count - 1).clamp(min=1)
 
 
 def standardized_advantages(inputs: LossInputs, **options: Unpack[StdOptions]) -> Tensor:
-    """``[N]`` advantages given, or standardised rewards."""
+    """Return ``[N]`` advantages given, else standardised rewards."""
     return advantages_of(inputs, lambda: standardized(inputs.require("rewards"), inputs, **options))
 
 
@@ -164,7 +166,7 @@ def standardized_advantages(inputs: LossInputs, **options: Unpack[StdOptions]) -
 
 
 def ratio(log_ratios: Tensor) -> Tensor:
-    """``exp(log_ratios)``, from `MAX_EXPONENT` on its tangent there."""
+    """Return ``exp(log_ratios)``, continued as its tangent from `MAX_EXPONENT` on."""
     beyond = F.relu(log_ratios - MAX_EXPONENT)
     return (log_ratios - beyond).exp() * (1 + beyond)
 
@@ -177,26 +179,27 @@ def clipped(
     clip_high: float,
     dual_clip: float | None,
 ) -> Tensor:
-    """``-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``; rho <= dual_clip where A < 0.
+    """Return ``-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``; dual clip where A < 0.
 
-    The bounds are on log rho: a ratio that overflows has no part in a branch that is clipped.
+    The clip is on log rho, so that a ratio that overflows does not reach a clipped branch.
     """
     low, high = log_bounds(clip_low, clip_high)
     if dual_clip is not None and not dual_clip > 1:
         raise InputError("dual_clip", "None, or a number above 1", dual_clip)
-    held = one_sided(log_ratios, advantages, low, high)
+    clamped = one_sided(log_ratios, advantages, low, high)
     if dual_clip is not None:
-        held = torch.where(advantages < 0, held.clamp(max=math.log(dual_clip)), held)
-    return -advantages * ratio(held)
+        dual = clamped.clamp(max=math.log(dual_clip))
+        clamped = torch.where(advantages < 0, dual, clamped)
+    return -advantages * ratio(clamped)
 
 
 def one_sided(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """PPO's pessimism: at most `high` where A >= 0, at least `low` where A < 0."""
+    """Clip from above at `high` where A >= 0 and from below at `low` elsewhere, as PPO does."""
     return torch.where(advantages < 0, log_ratios.clamp(min=low), log_ratios.clamp(max=high))
 
 
 def log_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
-    """``log(1 - clip_low)`` and ``log(1 + clip_high)``."""
+    """Return ``log(1 - clip_low)`` and ``log(1 + clip_high)``."""
     if not 0 <= clip_low <= 1:
         raise InputError("clip_low", "a number from 0 to 1", clip_low)
     check_not_negative("clip_high", clip_high)
@@ -207,7 +210,7 @@ def log_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
 
 
 def k3(inputs: LossInputs) -> Tensor:
-    """``exp(d) - d - 1`` with d = log(pi_ref / pi): estimates KL(pi to pi_ref), never below 0."""
+    """Return ``exp(d) - d - 1``, d = log(pi_ref / pi): estimates KL(pi to pi_ref), at least 0."""
     reference = inputs.require("ref_token_logps").detach().double()
     difference = reference - inputs.token_logps.double()
     return expm1(difference) - difference
@@ -217,22 +220,22 @@ def k3(inputs: LossInputs) -> Tensor:
 
 
 def sequence_sums(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` sum over the tokens of each sequence."""
+    """Return ``[S]`` sum over the tokens of each sequence."""
     return segment_sum(values, inputs.segments, inputs.num_sequences)
 
 
 def sequence_means(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` mean over the tokens of each sequence; 0 for an empty one."""
+    """Return ``[S]`` mean over the tokens of each sequence; 0 for an empty one."""
     return per_token(sequence_sums(values, inputs), inputs)
 
 
 def batch_token_means(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` whose mean over sequences is the mean over all tokens of this batch."""
+    """Return ``[S]`` values whose mean over sequences is the mean over all tokens of this batch."""
     return sequence_sums(values, inputs) * (inputs.num_sequences / max(values.numel(), 1))
 
 
 def tokens(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[N]`` as they are: their mean is over the tokens of all batches under one normaliser."""
+    """Return ``[N]`` unchanged: under one normaliser, a mean over the tokens of all batches."""
     return values
 
 
@@ -244,7 +247,7 @@ def policy_terms(
     kl_beta: float,
     metrics: dict[str, Tensor],
 ) -> Terms:
-    """`surrogate` ``[N]`` reduced by `mean`, with the penalty where it has a weight."""
+    """Return `surrogate` ``[N]`` reduced by `mean`, plus the penalty where kl_beta is not 0."""
     if kl_beta == 0:
         return Terms(mean(surrogate, inputs), metrics)
     penalty = k3(inputs)
@@ -255,7 +258,7 @@ def policy_terms(
 def ratio_metrics(
     log_ratios: Tensor, advantages: Tensor, low: float = -math.inf, high: float = math.inf
 ) -> dict[str, Tensor]:
-    """The mean ratio, and the shares of tokens clipped on either side."""
+    """Return the mean ratio, and the shares of tokens clipped on either side."""
     return {
         "ratio/mean": token_mean(ratio(log_ratios)),
         "clip_ratio/low_mean": token_mean((log_ratios < low) & (advantages < 0)),
@@ -264,12 +267,12 @@ def ratio_metrics(
 
 
 def token_weights(inputs: LossInputs) -> Tensor:
-    """``[N]`` one each."""
+    """Return ``[N]`` ones."""
     return torch.ones_like(inputs.token_logps, dtype=torch.float64, requires_grad=False)
 
 
 def token_mean(values: Tensor) -> Tensor:
-    """Mean over tokens; 0 without one."""
+    """Return the mean over tokens; 0 without one."""
     values = values.double()
     return weighted_mean(values, torch.ones_like(values))
 
@@ -278,9 +281,10 @@ def token_mean(values: Tensor) -> Tensor:
 
 
 def with_on_policy(terms: Callable[..., Terms]) -> Callable[..., Terms]:
-    """`terms` with the hyperparameter `on_policy`: ratios against the policy as it is now."""
+    """Add the hyperparameter `on_policy` to `terms`: all ratios are 1."""
 
-    @functools.wraps(terms)
+    # The annotations stay this function's own: `hyperparameter_types` reads `on_policy` there.
+    @functools.wraps(terms, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     def switched(inputs: LossInputs, *, on_policy: bool, **hyper: Any) -> Terms:
         if on_policy and inputs.old_token_logps is not None:
             raise InputError("old_token_logps", "None with on_policy=True", "a tensor")
@@ -289,8 +293,8 @@ def with_on_policy(terms: Callable[..., Terms]) -> Callable[..., Terms]:
     return switched
 
 
-# Without old log-probs a ratio would be 1 whatever sampled the responses.
-OLD_WAIVED = {"old_token_logps": (("on_policy", True),)}
+# Without old log-probs every ratio would be 1, whichever policy sampled the responses.
+OLD_NEEDED_UNLESS = {"old_token_logps": (("on_policy", True),)}
 
 STD = {"eps": 1e-4, "population_std": False}
 RATIO = {"kl_beta": 0.0, "on_policy": False}
@@ -298,9 +302,9 @@ SOFT = {**RATIO, **STD}
 PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, **RATIO}
 GROUPED = {**PPO, **STD}
 STD_NOTE = (
-    "Advantages: eps 1e-4 beside the sample's standard deviation is TRL's; verl has 1e-6, HALOs "
-    "1e-2 beside the population's (`population_std=True`). Others, such as TRL's "
-    "scale_rewards='batch', are given as `advantages`, which win over rewards."
+    "Advantages: eps 1e-4 with the sample's standard deviation is TRL's; verl has 1e-6, HALOs 1e-2 "
+    "with the population's (`population_std=True`). Pass other advantages, such as those of TRL's "
+    "scale_rewards='batch', as `advantages`; they take precedence over rewards."
 )
 DUAL_NOTE = (
     "`dual_clip` is verl's clip_ratio_c (3.0), and TRL's and Liger's delta where that is above "
@@ -308,23 +312,26 @@ DUAL_NOTE = (
 )
 KL_NOTE = (
     "The k3 penalty is off unless kl_beta is given, also with a reference; the GRPO paper has "
-    "0.04. verl holds its exponent at 20 and its value at 10, without gradient beyond; here "
-    "exponentials, ratios among them, continue as their tangent from e^20 on, so that no gradient "
-    "exceeds 5e8 times the advantage, and a global norm of gradients stays finite."
+    "0.04. verl clamps its exponent at 20 and its value at 10, without gradient beyond; here all "
+    "exponentials, ratios included, continue as their tangent from e^20 on, so that no gradient "
+    "exceeds 5e8 times the advantage and a global norm of gradients stays finite."
 )
 
 
 def row(
     name: str,
+    title: str,
     unit: Unit,
     terms: Callable[..., Terms],
     defaults: Mapping[str, Any],
     paper: str,
+    defaults_from: str,
     *notes: str,
 ) -> LossSpec:
-    """A loss with advantages given or formed from rewards, and the k3 penalty."""
+    """Build the row of a loss with advantages, given or from rewards, and the k3 penalty."""
     return LossSpec(
         name=name,
+        title=title,
         unit=unit,
         terms=with_on_policy(terms),
         weights=sequence_weights if unit == "sequence" else token_weights,
@@ -332,6 +339,7 @@ def row(
         optional=("groups",),
         defaults=defaults,
         paper=paper,
-        waived={"ref_token_logps": (("kl_beta", 0.0),), **OLD_WAIVED},
+        defaults_from=defaults_from,
+        needed_unless={"ref_token_logps": (("kl_beta", 0.0),), **OLD_NEEDED_UNLESS},
         notes=notes,
     )

@@ -1,4 +1,4 @@
-"""A row of the table of losses, and the one reduction they share."""
+"""`LossSpec`, a row of the table of losses, and the reduction that all losses share."""
 
 from __future__ import annotations
 
@@ -23,30 +23,34 @@ PAIR = ("groups", "preferred")
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss by name: ``loss = sum(weights * values) / normalizer``.
+    """A loss of the table: ``loss = sum(weights * values) / normalizer``.
 
     Attributes:
         name: key in the table.
-        unit: what the loss is a mean over.
-        terms: values and metrics from the inputs and the hyperparameters.
-        weights: weight of each value; the sum is the number of units.
+        title: name in the literature, such as DPO.
+        unit: the loss is a mean over these.
+        terms: function of the inputs and the hyperparameters that returns values and metrics.
+        weights: function that returns the weight of each value; their sum is the number of units.
         needs: fields of `LossInputs` it reads; ``a|b`` is satisfied by either.
         optional: further fields it reads where they are given.
         defaults: every hyperparameter and its default.
-        paper: where the formula comes from.
-        waived: input -> (hyperparameter, value) pairs under any of which that input is not read.
+        paper: authors and year, title, arXiv id, equation of the formula.
+        defaults_from: where the defaults come from; empty without hyperparameters.
+        needed_unless: input -> (hyperparameter, value) pairs; under any of them it is not needed.
         probabilities: inputs whose values are probabilities, from 0 to 1.
-        notes: what public implementations do otherwise, and which option reproduces them.
+        notes: differences in public implementations, and the options that reproduce them.
     """
 
     name: str
+    title: str
     unit: Unit
     terms: Callable[..., Terms]
     weights: Callable[[LossInputs], Tensor]
     needs: tuple[str, ...]
     defaults: Mapping[str, Any]
     paper: str
-    waived: Mapping[str, tuple[tuple[str, Any], ...]] = field(default_factory=dict)
+    defaults_from: str = ""
+    needed_unless: Mapping[str, tuple[tuple[str, Any], ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     probabilities: tuple[str, ...] = ()
@@ -54,7 +58,21 @@ class LossSpec:
     def __call__(
         self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any
     ) -> LossOutput:
-        """The loss of `inputs`; None as `normalizer` is the number of units in them."""
+        """Compute the loss of `inputs`.
+
+        Args:
+            inputs: log-probs and constants; those in `needs` must be given.
+            normalizer: divides the weighted sum of values, a number above 0 or a scalar tensor;
+                None: the number of units in `inputs`.
+            hyper: hyperparameters, see `defaults`; `rao_kernels.losses.hyperparameters` has their
+                types.
+
+        Returns:
+            `LossOutput` in fp64 for fp64 log-probs, else in fp32.
+
+        Raises:
+            InputError: an unknown or invalid hyperparameter, or a missing or invalid input.
+        """
         bound = self.bind(hyper)
         self._check_inputs(inputs, bound)
         with torch.autocast(inputs.token_logps.device.type, enabled=False):
@@ -64,7 +82,7 @@ class LossSpec:
         return LossOutput(loss.to(inputs.dtype), terms.values.to(inputs.dtype), metrics)
 
     def bind(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """All hyperparameters: the defaults, overridden by `hyper`."""
+        """Return all hyperparameters: the defaults, overridden by `hyper`."""
         known = ", ".join(self.defaults) or "none"
         for name in hyper:
             if name not in self.defaults:
@@ -72,20 +90,20 @@ class LossSpec:
         return {**self.defaults, **hyper}
 
     def required_inputs(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
-        """`needs` without what these hyperparameters make unnecessary."""
+        """Return `needs` without those that are not read under these hyperparameters."""
         bound = self.bind(hyper)
 
-        def waived(need: str) -> bool:
-            return any(bound[name] == value for name, value in self.waived.get(need, ()))
+        def skipped(need: str) -> bool:
+            return any(bound[name] == value for name, value in self.needed_unless.get(need, ()))
 
-        return tuple(need for need in self.needs if not waived(need))
+        return tuple(need for need in self.needs if not skipped(need))
 
     def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:
-        """The losses that are summed, each with all its hyperparameters: here this one alone."""
+        """Return the losses that are summed, each with its hyperparameters: this one alone."""
         return ((self, self.bind(hyper)),)
 
     def count_units(self, inputs: LossInputs) -> Tensor:
-        """Number of units (fp64 scalar): what a caller sums over micro-batches and ranks."""
+        """Return the number of units, an fp64 scalar that adds up over micro-batches and ranks."""
         return self.weights(inputs).sum()
 
     def _check_inputs(self, inputs: LossInputs, hyper: Mapping[str, Any]) -> None:
@@ -103,26 +121,26 @@ class LossSpec:
             _check_probabilities(name, inputs, self.name)
 
 
-# What to do about an input that is missing.
+# Advice on a missing input.
 _FIXES = {
     "old_token_logps": "Give the log-probs under the policy that sampled the responses, or "
-    "`on_policy=True` where that is the policy as it is now: ratios are 1 then."
+    "`on_policy=True` if the current policy sampled them (all ratios are 1)."
 }
 
 
 def _check_probabilities(name: str, inputs: LossInputs, loss: str) -> None:
-    """Checked on the CPU; reading another device's values would stop the host."""
+    """Check the range, on the CPU only: reading another device's values would synchronise."""
     values: Tensor = getattr(inputs, name)
     if values.device.type != "cpu" or not values.numel():
         return
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
-        expected = f"probabilities from 0 to 1, which is what the loss `{loss}` reads them as"
+        expected = f"probabilities from 0 to 1, as the loss `{loss}` takes them"
         raise InputError(name, expected, f"{low:g} to {high:g}")
 
 
 def reduce_units(values: Tensor, weights: Tensor, normalizer: Tensor | float | None) -> Tensor:
-    """``sum(weights * values) / normalizer``, by default over the number of units."""
+    """Return ``sum(weights * values) / normalizer``; None: divided by the number of units."""
     if normalizer is None:
         return weighted_mean(values, weights)
     if isinstance(normalizer, Tensor) and normalizer.dim() != 0:

@@ -1,11 +1,11 @@
-"""The table of losses, and sums of several of them."""
+"""`LossTable`, the table of losses, and `CombinedLoss`, weighted sums of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,21 +16,29 @@ from ._inputs import LossInputs
 from ._names import ALIASES, advice, spelled
 from ._spec import LossSpec, Unit
 
+if TYPE_CHECKING:
+    from .hyperparameters import LossKey
+
 
 class LossTable(Mapping[str, LossSpec]):
     """Losses by name: by key, or by a name that papers and other libraries use (`ALIASES`).
 
-    Iteration gives keys alone. Case, hyphens and underscores make no difference.
+    Iteration gives the keys alone. Case, hyphens and underscores make no difference:
+    ``LOSSES["DPO"]`` is ``LOSSES["sigmoid"]``.
     """
 
     def __init__(self, rows: Iterable[LossSpec]) -> None:
         self._rows = {row.name: row for row in rows}
 
-    def __getitem__(self, name: str) -> LossSpec:
+    def __getitem__(self, name: LossKey | str) -> LossSpec:
         return self._rows[_key(name)]
 
-    def find(self, name: str, argument: str = "loss") -> LossSpec:
-        """The loss `name`; where there is none, an `InputError` about `argument` that helps."""
+    def find(self, name: LossKey | str, argument: str = "loss") -> LossSpec:
+        """Return the loss `name`.
+
+        Raises:
+            InputError: there is none; the error is about `argument` and suggests names.
+        """
         if name not in self:
             known = f"one of {', '.join(self)}"
             raise InputError(argument, known, repr(name), advice(name, self))
@@ -43,10 +51,16 @@ class LossTable(Mapping[str, LossSpec]):
         return len(self._rows)
 
     def combine(self, weights: Mapping[str, float], argument: str = "weights") -> CombinedLoss:
-        """``sum_k weights[k] * loss_k``: usable wherever a loss is.
+        """Return ``sum_k weights[k] * loss_k``, usable wherever a loss is.
 
-        `argument` names the weights in errors.
-        Example: ``LOSSES.combine({"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
+        Args:
+            weights: weight by name of a loss, finite and at least 0.
+            argument: name of the weights in errors.
+
+        Raises:
+            InputError: no loss, an unknown one, one twice, or an invalid weight.
+
+        Example: ``LOSSES.combine({"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
         """
         if not weights:
             raise InputError(argument, "at least one loss", weights)
@@ -66,8 +80,8 @@ class CombinedLoss:
     """A weighted sum of losses, each a mean over its own units.
 
     A hyperparameter ``name`` goes to every part that has it, ``part.name`` to that part alone;
-    what is not given is each part's own default. `values` of the result are the parts' weighted
-    values one after another, its metrics the parts' (the first's, where two share a name) and
+    others keep each part's own default. `values` of the result are the parts' weighted values
+    concatenated, its metrics the parts' (the first part's, where two share a name) and
     ``loss/part`` of each.
     """
 
@@ -99,7 +113,7 @@ class CombinedLoss:
     def __call__(
         self, inputs: LossInputs, *, normalizer: Tensor | float | None = None, **hyper: Any
     ) -> LossOutput:
-        """The loss of `inputs`; `normalizer`: None, or one number per part as `count_units`."""
+        """Compute the loss; `normalizer` is None, or one number per part like `count_units`."""
         units = self._normalizers(normalizer)
         self._check_labels(inputs, hyper)
         outputs = [
@@ -118,8 +132,11 @@ class CombinedLoss:
         )
 
     def _check_labels(self, inputs: LossInputs, hyper: Mapping[str, Any]) -> None:
-        """A likelihood beside a loss of rewards is meant for the preferred responses; without
-        `preferred` it would be trained on all of them."""
+        """Require `preferred` where a likelihood stands beside a loss of rewards.
+
+        The likelihood is meant for the preferred responses; without `preferred` it would be trained
+        on all of them.
+        """
         rewarded = any("rewards" in need.split("|") for need in self.required_inputs(hyper))
         if rewarded and "preferred" in self.optional and inputs.preferred is None:
             expected = f"a tensor: `{self.name}` has rewards, and a part learns from preferred ones"
@@ -127,7 +144,7 @@ class CombinedLoss:
             raise InputError("preferred", expected, None, fix)
 
     def bind(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """`hyper`, over the defaults the parts agree on."""
+        """Return `hyper`, over the defaults that the parts agree on."""
         known = [
             key
             for spec, _ in self.parts
@@ -144,13 +161,15 @@ class CombinedLoss:
         return {**self.defaults, **hyper}
 
     def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:
-        """Each part with all its hyperparameters: its defaults, what is given by name, and over
-        both what is given to this part."""
+        """Return each part with all its hyperparameters.
+
+        In rising priority: its defaults, those given by name, those given to this part.
+        """
         given = self.bind(hyper)
         return tuple((spec, spec.bind(_own(spec, given))) for spec, _ in self.parts)
 
     def required_inputs(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
-        """What any part needs under these hyperparameters."""
+        """Return the inputs that any part needs under these hyperparameters."""
         return _union(spec.required_inputs(bound) for spec, bound in self.bound_parts(hyper))
 
     @property
@@ -159,7 +178,7 @@ class CombinedLoss:
         return _union(spec.optional for spec, _ in self.parts)
 
     def count_units(self, inputs: LossInputs) -> Tensor:
-        """``[parts]`` number of units of each."""
+        """Return ``[parts]`` number of units of each."""
         return torch.stack([spec.count_units(inputs) for spec, _ in self.parts])
 
     def _normalizers(self, normalizer: Tensor | float | None) -> list[Tensor | None]:
@@ -175,19 +194,19 @@ Loss = LossSpec | CombinedLoss
 
 
 def _key(name: str) -> str:
-    """The key that `name` stands for; `name` itself where it stands for none."""
+    """Return the key that `name` stands for; `name` itself where it stands for none."""
     plain = spelled(name)
     return ALIASES.get(plain, plain)
 
 
 def _dotted_key(name: str) -> str:
-    """``part.hyperparameter`` with the part's key; a plain name as it is."""
+    """Return ``part.hyperparameter`` with the part's key; a plain name unchanged."""
     part, dot, hyper = name.rpartition(".")
     return f"{_key(part)}.{hyper}" if dot else name
 
 
 def _own(spec: LossSpec, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters of one part; those that name it win."""
+    """Return the hyperparameters of one part; those that name the part take precedence."""
     shared = {name: value for name, value in hyper.items() if name in spec.defaults}
     prefix = f"{spec.name}."
     named = {name: value for name, value in hyper.items() if name.startswith(prefix)}

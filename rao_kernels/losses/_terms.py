@@ -1,7 +1,7 @@
-"""The named pieces losses are composed of.
+"""Building blocks of the losses: log-ratios, surrogates, groups, weights, pairs and metrics.
 
-Legend: N response tokens, S sequences, P pairs. All arithmetic per sequence is fp64: S numbers
-cost nothing, and log-ratios of long responses need it.
+Legend: N response tokens, S sequences, P pairs. Arithmetic per sequence is fp64: its cost on S
+numbers is negligible, and log-ratios of long responses need it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Terms:
     metrics: dict[str, Tensor]
 
 
-# Levels: what stands for a sequence.
+# Log-probabilities and log-ratios per sequence.
 
 
 def log_ratios(inputs: LossInputs) -> Tensor:
-    """``[S]`` D = log pi(y|x) - log pi_ref(y|x), from per-token differences where there are any."""
+    """Return ``[S]`` D = log pi(y|x) - log pi_ref(y|x), from per-token differences where given."""
     if inputs.ref_token_logps is None:
         return inputs.logps - inputs.require("ref_logps").detach().double()
     differences = inputs.token_logps.double() - inputs.ref_token_logps.detach().double()
@@ -38,42 +38,50 @@ def log_ratios(inputs: LossInputs) -> Tensor:
 
 
 def reference_logps(inputs: LossInputs) -> Tensor:
-    """``[S]`` log-probability of each response under the reference."""
+    """Return ``[S]`` log-probability of each response under the reference."""
     if inputs.ref_token_logps is None:
         return inputs.require("ref_logps").detach().double()
     return segment_sum(inputs.ref_token_logps.detach(), inputs.segments, inputs.num_sequences)
 
 
 def prompt_log_ratios(inputs: LossInputs) -> Tensor:
-    """``[S]`` DX = log-ratio of the prompt after its shared prefix."""
+    """Return ``[S]`` DX = log-ratio of the prompt after its shared prefix."""
     reference = inputs.require("ref_prompt_logps")
     return inputs.require("prompt_logps").double() - reference.detach().double()
 
 
 def per_token(sums: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` sums over tokens divided by the length; 0 for an empty response."""
+    """Divide ``[S]`` sums over tokens by the length; 0 for an empty response."""
     return sums / inputs.lengths.clamp(min=1)
 
 
-# Surrogates: from a margin to a loss.
+# Surrogates: functions of a margin.
 
 
 def logistic(margin: Tensor) -> Tensor:
-    """``log(1 + exp(-margin))``, exact at both ends."""
+    """Return ``log(1 + exp(-margin))``, exact at both ends."""
     return -F.logsigmoid(margin)
 
 
 def bernoulli_kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL of Bernoulli(sigmoid(a)) to Bernoulli(sigmoid(b))."""
+    """Return the KL of Bernoulli(sigmoid(a)) to Bernoulli(sigmoid(b))."""
     heads = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
     return heads + torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
 
 
-# Groups: over the responses to one prompt.
+def reward_regression(
+    inputs: LossInputs, target: Tensor, implicit_rewards: Tensor, scale: float | Tensor
+) -> Terms:
+    """Return ``scale (target - implicit_rewards)^2`` per sequence, with preference metrics."""
+    metrics = reward_preference_metrics(inputs, implicit_rewards)
+    return Terms(scale * (target - implicit_rewards).square(), metrics)
+
+
+# Groups: sums and means over the responses to one prompt.
 
 
 def group_sum(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` sum of `values` ``[S]`` over the group of each sequence, the same bits every time."""
+    """Return ``[S]`` sum of `values` ``[S]`` over the group of each sequence; deterministic."""
     groups = inputs.groups
     if groups is None:
         return values
@@ -82,12 +90,12 @@ def group_sum(values: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def group_mean(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` mean of `values` ``[S]`` over the group of each sequence."""
+    """Return ``[S]`` mean of `values` ``[S]`` over the group of each sequence."""
     return group_sum(values, inputs) / group_sizes(inputs)
 
 
 def group_logsumexp(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[S]`` log of the sum of ``exp(values)`` over the group of each sequence."""
+    """Return ``[S]`` log of the sum of ``exp(values)`` over the group of each sequence."""
     groups = inputs.groups
     if groups is None:
         return values
@@ -97,26 +105,26 @@ def group_logsumexp(values: Tensor, inputs: LossInputs) -> Tensor:
     return level + group_sum((values - level).exp(), inputs).log()
 
 
-# Weights: how much each value counts; their sum is the number of units.
+# Weights of the values; their sum is the number of units.
 
 
 def prompt_weights(inputs: LossInputs) -> Tensor:
-    """``[S]`` 1 / (responses of the prompt): a mean over responses within each prompt."""
+    """Return ``[S]`` 1 / (responses of the prompt): a mean over responses within each prompt."""
     return group_sizes(inputs).double().reciprocal()
 
 
 def sequence_weights(inputs: LossInputs) -> Tensor:
-    """``[S]`` one each."""
+    """Return ``[S]`` ones."""
     return _ones(inputs.num_sequences, inputs)
 
 
 def pair_weights(inputs: LossInputs) -> Tensor:
-    """``[P]`` one each."""
+    """Return ``[P]`` ones."""
     return _ones(inputs.num_sequences // 2, inputs)
 
 
 def preferred_token_weights(inputs: LossInputs) -> Tensor:
-    """``[N]`` 1 for tokens of preferred sequences, 0 for others; all 1 without `preferred`."""
+    """Return ``[N]`` 1 for tokens of preferred sequences, else 0; all 1 without `preferred`."""
     if inputs.preferred is None:
         return _ones(inputs.token_logps.numel(), inputs)
     return inputs.preferred.bool()[inputs.segments].double()
@@ -127,14 +135,14 @@ def _ones(count: int, inputs: LossInputs) -> Tensor:
 
 
 def group_sizes(inputs: LossInputs) -> Tensor:
-    """``[S]`` number of sequences in the group of each."""
+    """Return ``[S]`` number of sequences in the group of each."""
     if inputs.groups is None:
         return torch.ones(inputs.num_sequences, dtype=torch.int64, device=inputs.token_logps.device)
     return sizes_of(inputs.groups)
 
 
 def sizes_of(groups: Tensor) -> Tensor:
-    """``[S]`` how often each entry of `groups` ``[S]`` occurs."""
+    """Return ``[S]`` number of times that each entry of `groups` ``[S]`` occurs."""
     groups = groups.contiguous()
     ordered = groups.sort().values
     after = torch.searchsorted(ordered, groups, right=True)
@@ -146,23 +154,29 @@ def sizes_of(groups: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two sequences per prompt: indices ``[P]`` of the chosen and of the rejected."""
+    """Two sequences per prompt.
+
+    chosen, rejected: ``[P]`` indices of the sequences. nan_if_invalid: ``[P]`` 0, or NaN where the
+    two sequences do not make a pair.
+    """
 
     chosen: Tensor
     rejected: Tensor
-    poison: Tensor
+    nan_if_invalid: Tensor
 
     def split(self, per_sequence: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen and rejected ``[P]`` of ``[S]``; NaN for what is no pair."""
-        return per_sequence[self.chosen] + self.poison, per_sequence[self.rejected] + self.poison
+        """Return chosen and rejected ``[P]`` of ``[S]``; NaN where a pair is invalid."""
+        return per_sequence[self.chosen] + self.nan_if_invalid, per_sequence[
+            self.rejected
+        ] + self.nan_if_invalid
 
 
 def pair_up(inputs: LossInputs) -> Pairs:
     """Pair the sequences that share a group, the preferred one first.
 
-    A group of another size, or with none or two preferred, is an error that names it where the
-    inputs are on the CPU. On other devices that would stop the host to read them: there what is
-    no pair gives NaN.
+    A group of another size, or with none or two preferred, raises an error that names it where the
+    inputs are on the CPU. On other devices reading them would synchronise: there an invalid pair
+    gives NaN.
     """
     groups, preferred = inputs.require("groups"), inputs.require("preferred").bool()
     if groups.numel() % 2:
@@ -172,12 +186,12 @@ def pair_up(inputs: LossInputs) -> Pairs:
     valid = (same[:, 0] == same[:, 1]) & first[:, 0] & ~first[:, 1]
     if groups.device.type == "cpu" and not bool(valid.all()):
         raise _pair_error(groups, preferred)
-    poison = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
-    return Pairs(order[:, 0], order[:, 1], poison.masked_fill(~valid, torch.nan))
+    nan_if_invalid = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
+    return Pairs(order[:, 0], order[:, 1], nan_if_invalid.masked_fill(~valid, torch.nan))
 
 
 def _pair_error(groups: Tensor, preferred: Tensor) -> InputError:
-    """Names the first group that is no pair."""
+    """Return an error that names the first group that is not a pair."""
     members = (
         (group, preferred[groups == group].tolist()) for group in torch.unique(groups).tolist()
     )
@@ -190,7 +204,7 @@ def _pair_error(groups: Tensor, preferred: Tensor) -> InputError:
 
 
 def order_within_groups(keys: Tensor, groups: Tensor, *, descending: bool) -> Tensor:
-    """``[S]`` order by group, then by key; ties keep their order."""
+    """Return the ``[S]`` order by group, then by key; ties keep their order."""
     by_key = keys.argsort(stable=True, descending=descending)
     return by_key[groups[by_key].argsort(stable=True)]
 
@@ -198,14 +212,14 @@ def order_within_groups(keys: Tensor, groups: Tensor, *, descending: bool) -> Te
 def pair_terms(
     inputs: LossInputs, implicit_rewards: Tensor, surrogate: Callable[[Tensor], Tensor]
 ) -> Terms:
-    """``surrogate(margin)`` of each pair's implicit rewards, given per sequence ``[S]``."""
+    """Return ``surrogate(margin)`` of each pair's implicit rewards, given per sequence ``[S]``."""
     pairs = pair_up(inputs)
     chosen, rejected = pairs.split(implicit_rewards)
     return Terms(surrogate(chosen - rejected), pair_metrics(inputs, pairs, implicit_rewards))
 
 
 def pair_metrics(inputs: LossInputs, pairs: Pairs, implicit_rewards: Tensor) -> dict[str, Tensor]:
-    """Means over pairs of implicit rewards, given per sequence ``[S]``, and of log-probs."""
+    """Return means over pairs of log-probs and of implicit rewards, given per sequence ``[S]``."""
     chosen, rejected = pairs.split(implicit_rewards.detach())
     logps = inputs.logps.detach()
     return _preference_metrics(
@@ -221,16 +235,16 @@ def pair_metrics(inputs: LossInputs, pairs: Pairs, implicit_rewards: Tensor) -> 
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean over units, whose number is the sum of the weights; 0 when there is none."""
+    """Return the mean over units, whose number is the sum of the weights; 0 when there is none."""
     return (weights * values).sum() / weights.sum().clamp(min=1)
 
 
 def reward_preference_metrics(inputs: LossInputs, implicit_rewards: Tensor) -> dict[str, Tensor]:
-    """Metrics of a pair for any number of responses with rewards.
+    """Return the metrics of a pair for any number of responses with rewards.
 
     Chosen is the response with the highest reward of its group, rejected the one with the lowest,
-    the first of each where several tie. A group whose rewards are all equal has nothing to be
-    accurate about and counts one half.
+    the first of each where several tie. A group whose rewards are all equal has no order to predict
+    and counts one half in the accuracy.
     """
     rewards = inputs.require("rewards")
     groups = inputs.groups

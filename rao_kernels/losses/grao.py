@@ -1,7 +1,9 @@
 """GRAO: policy gradient without a ratio, towards a gold answer beside the samples.
 
-Legend: A_i advantage of response i, mean_g and std_g over the sampled responses to one prompt.
-Advantages are taken where they are given and else formed from the rewards.
+GRAO (`grao`).
+
+Legend: A_i advantage of response i, mean_g and std_g over the sampled responses to one prompt, r
+reward, S sequences. Advantages are taken where given, else computed from the rewards.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ def grao(
 ) -> Terms:
     """GRAO: ``-mean_i [A_i J_i + lam A_i (J_i - J_y)] - beta A_y J_y``, mean over prompts.
 
-    J is the mean token log-probability of a sampled response i, or of the gold answer y;
-    ``A = (r - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2508.07750). Values ``[S]``: each response has
-    its prompt's.
+    Wang et al. 2025, arXiv 2508.07750, Eq. 2 to 5. J is the mean token log-probability of a sampled
+    response i or of the gold answer y; ``A = (r - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
         beta: weight of the imitation of the gold answer.
         lam: weight of the gap between samples and gold answer.
-        gold_in_statistics: whether mean_g and std_g are over the samples and the gold answer, which
-            bounds the gold answer's advantage, or over the samples alone.
+        gold_in_statistics: True takes mean_g and std_g over the samples and the gold answer, which
+            bounds the gold answer's advantage; False over the samples alone.
+        options: see `StdOptions`.
+
+    Returns:
+        Values ``[S]``: each response has its prompt's value.
     """
     gold = inputs.require("gold").bool()
     counted = None if gold_in_statistics else ~gold
@@ -58,6 +63,7 @@ def grao(
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="grao",
+        title="GRAO",
         unit="prompt",
         terms=grao,
         weights=prompt_weights,
@@ -69,13 +75,20 @@ ROWS: tuple[LossSpec, ...] = (
             "eps": 1e-4,
             "population_std": True,
         },
-        paper="Group Relative Alignment Optimization, arXiv 2508.07750",
+        paper=(
+            "Wang et al. 2025, Group Relative Alignment Optimization, arXiv 2508.07750, Eq. 2 to 5"
+        ),
+        defaults_from=(
+            "beta 0.5, lam 0.6 and the population's standard deviation are the "
+            "paper's; eps 1e-4 is TRL's for GRPO."
+        ),
         notes=(
-            "Eq. 4 averages over the G samples (the default); the text also speaks of one group "
-            "with the gold answer, which is `gold_in_statistics=True`. Without it, where all "
-            "samples have one reward, the gold answer's advantage is what it has beyond them over "
-            "eps: 10,000 for samples of 0 and a gold answer of 1, where the other choice gives "
-            "sqrt(G). A negative one pushes the gold answer down without bound, as in the paper.",
+            "Eq. 4 takes the statistics over the G samples (the default); the text also mentions "
+            "one group with the gold answer, which is `gold_in_statistics=True`. With the default, "
+            "where all samples have one reward, the gold answer's advantage is its difference to "
+            "it over eps: 10,000 for samples of 0 and a gold answer of 1, where "
+            "`gold_in_statistics=True` gives sqrt(G). A negative advantage lowers the gold "
+            "answer's log-probability without bound, as in the paper.",
         ),
     ),
 )

@@ -1,8 +1,11 @@
 """Losses that couple the K responses of a prompt through a softmax.
 
-Legend: S sequences, K responses to a prompt, D log-ratio of a response to the reference;
-``p = softmax(r / alpha)`` and ``q = softmax(beta D)`` over the responses, sp(a) = log(1 + exp(a)).
-Values ``[S]``: each response has its prompt's, and the mean is over prompts.
+InfoNCA (`infonca`), NCA (`nca`), EXO (`exo`).
+
+Legend: S sequences, K responses to a prompt, D log-ratio of a response to the reference, r its
+reward; ``p = softmax(r / alpha)`` and ``q = softmax(beta D)`` over the responses to a prompt,
+sp(a) = log(1 + exp(a)). Values ``[S]``: each response has its prompt's value, and the mean is over
+prompts.
 """
 
 from __future__ import annotations
@@ -25,22 +28,35 @@ from ._terms import (
 
 
 def infonca(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
-    """InfoNCA: ``-sum_i p_i log q_i``, mean over prompts (arXiv 2402.05369).
+    """InfoNCA: ``-sum_i p_i log q_i``, mean over prompts.
+
+    Chen et al. 2024, arXiv 2402.05369.
 
     Args:
-        alpha: temperature of the softmax over rewards; towards 0 the best response takes all.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        alpha: temperature of the softmax over rewards, in reward; towards 0 only the best response
+            counts.
+
+    Returns:
+        Values ``[S]``.
     """
     scores, target = _scores_and_target(inputs, beta, alpha)
     return _terms(inputs, scores, group_sum(-target.exp() * _log_softmax(scores, inputs), inputs))
 
 
 def nca(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
-    """NCA: ``sum_i [p_i sp(-beta D_i) + sp(beta D_i) / K]``, mean over prompts (arXiv 2402.05369).
+    """NCA: ``sum_i [p_i sp(-beta D_i) + sp(beta D_i) / K]``, mean over prompts.
 
-    No response's gradient depends on another's log-probability.
+    Chen et al. 2024, arXiv 2402.05369. The gradient of a response does not depend on the
+    log-probability of another.
 
     Args:
-        alpha: temperature of the softmax over rewards; towards 0 the best response takes all.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        alpha: temperature of the softmax over rewards, in reward; towards 0 only the best response
+            counts.
+
+    Returns:
+        Values ``[S]``.
     """
     scores, target = _scores_and_target(inputs, beta, alpha)
     wanted = group_sum(target.exp() * logistic(scores), inputs)
@@ -48,10 +64,18 @@ def nca(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
 
 
 def exo(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
-    """EXO: ``sum_i q_i (log q_i - log p_i)``, mean over prompts (arXiv 2402.00856).
+    """EXO: ``sum_i q_i (log q_i - log p_i)``, mean over prompts.
+
+    Ji et al. 2024, arXiv 2402.00856.
 
     Args:
-        alpha: temperature of the softmax over rewards; towards 0 the best response takes all.
+        beta: KL coefficient (the paper's beta_pi), in reward per nat; the implicit reward is beta
+            D.
+        alpha: temperature of the softmax over rewards (the paper's beta_r), in reward; towards 0
+            only the best response counts.
+
+    Returns:
+        Values ``[S]``.
     """
     scores, target = _scores_and_target(inputs, beta, alpha)
     found = _log_softmax(scores, inputs)
@@ -59,7 +83,7 @@ def exo(inputs: LossInputs, *, beta: float, alpha: float) -> Terms:
 
 
 def _scores_and_target(inputs: LossInputs, beta: float, alpha: float) -> tuple[Tensor, Tensor]:
-    """``[S]`` beta D and log p."""
+    """Return beta D and log p, ``[S]`` each."""
     rewards = inputs.require("rewards").double() / check_positive("alpha", alpha)
     return check_positive("beta", beta) * log_ratios(inputs), _log_softmax(rewards, inputs)
 
@@ -81,32 +105,38 @@ _NCA_NOTE = (
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="infonca",
+        title="InfoNCA",
         unit="prompt",
         terms=infonca,
         weights=prompt_weights,
         needs=_NEEDS,
         defaults={"beta": 0.01, "alpha": 0.01},
-        paper="Noise Contrastive Alignment, arXiv 2402.05369",
+        paper="Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369",
+        defaults_from="beta 0.01 is the paper's for `nca_pair`; alpha is set equal to it.",
         notes=(_NCA_NOTE,),
     ),
     LossSpec(
         name="nca",
+        title="NCA",
         unit="prompt",
         terms=nca,
         weights=prompt_weights,
         needs=_NEEDS,
         defaults={"beta": 0.01, "alpha": 0.01},
-        paper="Noise Contrastive Alignment, arXiv 2402.05369",
+        paper="Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369",
+        defaults_from="beta 0.01 is the paper's for `nca_pair`; alpha is set equal to it.",
         notes=(_NCA_NOTE,),
     ),
     LossSpec(
         name="exo",
+        title="EXO",
         unit="prompt",
         terms=exo,
         weights=prompt_weights,
         needs=_NEEDS,
         defaults={"beta": 0.1, "alpha": 0.1},
-        paper="Efficient Exact Optimization, arXiv 2402.00856",
+        paper="Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856",
+        defaults_from="alpha 0.1 is the paper's beta_r (Appendix B); beta is set equal to it.",
         notes=("The paper's beta_pi is beta, its beta_r is alpha.",),
     ),
 )

@@ -1,7 +1,7 @@
-"""How pair losses with a reference are put together, and the options they share.
+"""Options and building blocks of pair losses with a reference: LD-DPO, f-DPO, WPO, label smoothing.
 
 Legend: N response tokens, S sequences, P pairs; w chosen, l rejected; D log-ratio of a response to
-the reference, a = beta D, u = beta (D_w - D_l).
+the reference, a = beta D, u = beta (D_w - D_l), l_t log-probability of token t.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ from ._terms import (
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 Surrogate = Callable[[Tensor], Tensor]
 
-# Beyond this exponent an exponential continues as its tangent. The slope e^20 = 5e8 is what caps
-# the factor of every gradient: with larger ones the squares that a global norm sums overflow in
-# fp32, and clipping to an infinite norm sets the whole step to zero. A constant beyond would stop
-# the gradient where it matters most. A score that is squared afterwards takes half the exponent.
+# From this exponent on an exponential continues as its tangent, so that no factor of a gradient
+# exceeds e^20 = 5e8. With larger factors the squares in a global gradient norm overflow in fp32,
+# and clipping to an infinite norm sets the whole step to zero. A constant instead of the tangent
+# would stop the gradient where it is largest. A score that is squared afterwards uses half the
+# exponent.
 MAX_EXPONENT = 20.0
 
 
 class PairOptions(TypedDict):
     """Options of every pair loss with a reference.
 
-    ld_alpha: weight of the tokens beyond the shorter response's length; 1 is off (LD-DPO,
-        arXiv 2409.06411).
-    ld_reference: whether those weights apply to the reference too.
+    ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
+        (LD-DPO, Liu et al. 2024, arXiv 2409.06411).
+    ld_reference: True applies those weights to the reference too, False to the policy only.
     wpo: True weighs each pair, without gradient, by the product of its responses'
-        ``exp(mean(l_t - log sum_v p_v^2))`` (WPO, arXiv 2406.11827); "clamped": by at most 1.
+        ``exp(mean(l_t - log sum_v p_v^2))`` (WPO, Zhou et al. 2024, arXiv 2406.11827); "clamped"
+        clamps that weight at 1; False is off.
     """
 
     ld_alpha: float
@@ -58,8 +60,9 @@ class PairOptions(TypedDict):
 class ScoreOptions(PairOptions):
     """Options of every function of the margin: there the log-partition function cancels.
 
-    f_divergence: which divergence to the reference regularises the reward (f-DPO, arXiv
-        2309.16240): "reverse_kl", "forward_kl", "js" or "alpha"; its derivative replaces D.
+    f_divergence: divergence to the reference that regularises the reward, "reverse_kl",
+        "forward_kl", "js" or "alpha"; its derivative replaces D (f-DPO, Wang et al. 2023, arXiv
+        2309.16240).
     f_alpha: the paper's alpha of the alpha-divergence; 0 is the reverse KL.
     """
 
@@ -70,35 +73,35 @@ class ScoreOptions(PairOptions):
 PAIR_DEFAULTS: dict[str, Any] = {"ld_alpha": 1.0, "ld_reference": True, "wpo": False}
 SCORE_DEFAULTS: dict[str, Any] = {**PAIR_DEFAULTS, "f_divergence": "reverse_kl", "f_alpha": 0.5}
 NEEDS = (REFERENCE, "ref_token_logps", "token_log_sum_sq")
-WAIVED = {
+NEEDED_UNLESS = {
     "ref_token_logps": (("ld_alpha", 1.0), ("ld_reference", False)),
     "token_log_sum_sq": (("wpo", False),),
 }
 NOTES = (
-    "ld_alpha: TRL weighs policy and reference (as here), LLaMA-Factory the policy only "
+    "ld_alpha: TRL weighs policy and reference (the default here), LLaMA-Factory the policy only "
     "(ld_reference=False).",
-    "wpo: TRL does not clamp the weight (as here), the authors' code clamps it at 1 "
+    "wpo: TRL does not clamp the weight (wpo=True), the authors' code clamps it at 1 "
     '(wpo="clamped").',
 )
 SCORE_NOTES = (
     *NOTES,
-    "f_alpha is the paper's; TRL's f_alpha_divergence_coef is 1 minus it. Scores are TRL's, the "
-    "constant included, which matters where they are divided by lengths. Exponentials continue as "
-    "their tangent from e^20 on, from e^10 where the loss squares the score; TRL's overflow, or "
-    "stop the gradient at e^80.",
+    "f_alpha is the paper's; TRL's f_alpha_divergence_coef is 1 minus it. Scores equal TRL's with "
+    "the constant, which matters where they are divided by lengths. Exponentials continue "
+    "as their tangent from e^20 on, from e^10 where the loss squares the score; in TRL they "
+    "overflow, or stop the gradient at e^80.",
 )
 
 
 def pair_ratios(inputs: LossInputs, pairs: Pairs, *, ld_alpha: float, ld_reference: bool) -> Tensor:
-    """``[S]`` D, length-desensitised where `ld_alpha` is not 1."""
+    """Return ``[S]`` D, length-desensitised where `ld_alpha` is not 1."""
     if check_fraction("ld_alpha", ld_alpha) == 1:
         return log_ratios(inputs)
     shared = torch.minimum(inputs.lengths[pairs.chosen], inputs.lengths[pairs.rejected])
     limits = torch.empty_like(inputs.lengths)
     limits = limits.scatter(0, pairs.chosen, shared).scatter(0, pairs.rejected, shared)
     offsets = segment_offsets(inputs.segments, inputs.num_sequences)
-    place = torch.arange(len(inputs.segments), device=offsets.device) - offsets[inputs.segments]
-    beyond = place >= limits[inputs.segments]
+    position = torch.arange(len(inputs.segments), device=offsets.device) - offsets[inputs.segments]
+    beyond = position >= limits[inputs.segments]
     weights = 1 - (1 - ld_alpha) * beyond.double()
     if ld_reference:
         differences = (
@@ -112,7 +115,7 @@ def pair_ratios(inputs: LossInputs, pairs: Pairs, *, ld_alpha: float, ld_referen
 def divergence_scores(
     ratios: Tensor, divergence: Divergence, alpha: float, max_exponent: float = MAX_EXPONENT
 ) -> Tensor:
-    """``f'(e^D)``: D, ``1 - e^-D``, ``log(2 sigmoid(D))``, ``(1 - e^-aD)/a``; 0 at D = 0."""
+    """Return ``f'(e^D)``: D, ``1 - e^-D``, ``log(2 sigmoid(D))``, ``(1 - e^-aD)/a``; 0 at D = 0."""
     if divergence not in get_args(Divergence):
         raise InputError("f_divergence", f"one of {get_args(Divergence)}", repr(divergence))
     if divergence == "js":
@@ -122,13 +125,13 @@ def divergence_scores(
 
 
 def expm1(exponent: Tensor, max_exponent: float = MAX_EXPONENT) -> Tensor:
-    """``exp(exponent) - 1``, from `max_exponent` on its tangent there."""
+    """Return ``exp(exponent) - 1``, continued as its tangent from `max_exponent` on."""
     beyond = F.relu(exponent - max_exponent)
     return torch.expm1(exponent - beyond) + math.exp(max_exponent) * beyond
 
 
 def smoothed(surrogate: Surrogate, label_smoothing: float) -> Surrogate:
-    """``(1 - e) L(u) + e L(-u)``: a share e of the labels is taken to be flipped."""
+    """Return ``(1 - e) L(u) + e L(-u)``: a share e of the labels is assumed to be flipped."""
     if check_fraction("label_smoothing", label_smoothing) == 0:
         return surrogate
 
@@ -142,7 +145,7 @@ def smoothed(surrogate: Surrogate, label_smoothing: float) -> Surrogate:
 def pair_importance(
     inputs: LossInputs, pairs: Pairs, wpo: Literal["clamped"] | bool
 ) -> Tensor | float:
-    """``[P]`` weights of WPO, without gradient; 1 where it is off."""
+    """Return ``[P]`` weights of WPO, without gradient; 1 where it is off."""
     if not isinstance(wpo, bool) and wpo != "clamped":
         raise InputError("wpo", "True, False or 'clamped'", repr(wpo))
     if wpo is False:
@@ -154,7 +157,7 @@ def pair_importance(
     return weight.clamp(max=1) if wpo == "clamped" else weight
 
 
-# Put together.
+# Losses of pairs from their parts.
 
 
 def margin_terms(
@@ -167,8 +170,11 @@ def margin_terms(
     squared: bool = False,
     **options: Unpack[ScoreOptions],
 ) -> Terms:
-    """``surrogate(u)`` of each pair, under the options of a function of the margin; `squared`: it
-    squares the margin."""
+    """Return ``surrogate(u)`` of each pair, under the options of a function of the margin.
+
+    `squared` says that the surrogate squares the margin: exponentials then continue as their
+    tangent from half the exponent.
+    """
     ratios = pair_ratios(
         inputs, pairs, ld_alpha=options["ld_alpha"], ld_reference=options["ld_reference"]
     )
@@ -188,7 +194,7 @@ def pointwise_terms(
     surrogate: Callable[[Tensor, Tensor], Tensor],
     **options: Unpack[PairOptions],
 ) -> Terms:
-    """``surrogate(a_w, a_l)`` of each pair, under the options of a pair loss."""
+    """Return ``surrogate(a_w, a_l)`` of each pair, under the options of a pair loss."""
     check_positive("beta", beta)
     pairs = pair_up(inputs)
     ratios = pair_ratios(
@@ -202,44 +208,52 @@ def pointwise_terms(
 
 def margin_row(
     name: str,
+    title: str,
     terms: Callable[..., Terms],
     defaults: dict[str, Any],
     paper: str,
     *,
+    defaults_from: str,
     needs: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> LossSpec:
-    """The row of a function of the margin: with the options of `ScoreOptions`."""
+    """Build the row of a function of the margin, with the options of `ScoreOptions`."""
     return LossSpec(
         name=name,
+        title=title,
         unit="pair",
         terms=terms,
         weights=pair_weights,
         needs=(*PAIR, *needs, *NEEDS),
         defaults={**defaults, **SCORE_DEFAULTS},
         paper=paper,
-        waived=WAIVED,
+        defaults_from=defaults_from,
+        needed_unless=NEEDED_UNLESS,
         notes=(*notes, *SCORE_NOTES),
     )
 
 
 def pair_row(
     name: str,
+    title: str,
     terms: Callable[..., Terms],
     defaults: dict[str, Any],
     paper: str,
     *,
+    defaults_from: str,
     notes: tuple[str, ...] = (),
 ) -> LossSpec:
-    """The row of another pair loss: with the options of `PairOptions`."""
+    """Build the row of another pair loss, with the options of `PairOptions`."""
     return LossSpec(
         name=name,
+        title=title,
         unit="pair",
         terms=terms,
         weights=pair_weights,
         needs=(*PAIR, *NEEDS),
         defaults={**defaults, **PAIR_DEFAULTS},
         paper=paper,
-        waived=WAIVED,
+        defaults_from=defaults_from,
+        needed_unless=NEEDED_UNLESS,
         notes=(*notes, *NOTES),
     )

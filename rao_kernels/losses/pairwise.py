@@ -1,8 +1,10 @@
-"""Pair losses with a reference that are functions of the margin.
+"""Pair losses with a reference that put another function of the margin in place of DPO's.
 
-Legend: w chosen, l rejected; D log-ratio of a response to the reference, n its length;
-h = D_w - D_l, u = beta h; sp(a) = log(1 + exp(a)); P pairs.
-Where a row takes `f_divergence`, its score stands for D (see `modifiers`).
+IPO (`ipo`), RSO hinge (`hinge`), EXO-pair (`exo_pair`), DiscoPOP (`discopop`).
+
+Legend: w chosen, l rejected; D log-ratio of a response to the reference, h = D_w - D_l,
+u = beta h; sp(a) = log(1 + exp(a)); P pairs. With the option `f_divergence`, its score replaces D
+(f-DPO, see `modifiers`).
 """
 
 from __future__ import annotations
@@ -16,63 +18,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ._inputs import LossInputs
-from ._spec import PAIR, REFERENCE, LossSpec
-from ._terms import (
-    Terms,
-    bernoulli_kl,
-    check_not_negative,
-    check_positive,
-    log_ratios,
-    logistic,
-    pair_metrics,
-    pair_up,
-    pair_weights,
-    per_token,
-    reference_logps,
-)
+from ._spec import LossSpec
+from ._terms import Terms, bernoulli_kl, check_positive, logistic, pair_up
 from .modifiers import ScoreOptions, expm1, margin_row, margin_terms, smoothed
-
-
-def sigmoid(
-    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
-) -> Terms:
-    """DPO: ``sp(-u)``; dL/dD_w = -beta sigmoid(-u) (arXiv 2305.18290).
-
-    `label_smoothing` e adds ``e u``: that is cDPO, smallest at ``u = log((1 - e) / e)``.
-    """
-    check_positive("beta", beta)
-    surrogate = smoothed(logistic, label_smoothing)
-    return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
-
-
-def sigmoid_norm(
-    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
-) -> Terms:
-    """Length-normalised DPO: ``sp(-beta (D_w / n_w - D_l / n_l))`` (arXiv 2411.15124)."""
-    check_positive("beta", beta)
-    surrogate = smoothed(logistic, label_smoothing)
-    return margin_terms(inputs, pair_up(inputs), beta, surrogate, length_normalized=True, **options)
-
-
-def robust(
-    inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
-) -> Terms:
-    """Robust DPO: ``((1 - e) sp(-u) - e sp(u)) / (1 - 2 e)`` (arXiv 2403.00409).
-
-    Equal to ``sp(-u) - e u / (1 - 2 e)``, which is how it is computed; not bounded below.
-
-    Args:
-        label_smoothing: e, the share of flipped labels, from 0 to below 1/2.
-    """
-    check_positive("beta", beta)
-    if not 0 <= label_smoothing < 0.5:
-        raise InputError("label_smoothing", "a number in [0, 0.5)", label_smoothing)
-    slope = label_smoothing / (1 - 2 * label_smoothing)
-
-    def surrogate(margin: Tensor) -> Tensor:
-        return logistic(margin) - slope * margin
-
-    return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
 
 
 def ipo(
@@ -83,13 +31,19 @@ def ipo(
     label_smoothing: float,
     **options: Unpack[ScoreOptions],
 ) -> Terms:
-    """IPO: ``(h - 1 / (2 tau))^2`` (arXiv 2310.12036).
+    """IPO: ``(h - 1 / (2 tau))^2``, mean over pairs.
 
-    The implicit rewards are tau D.
+    Azar et al. 2023, arXiv 2310.12036, Eq. 17.
 
     Args:
-        tau: strength of the pull to the reference: the margin's target is 1 / (2 tau).
-        length_normalized: whether D is a mean over tokens instead of the paper's sum.
+        tau: KL coefficient, in reward per nat: the margin's target is 1 / (2 tau) nats. The
+            implicit reward is tau D.
+        length_normalized: True takes D as a mean over tokens, False as the paper's sum.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
     """
     check_positive("tau", tau)
 
@@ -110,7 +64,18 @@ def ipo(
 def hinge(
     inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
-    """``max(0, 1 - u)`` (SLiC's hinge on normalised margins, RSO, arXiv 2309.06657)."""
+    """RSO hinge: ``max(0, 1 - u)``, mean over pairs.
+
+    Liu et al. 2023, arXiv 2309.06657: the hinge of SLiC on margins relative to the reference.
+
+    Args:
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
+    """
     check_positive("beta", beta)
 
     def surrogate(margin: Tensor) -> Tensor:
@@ -124,10 +89,17 @@ def hinge(
 def exo_pair(
     inputs: LossInputs, *, beta: float, label_smoothing: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
-    """EXO: KL of Bernoulli(sigmoid(u)) to Bernoulli(1 - e) (arXiv 2402.00856).
+    """EXO-pair: KL of Bernoulli(sigmoid(u)) to Bernoulli(1 - e), mean over pairs.
+
+    Ji et al. 2024, arXiv 2402.00856, Sec. 3.2.
 
     Args:
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
         label_smoothing: e, the target probability of the rejected response, above 0 and below 1.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
     """
     check_positive("beta", beta)
     if not 0 < label_smoothing < 1:
@@ -144,12 +116,18 @@ def exo_pair(
 def discopop(
     inputs: LossInputs, *, beta: float, tau: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
-    """DiscoPOP: ``(1 - g) sp(-u) + g exp(-u)``, ``g = sigmoid(u / tau)`` (arXiv 2406.08414).
+    """DiscoPOP: ``(1 - g) sp(-u) + g exp(-u)``, ``g = sigmoid(u / tau)``, mean over pairs.
 
-    At u = 0 the slope is positive for tau = 0.05: the first step shrinks the margin.
+    Lu et al. 2024, arXiv 2406.08414, Sec. 3. At u = 0 the slope is positive for tau = 0.05: the
+    first step shrinks the margin.
 
     Args:
-        tau: temperature of the gate g between the logistic and the exponential loss.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        tau: temperature, in reward, of the gate g between the logistic and the exponential loss.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
     """
     check_positive("beta", beta)
     check_positive("tau", tau)
@@ -161,94 +139,14 @@ def discopop(
     return margin_terms(inputs, pair_up(inputs), beta, surrogate, **options)
 
 
-def r_dpo(
-    inputs: LossInputs,
-    *,
-    beta: float,
-    alpha: float,
-    label_smoothing: float,
-    **options: Unpack[ScoreOptions],
-) -> Terms:
-    """Length-regularised DPO: ``sp(-(u + alpha (n_w - n_l)))`` (arXiv 2403.19159).
-
-    Args:
-        alpha: cost per token on the reward: a chosen response that is longer teaches less.
-    """
-    check_positive("beta", beta)
-    pairs = pair_up(inputs)
-    longer = inputs.lengths[pairs.chosen] - inputs.lengths[pairs.rejected]
-    smooth = smoothed(logistic, label_smoothing)
-
-    def surrogate(margin: Tensor) -> Tensor:
-        return smooth(margin + alpha * longer.double())
-
-    return margin_terms(inputs, pairs, beta, surrogate, **options)
-
-
-def dpo_nll(
-    inputs: LossInputs,
-    *,
-    beta: float,
-    sft_weight: float,
-    label_smoothing: float,
-    **options: Unpack[ScoreOptions],
-) -> Terms:
-    """DPO with likelihood: ``sp(-u) - sft_weight l_w / n_w`` (Iterative RPO, arXiv 2404.19733)."""
-    check_not_negative("sft_weight", sft_weight)
-    terms = sigmoid(inputs, beta=beta, label_smoothing=label_smoothing, **options)
-    nll = -per_token(inputs.logps, inputs)[pair_up(inputs).chosen]
-    return Terms(terms.values + sft_weight * nll, {**terms.metrics, "nll_loss": nll.mean()})
-
-
-def aot(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
-    """AOT: ``sp(-beta (m_(k) - mref_(k)))``, m = l_w - l_l, each sorted (arXiv 2406.05882).
-
-    Value k belongs to rank k, not to pair k. The sort couples the pairs of one call: the parts of
-    a batch do not add up to the whole.
-    """
-    check_positive("beta", beta)
-    pairs = pair_up(inputs)
-    chosen, rejected = pairs.split(inputs.logps)
-    ref_chosen, ref_rejected = pairs.split(reference_logps(inputs))
-    gap = (chosen - rejected).sort().values - (ref_chosen - ref_rejected).sort().values
-    values = smoothed(logistic, label_smoothing)(beta * gap)
-    return Terms(values, pair_metrics(inputs, pairs, beta * log_ratios(inputs)))
-
-
 ROWS: tuple[LossSpec, ...] = (
     margin_row(
-        "sigmoid",
-        sigmoid,
-        {"beta": 0.1, "label_smoothing": 0.0},
-        "Direct Preference Optimization, arXiv 2305.18290",
-        notes=("TRL's sigmoid and Liger's ignore label_smoothing.",),
-    ),
-    margin_row(
-        "cdpo",
-        sigmoid,
-        {"beta": 0.1, "label_smoothing": 0.1},
-        "Conservative DPO, ericmitchell.ai/cdpo.pdf",
-        notes=("Has no key in TRL and Liger; HALOs smooths by 0.2.",),
-    ),
-    margin_row(
-        "robust",
-        robust,
-        {"beta": 0.1, "label_smoothing": 0.1},
-        "Provably Robust DPO, arXiv 2403.00409",
-        notes=("TRL smooths by 0 unless told, which is sigmoid.",),
-    ),
-    margin_row(
-        "sigmoid_norm",
-        sigmoid_norm,
-        {"beta": 0.1, "label_smoothing": 0.0},
-        "length-normalised DPO of Tulu 3, arXiv 2411.15124",
-        notes=("TRL divides by the length of the mask, which counts the same tokens.",),
-    ),
-    margin_row(
         "ipo",
+        "IPO",
         ipo,
         {"tau": 0.1, "length_normalized": False, "label_smoothing": 0.0},
-        "Identity Preference Optimization, arXiv 2310.12036",
+        "Azar et al. 2023, A General Theoretical Paradigm (IPO), arXiv 2310.12036, Eq. 17",
+        defaults_from="tau 0.1 is TRL's beta.",
         notes=(
             "Sums over tokens as in the paper, OpenRLHF and NeMo-Aligner; TRL, HALOs, AReaL, "
             "LLaMA-Factory and ms-swift take means (length_normalized=True). TRL's beta is tau.",
@@ -256,15 +154,19 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "hinge",
+        "RSO hinge",
         hinge,
         {"beta": 0.1, "label_smoothing": 0.0},
-        "Statistical Rejection Sampling Optimization, arXiv 2309.06657",
+        "Liu et al. 2023, Statistical Rejection Sampling Optimization, arXiv 2309.06657",
+        defaults_from="beta 0.1 is TRL's.",
     ),
     margin_row(
         "exo_pair",
+        "EXO-pair",
         exo_pair,
         {"beta": 0.1, "label_smoothing": 1e-3},
-        "Efficient Exact Optimization, arXiv 2402.00856",
+        "Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856, Sec. 3.2",
+        defaults_from="beta 0.1 (its beta_r, Appendix B) and label_smoothing 1e-3 are the paper's.",
         notes=(
             "The authors' code takes log-probabilities 0 and -10 for the two targets. TRL smooths "
             "by 0 unless told, and refuses that.",
@@ -272,42 +174,14 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     margin_row(
         "discopop",
+        "DiscoPOP",
         discopop,
         {"beta": 0.05, "tau": 0.05},
-        "Discovered Preference Optimization, arXiv 2406.08414",
+        "Lu et al. 2024, Discovered Preference Optimization, arXiv 2406.08414, Sec. 3",
+        defaults_from="the paper's (Appendices B and E).",
         notes=(
             "TRL and Liger multiply g by exp(-u): NaN where that overflows, from u = -88 down in "
             "fp32. Here the product is one exponential.",
         ),
-    ),
-    margin_row(
-        "dpo_nll",
-        dpo_nll,
-        {"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
-        "Iterative Reasoning Preference Optimization, arXiv 2404.19733",
-        notes=(
-            'The likelihood is a mean over tokens for each pair. TRL\'s loss_type=["sigmoid", '
-            '"sft"] takes it over all tokens: LOSSES.combine({"sigmoid": 1.0, "sft": 1.0}).',
-        ),
-    ),
-    margin_row(
-        "r_dpo",
-        r_dpo,
-        {"beta": 0.1, "alpha": 0.01, "label_smoothing": 0.0},
-        "Disentangling Length from Quality in DPO, arXiv 2403.19159",
-        notes=(
-            "The sign follows from the paper's penalty of alpha per token on the reward; it is "
-            "printed the other way round in some tables, which is a negative alpha here.",
-        ),
-    ),
-    LossSpec(
-        name="aot",
-        unit="pair",
-        terms=aot,
-        weights=pair_weights,
-        needs=(*PAIR, REFERENCE),
-        defaults={"beta": 0.01, "label_smoothing": 0.0},
-        paper="Alignment via Optimal Transport, arXiv 2406.05882",
-        notes=("Sorted over the pairs of one call; TRL sorts over those of one device.",),
     ),
 )

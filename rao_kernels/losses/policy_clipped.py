@@ -1,9 +1,12 @@
 """Policy gradients with PPO's clipped surrogate, at the level of tokens or of sequences.
 
+PPO (`ppo`), GRPO (`grpo`), Dr. GRPO (`dr_grpo`), DAPO (`dapo`), BNPO (`bnpo`), GSPO (`gspo`), LUSPO
+(`luspo`), RLOO (`rloo`).
+
 Legend: rho_t ratio of the policy's probability of token t to the sampling policy's, A_i advantage
 of response i, r_i its reward, mean_g and std_g over the responses to one prompt, clip(x) into
-``[1 - clip_low, 1 + clip_high]``, l_t log-probability, sg without gradient.
-Every loss takes advantages where they are given and else forms them from the rewards.
+``[1 - clip_low, 1 + clip_high]``, N response tokens, S sequences. Advantages are taken where given,
+else computed from the rewards.
 """
 
 from __future__ import annotations
@@ -31,12 +34,17 @@ def ppo(
 ) -> Terms:
     """PPO: ``-min(rho_t A_t, clip(rho_t) A_t) + value_coef E_t``, mean over tokens.
 
-    ``E = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2`` with the
-    value model's V and the returns R (arXiv 1707.06347).
+    Schulman et al. 2017, arXiv 1707.06347, Eq. 7. With the value model's V and the returns R,
+    ``E = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2``.
 
     Args:
         value_coef: weight of the value model's error; 0 leaves the policy's part alone.
-        value_clip: how far V may leave V_old before its error is held; None for the plain error.
+        value_clip: largest change of V from V_old, in reward, before the error is clipped; None for
+            the plain squared error.
+        options: see `PolicyOptions`.
+
+    Returns:
+        Values ``[N]``, with the metric `value_loss` where value_coef is not 0.
     """
     advantages = policy.spread(inputs.require("advantages"), inputs).detach()
     terms = _clipped(inputs, policy.token_log_ratios(inputs), advantages, policy.tokens, **options)
@@ -48,7 +56,7 @@ def ppo(
 
 
 def _value_errors(inputs: LossInputs, value_clip: float | None) -> Tensor:
-    """``[N]`` half the squared error of the values, pessimistic about leaving the old ones."""
+    """Return ``[N]`` half the squared error of the values, the larger of plain and clipped."""
     values = policy.spread(inputs.require("values"), inputs)
     returns = inputs.require("returns").detach().double()
     squared = (values - returns).square()
@@ -56,14 +64,20 @@ def _value_errors(inputs: LossInputs, value_clip: float | None) -> Tensor:
         return squared / 2
     check_positive("value_clip", value_clip)
     old = (values if inputs.old_values is None else inputs.old_values.double()).detach()
-    held = old + (values - old).clamp(-value_clip, value_clip)
-    return torch.maximum(squared, (held - returns).square()) / 2
+    clipped = old + (values - old).clamp(-value_clip, value_clip)
+    return torch.maximum(squared, (clipped - returns).square()) / 2
 
 
 def grpo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
     """GRPO: ``mean_t -min(rho_t A_i, clip(rho_t) A_i)``, mean over sequences.
 
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2402.03300).
+    Shao et al. 2024, arXiv 2402.03300, Eq. 3. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
+
+    Args:
+        options: see `GroupOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     return _grouped(inputs, policy.token_log_ratios(inputs), policy.sequence_means, **options)
 
@@ -73,10 +87,14 @@ def dr_grpo(
 ) -> Terms:
     """Dr. GRPO: ``sum_t -min(rho_t A_i, clip(rho_t) A_i) / L``, mean over sequences.
 
-    ``A_i = r_i - mean_g(r)`` (arXiv 2503.20783).
+    Liu et al. 2025, arXiv 2503.20783. ``A_i = r_i - mean_g(r)``.
 
     Args:
         max_completion_length: L, the generation budget in tokens; None for 1.
+        options: see `PolicyOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     length = 1.0 if max_completion_length is None else max_completion_length
     check_positive("max_completion_length", length)
@@ -93,7 +111,13 @@ def dr_grpo(
 def dapo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
     """DAPO: ``-min(rho_t A_i, clip(rho_t) A_i)``, mean over tokens.
 
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)`` (arXiv 2503.14476).
+    Yu et al. 2025, arXiv 2503.14476. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
+
+    Args:
+        options: see `GroupOptions`.
+
+    Returns:
+        Values ``[N]``.
     """
     return _grouped(inputs, policy.token_log_ratios(inputs), policy.tokens, **options)
 
@@ -101,8 +125,14 @@ def dapo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
 def bnpo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
     """BNPO: ``-min(rho_t A_i, clip(rho_t) A_i)``, mean over the tokens of this batch.
 
-    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``. A normaliser counts sequences: several batches
-    under one give the mean of their means.
+    TRL 2025. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``. A normaliser counts sequences: several
+    batches under one give the mean of their means.
+
+    Args:
+        options: see `GroupOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     return _grouped(inputs, policy.token_log_ratios(inputs), policy.batch_token_means, **options)
 
@@ -110,8 +140,14 @@ def bnpo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
 def gspo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
     """GSPO: ``-min(s_i A_i, clip(s_i) A_i)``, mean over sequences.
 
-    ``s_i = exp(mean_t log rho_t)``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``
-    (arXiv 2507.18071).
+    Zheng et al. 2025, arXiv 2507.18071. ``s_i = exp(mean_t log rho_t)``;
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
+
+    Args:
+        options: see `GroupOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     return _grouped(inputs, policy.mean_log_ratios(inputs), policy.sequence_means, **options)
 
@@ -119,8 +155,14 @@ def gspo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
 def luspo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
     """LUSPO: ``-n_i min(s_i A_i, clip(s_i) A_i)``, mean over sequences of n_i tokens.
 
-    ``s_i = exp(mean_t log rho_t)``; ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``
-    (arXiv 2602.05261).
+    Liu et al. 2026, arXiv 2602.05261. ``s_i = exp(mean_t log rho_t)``;
+    ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
+
+    Args:
+        options: see `GroupOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     return _grouped(inputs, policy.mean_log_ratios(inputs), policy.sequence_sums, **options)
 
@@ -128,11 +170,16 @@ def luspo(inputs: LossInputs, **options: Unpack[GroupOptions]) -> Terms:
 def rloo(inputs: LossInputs, *, kl_beta: float, **clip: Unpack[ClipOptions]) -> Terms:
     """RLOO: ``-min(w_i A_i, clip(w_i) A_i)``, mean over sequences.
 
-    ``w_i = exp(sum_t log rho_t)``; ``A_i = R_i - mean of the others' R`` in the group;
-    ``R_i = r_i - kl_beta log(pi_old / pi_ref)`` (arXiv 2402.14740).
+    Ahmadian et al. 2024, arXiv 2402.14740. ``w_i = exp(sum_t log rho_t)``; ``A_i = R_i - mean of
+    the others' R`` in the group; ``R_i = r_i - kl_beta log(pi_old / pi_ref)``.
 
     Args:
-        kl_beta: weight of the penalty to the reference, which is part of the reward; 0 is none.
+        kl_beta: weight of the penalty to the reference, in reward per nat, which is part of the
+            reward; 0 is none.
+        clip: see `ClipOptions`.
+
+    Returns:
+        Values ``[S]``.
     """
     if kl_beta != 0 and inputs.advantages is not None:
         raise InputError("kl_beta", "0 with advantages given: a penalty is part of them", kl_beta)
@@ -144,7 +191,7 @@ def rloo(inputs: LossInputs, *, kl_beta: float, **clip: Unpack[ClipOptions]) -> 
 
 
 def _penalized_rewards(inputs: LossInputs, kl_beta: float) -> Tensor:
-    """``[S]`` rewards less the sampling policy's log-ratio to the reference."""
+    """Return ``[S]`` rewards less the sampling policy's log-ratio to the reference."""
     rewards = inputs.require("rewards").double()
     if kl_beta == 0:
         return rewards
@@ -161,7 +208,7 @@ def _grouped(
     population_std: bool,
     **options: Unpack[PolicyOptions],
 ) -> Terms:
-    """`_clipped` with standardised rewards for advantages."""
+    """Return the terms of `_clipped` with standardised rewards as advantages."""
     advantages = policy.standardized_advantages(inputs, eps=eps, population_std=population_std)
     return _clipped(inputs, ratios, advantages, mean, **options)
 
@@ -175,7 +222,7 @@ def _clipped(
     kl_beta: float,
     **clip: Unpack[ClipOptions],
 ) -> Terms:
-    """PPO's surrogate of log-ratios and advantages ``[N]``, reduced by `mean`."""
+    """Return PPO's surrogate of log-ratios and advantages ``[N]``, reduced by `mean`."""
     surrogate = policy.clipped(ratios, advantages, **clip)
     bounds = policy.log_bounds(clip["clip_low"], clip["clip_high"])
     metrics = policy.ratio_metrics(ratios, advantages, *bounds)
@@ -185,94 +232,117 @@ def _clipped(
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="ppo",
+        title="PPO",
         unit="token",
         terms=policy.with_on_policy(ppo),
         weights=policy.token_weights,
         needs=("advantages", "values", "returns", "old_token_logps", "ref_token_logps"),
         optional=("old_values",),
         defaults={**policy.PPO, "value_coef": 0.1, "value_clip": 0.2},
-        paper="Proximal Policy Optimization, arXiv 1707.06347",
-        waived={
+        paper="Schulman et al. 2017, Proximal Policy Optimization, arXiv 1707.06347, Eq. 7",
+        defaults_from=(
+            "the clip of 0.2 is the paper's; value_coef 0.1 and value_clip 0.2 are TRL's."
+        ),
+        needed_unless={
             "values": (("value_coef", 0.0),),
             "returns": (("value_coef", 0.0),),
             "ref_token_logps": (("kl_beta", 0.0),),
-            **policy.OLD_WAIVED,
+            **policy.OLD_NEEDED_UNLESS,
         },
         notes=(
             "Advantages and returns come from the rollout: the reward with its KL penalty, "
-            "generalised advantage estimation and whitening are not part of the loss. value_coef "
-            "0.1 and value_clip 0.2 are TRL's; `value_clip=None` is the plain squared error, "
-            "`value_coef=0` the policy's part alone.",
+            "generalised advantage estimation and whitening are not part of the loss. "
+            "`value_clip=None` is the plain squared error, `value_coef=0` the policy's part "
+            "alone.",
             policy.DUAL_NOTE,
         ),
     ),
     policy.row(
         "grpo",
+        "GRPO",
         "sequence",
         grpo,
         policy.GROUPED,
-        "Group Relative Policy Optimization, arXiv 2402.03300",
+        (
+            "Shao et al. 2024, DeepSeekMath (Group Relative Policy Optimization), arXiv "
+            "2402.03300, Eq. 3"
+        ),
+        "the clip of 0.2, kl_beta 0 and eps 1e-4 are TRL's.",
         policy.STD_NOTE,
         policy.KL_NOTE,
         policy.DUAL_NOTE,
     ),
     policy.row(
         "dr_grpo",
+        "Dr. GRPO",
         "sequence",
         dr_grpo,
         {**policy.PPO, "max_completion_length": None},
-        "Dr. GRPO, arXiv 2503.20783",
+        "Liu et al. 2025, Understanding R1-Zero-Like Training (Dr. GRPO), arXiv 2503.20783",
+        "the clip of 0.2 and kl_beta 0 are TRL's; the sum over tokens is the paper's.",
         "The paper's equation sums over tokens; TRL, Liger and the authors' code divide by the "
         "generation budget: give it as `max_completion_length`.",
     ),
     policy.row(
         "dapo",
+        "DAPO",
         "token",
         dapo,
         {**policy.GROUPED, "clip_high": 0.28},
-        "DAPO, arXiv 2503.14476",
-        "Overlong and dynamic sampling are a matter of the data. TRL's and Liger's epsilon_high "
-        "is epsilon (0.2) unless given.",
+        "Yu et al. 2025, DAPO, arXiv 2503.14476",
+        "the clip of 0.2 and 0.28 is the paper's (Sec. 4.1); eps 1e-4 is TRL's.",
+        "Overlong filtering and dynamic sampling select data and are not part of the loss. TRL's "
+        "and Liger's epsilon_high is epsilon (0.2) unless given.",
     ),
     policy.row(
         "bnpo",
+        "BNPO",
         "sequence",
         bnpo,
         policy.GROUPED,
-        "GRPO with a mean over the batch's tokens, as TRL's bnpo",
-        "The paper of that name (arXiv 2506.02864) is about another advantage. Each micro-batch "
-        "counts by its sequences here, each the same in TRL.",
+        "TRL 2025, GRPO with a mean over the batch's tokens (loss_type='bnpo')",
+        "TRL's.",
+        "The paper of that name (arXiv 2506.02864) proposes another advantage. Micro-batches are "
+        "weighted by their number of sequences here, equally in TRL.",
     ),
     policy.row(
         "gspo",
+        "GSPO",
         "sequence",
         gspo,
         {**policy.GROUPED, "clip_low": 3e-4, "clip_high": 4e-4},
-        "Group Sequence Policy Optimization, arXiv 2507.18071",
+        "Zheng et al. 2025, Group Sequence Policy Optimization, arXiv 2507.18071",
+        "the clip of 3e-4 and 4e-4 is the paper's (Sec. 5.1); eps 1e-4 is TRL's.",
         "TRL: loss_type='grpo' with importance_sampling_level='sequence'.",
     ),
     policy.row(
         "luspo",
+        "LUSPO",
         "sequence",
         luspo,
         {**policy.GROUPED, "clip_low": 2e-3, "clip_high": 2.5e-3},
-        "Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261",
-        "As TRL with importance_sampling_level='sequence'. Liger has the same without a KL "
+        "Liu et al. 2026, Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261",
+        "the clip of 2e-3 and 2.5e-3 is the paper's (Sec. 5.1); eps 1e-4 is TRL's.",
+        "Equal to TRL's with importance_sampling_level='sequence'. Liger's is equal without a KL "
         "penalty; with one it averages the penalty over padded positions too.",
     ),
     LossSpec(
         name="rloo",
+        title="RLOO",
         unit="sequence",
         terms=policy.with_on_policy(rloo),
         weights=sequence_weights,
         needs=("advantages|rewards", "old_token_logps", REFERENCE),
         optional=("groups",),
         defaults=policy.PPO,
-        paper="REINFORCE Leave-One-Out, arXiv 2402.14740",
-        waived={REFERENCE: (("kl_beta", 0.0),), **policy.OLD_WAIVED},
+        paper="Ahmadian et al. 2024, Back to Basics (REINFORCE Leave-One-Out), arXiv 2402.14740",
+        defaults_from=(
+            "the clip of 0.2 is TRL's; kl_beta 0 is off, where the paper has 0.03 and TRL 0.05."
+        ),
+        needed_unless={REFERENCE: (("kl_beta", 0.0),), **policy.OLD_NEEDED_UNLESS},
         notes=(
-            "The penalty is part of the reward, as in the paper and TRL (its beta is 0.05), not "
-            "added to the loss. The clip is TRL's; on policy it does nothing.",
+            "The penalty is part of the reward, as in the paper and TRL, not added to the loss. "
+            "The clip is TRL's; on policy it has no effect.",
         ),
     ),
 )

@@ -1,13 +1,17 @@
-"""Reward Alignment Optimization: regress the log-ratio onto the explicit reward.
+"""Reward Alignment Optimization (RAO): regression of the log-ratio onto the explicit reward.
 
-With the response's log-ratio D to the reference and the prompt's log-ratio DX after the prefix
-all prompts share, prefix consistency (Eq. 6) gives the log-partition function of the optimal policy
-as
+RAO (`rao`).
+
+With the response's log-ratio D to the reference and the prompt's log-ratio DX after the prefix t0
+that all prompts share, prefix consistency (Eq. 6) gives the log-partition function of the optimal
+policy as
 
     log Z(x) = log Z0 + DX,      log Z0 = log Z(t0), one number for all prompts,
 
-so that every residual ``r - beta (D + log Z(x))`` vanishes at the optimum. What the number Z0 of
-the paper means, and how it is chosen, is in docs/rao.md.
+so that every residual ``r - beta (D + log Z(x))`` vanishes at the optimum. docs/rao.md explains the
+meaning of the paper's Z0 and how to choose it.
+
+Legend: S sequences, r reward of a response.
 """
 
 from __future__ import annotations
@@ -44,19 +48,23 @@ def rao(
     log_z0: float | LogZ0Estimate,
     prompt_term: PromptTerm,
 ) -> Terms:
-    """``(r - beta (D + log_z0 + DX))^2`` per response; mean over prompts of means over responses.
+    """RAO: ``(r - beta (D + log_z0 + DX))^2``, mean over prompts of means over responses.
 
-    Values ``[S]``; dL/dD = -2 beta residual / (prompts * responses of the prompt).
+    Reward Alignment Optimization, Algorithm 1.
+    dL/dD = -2 beta residual / (prompts * responses of the prompt).
 
     Args:
-        beta: strength of the pull to the reference, in reward per nat.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
         log_z0: log Z(t0) in nats, a number (the paper's best is 50), or an estimate of it by
             `fit_log_z0` from the rewards given: "auto", their mean over beta, a lower bound that
             centres the targets; "logmeanexp", log mean exp(r / beta), of `ref_rewards` where those
             are given. The trainer makes the estimate once, from the whole training set.
-        prompt_term: how DX enters. "detached": without gradient (Algorithm 1). "none": DX = 0.
+        prompt_term: treatment of DX. "detached": without gradient (Algorithm 1). "none": DX = 0.
             "grad": with gradient (Eq. 8). "eq7_literal": the offset is ``log_z0 * exp(DX)``,
             without gradient, which reads the number as the linear Z0 of Eq. 7.
+
+    Returns:
+        Values ``[S]``, with metrics in units of the reward, but for `log_z*` and `logps/*` in nats.
     """
     check_positive("beta", beta)
     rewards = inputs.require("rewards").double()
@@ -77,18 +85,24 @@ def fit_log_z0(
     groups: Tensor | None = None,
     method: LogZ0Estimate = "auto",
 ) -> Tensor:
-    """Estimate log Z(t0) in nats from rewards; every prompt counts the same. A fp64 scalar.
+    """Estimate log Z(t0) in nats from rewards, every prompt weighing the same.
 
-    ``Z(t0) = E[exp(r / beta)]`` over prompts and responses as the reference writes them.
+    ``Z(t0) = E[exp(r / beta)]`` over prompts and over responses that the reference samples.
 
     Args:
         rewards: ``[S]``, S >= 1.
-        beta: of the loss.
-        groups: ``[S]`` which prompt each reward belongs to, any ids; None: each its own.
+        beta: KL coefficient of the loss, above 0.
+        groups: ``[S]`` id of the prompt that each reward belongs to, any ids; None: each its own.
         method: "auto": mean of ``r / beta``, with which the targets ``r / beta - log_z0`` average
-            to zero. "logmeanexp": ``log mean exp(r / beta)``; the highest rewards govern it where
-            beta is small. Of samples from the reference the second converges to log Z(t0), and
-            the first is a lower bound by Jensen's inequality.
+            to zero. "logmeanexp": ``log mean exp(r / beta)``; for small beta the highest rewards
+            dominate it. On samples from the reference "logmeanexp" converges to log Z(t0), and
+            "auto" is a lower bound by Jensen's inequality.
+
+    Returns:
+        fp64 scalar.
+
+    Raises:
+        InputError: an argument has another shape or range than stated.
     """
     check_positive("beta", beta)
     if method not in get_args(LogZ0Estimate):
@@ -107,6 +121,7 @@ def fit_log_z0(
 
 
 def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
+    """Return log Z(t0), the number given or its estimate, as an fp64 scalar."""
     rewards, groups = inputs.require("rewards"), inputs.groups
     if log_z0 == "auto":
         return fit_log_z0(rewards, beta, groups, "auto")
@@ -121,9 +136,9 @@ def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
 
 
 def _warn_of_one_sign(targets: Tensor) -> None:
-    """Warn if every response is to gain log-probability, or every one to lose it.
+    """Warn if all responses are to gain log-probability, or all to lose it.
 
-    Only for two responses or more, and only on the CPU: on other devices it would stop the host.
+    Only for two responses or more, and only on the CPU: reading other devices would synchronise.
     """
     if targets.device.type != "cpu" or targets.numel() < 2:
         return
@@ -131,7 +146,7 @@ def _warn_of_one_sign(targets: Tensor) -> None:
     if bool((targets > 0).all()) or bool((targets < 0).all()):
         warnings.warn(
             "every target of this call has one sign: all its responses are to move in one "
-            "direction from the reference. log_z0 is far from the rewards' level over beta; "
+            "direction from the reference. log_z0 is far from the mean of rewards / beta; "
             "log_z0='auto' centres the targets",
             OneSidedTargetsWarning,
             stacklevel=4,
@@ -139,7 +154,7 @@ def _warn_of_one_sign(targets: Tensor) -> None:
 
 
 def _log_partition(inputs: LossInputs, log_z0: Tensor, prompt_term: PromptTerm) -> Tensor:
-    """``[S]`` log Z of each sequence's prompt."""
+    """Return ``[S]`` log Z of each sequence's prompt."""
     if prompt_term not in get_args(PromptTerm):
         raise InputError("prompt_term", f"one of {get_args(PromptTerm)}", repr(prompt_term))
     if prompt_term == "none":
@@ -156,7 +171,7 @@ def _log_partition(inputs: LossInputs, log_z0: Tensor, prompt_term: PromptTerm) 
 def _metrics(
     inputs: LossInputs, beta: float, offset: Tensor, implicit: Tensor, residual: Tensor
 ) -> dict[str, Tensor]:
-    """In units of the reward, but for `log_z*` and `logps/*`, which are nats."""
+    """Return metrics in units of the reward, but for `log_z*` and `logps/*`, which are nats."""
     weights = prompt_weights(inputs)
 
     def mean(values: Tensor) -> Tensor:
@@ -180,19 +195,24 @@ def _metrics(
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="rao",
+        title="RAO",
         unit="prompt",
         terms=rao,
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "prompt_logps", "ref_prompt_logps"),
         optional=("groups", "ref_rewards", "ref_reward_groups"),
         defaults={"beta": 0.1, "log_z0": 50.0, "prompt_term": "detached"},
-        paper="Reward Alignment Optimization, Algorithm 1",
+        paper=(
+            "RAO paper, Reward Alignment Optimization: A Direct Point-wise Alignment Approach, "
+            "Algorithm 1"
+        ),
+        defaults_from="the paper's best, beta 0.1 and Z0 50.",
         notes=(
             "Z0 is read as log Z(t0) in nats: the paper searches it over negative numbers too, "
             "which have no log. Eq. 7 prints no log; Eq. 5, 6, 8 and Algorithm 1 have one "
             "(docs/rao.md). The defaults here are the paper's; the trainer's is log_z0='auto'.",
         ),
-        waived={
+        needed_unless={
             "prompt_logps": (("prompt_term", "none"),),
             "ref_prompt_logps": (("prompt_term", "none"),),
         },

@@ -1,6 +1,9 @@
 """Pair losses without a reference model.
 
-Legend: w chosen, l rejected; L log-probability of a response, n its length, lbar = L / n;
+SimPO (`simpo`), AlphaPO (`alphapo`), CPO (`cpo`), SLiC-HF (`slic`), ORPO (`orpo`), and on triples
+TPO (`tpo`).
+
+Legend: w chosen, l rejected; L log-probability of a response, n its length in tokens, lbar = L / n;
 sp(a) = log(1 + exp(a)); NLL token mean over the batch's responses named; P pairs.
 """
 
@@ -32,10 +35,17 @@ from .modifiers import expm1, smoothed
 
 
 def simpo(inputs: LossInputs, *, beta: float, gamma: float, label_smoothing: float) -> Terms:
-    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs (arXiv 2405.14734).
+    """SimPO: ``sp(gamma - beta (lbar_w - lbar_l))``, mean over pairs.
+
+    Meng et al. 2024, arXiv 2405.14734, Eq. 6.
 
     Args:
-        beta: scale of the implicit reward, beta times the mean log-probability.
+        beta: scale of the implicit reward beta lbar, in reward per nat of mean log-probability.
+        gamma: target margin between the implicit rewards, in reward.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     scores = check_positive("beta", beta) * per_token(inputs.logps, inputs)
     return _beyond_margin(inputs, scores, gamma, label_smoothing)
@@ -46,11 +56,16 @@ def alphapo(
 ) -> Terms:
     """AlphaPO: ``sp(gamma - (R_w - R_l))``, ``R = beta (1 - exp(-alpha lbar)) / alpha``.
 
-    Mean over pairs (arXiv 2501.03884).
+    Gupta et al. 2025, arXiv 2501.03884. Mean over pairs.
 
     Args:
-        beta: scale of the implicit reward R.
+        beta: scale of the implicit reward R, in reward per nat of mean log-probability.
+        gamma: target margin between the implicit rewards, in reward.
         alpha: shape of the reward; 0 is SimPO.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     means = per_token(inputs.logps, inputs)
     shaped = means if alpha == 0 else -expm1(-alpha * means) / alpha
@@ -60,16 +75,23 @@ def alphapo(
 def _beyond_margin(
     inputs: LossInputs, scores: Tensor, gamma: float, label_smoothing: float
 ) -> Terms:
-    """``log(1 + exp(gamma - (score_w - score_l)))`` of scores ``[S]``."""
+    """Return ``log(1 + exp(gamma - (score_w - score_l)))`` of scores ``[S]``."""
     surrogate = smoothed(logistic, label_smoothing)
     return pair_terms(inputs, scores, lambda margin: surrogate(margin - gamma))
 
 
 def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: float) -> Terms:
-    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs (arXiv 2401.08417).
+    """CPO: ``sp(-beta (L_w - L_l)) + sft_weight NLL(w)``, mean over pairs.
+
+    Xu et al. 2024, arXiv 2401.08417.
 
     Args:
-        beta: scale of the implicit reward, beta times the log-probability.
+        beta: scale of the implicit reward beta L, in reward per nat.
+        sft_weight: weight of the chosen responses' NLL, 0 or more; 0 is off.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     scores = check_positive("beta", beta) * inputs.logps
     terms = pair_terms(inputs, scores, smoothed(logistic, label_smoothing))
@@ -79,10 +101,14 @@ def cpo(inputs: LossInputs, *, beta: float, sft_weight: float, label_smoothing: 
 def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
     """SLiC-HF: ``max(0, margin - (L_w - L_l)) - sft_weight L_w``, mean over pairs.
 
-    At the kink the subgradient is 0 (arXiv 2305.10425).
+    Zhao et al. 2023, arXiv 2305.10425, Sec. 2. At the kink the subgradient is 0.
 
     Args:
-        margin: nats by which the chosen response should lead.
+        margin: target margin between the log-probabilities, in nats.
+        sft_weight: weight of the chosen response's likelihood, 0 or more; 0 is off.
+
+    Returns:
+        Values ``[P]``.
     """
     logps = inputs.logps
     terms = pair_terms(inputs, logps, lambda difference: F.relu(margin - difference))
@@ -90,12 +116,15 @@ def slic(inputs: LossInputs, *, margin: float, sft_weight: float) -> Terms:
 
 
 def orpo(inputs: LossInputs, *, lam: float) -> Terms:
-    """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``.
+    """ORPO: ``-lbar_w + lam sp(-(o_w - o_l))``, ``o = lbar - log(1 - exp(lbar))``, mean over pairs.
 
-    Mean over pairs. The implicit rewards are the log-odds o (arXiv 2403.07691).
+    Hong et al. 2024, arXiv 2403.07691, Eq. 6. The implicit rewards are the log-odds o.
 
     Args:
-        lam: weight of the odds-ratio term beside the likelihood.
+        lam: weight of the odds-ratio term beside the likelihood, 0 or more.
+
+    Returns:
+        Values ``[P]``.
     """
     check_not_negative("lam", lam)
     means = per_token(inputs.logps, inputs)
@@ -104,21 +133,22 @@ def orpo(inputs: LossInputs, *, lam: float) -> Terms:
 
 
 def log_odds(logps: Tensor, dtype: torch.dtype) -> Tensor:
-    """``log(p / (1 - p))`` of fp64 log-probabilities that were computed in `dtype`.
+    """Return ``log(p / (1 - p))`` of fp64 log-probabilities that were computed in `dtype`.
 
-    From the last p below 1 that `dtype` knows (1 - 2^-24 in fp32) it continues as its tangent: at
-    p = 1 the odds are infinite. The gradient ``1 / (1 - p)`` is right up to there, stays finite
+    From the largest p below 1 in `dtype` (1 - 2^-24 in fp32) on it continues as its tangent, as the
+    odds are infinite at p = 1. The gradient ``1 / (1 - p)`` is exact up to there, stays finite
     (1.7e7 in fp32) and never vanishes.
     """
     nearest = -torch.finfo(dtype).eps / 2
     beyond = F.relu(logps - nearest)
-    held = logps - beyond
-    return held - log1mexp(held) - beyond / math.expm1(nearest)
+    clamped = logps - beyond
+    return clamped - log1mexp(clamped) - beyond / math.expm1(nearest)
 
 
 def log1mexp(negative: Tensor) -> Tensor:
-    """``log(1 - exp(x))`` of x < 0, exact at both ends."""
-    # Each branch sees only arguments it is exact for, so that neither spoils the gradient.
+    """Return ``log(1 - exp(x))`` of x < 0, exact at both ends."""
+    # Each branch gets only arguments it is exact for: a NaN in the unused one would reach the
+    # gradient.
     return torch.where(
         negative > -math.log(2),
         (-torch.expm1(negative.clamp(min=-1.0))).log(),
@@ -137,11 +167,18 @@ def tpo(
 ) -> Terms:
     """TPO: ``sp(gamma - beta (L_w - L_l)) + sft_weight NLL(gold)``, mean over triples.
 
-    Three responses to each prompt: gold, preferred and neither (arXiv 2405.16681).
+    Saeidi et al. 2024, arXiv 2405.16681. A triple is three responses to a prompt: the gold one, and
+    of the other two the preferred (w) and the rejected (l).
 
     Args:
-        beta: scale of the implicit reward, beta times the log-probability.
-        length_normalized: whether lbar stands for L: TPO-L.
+        beta: scale of the implicit reward beta L, in reward per nat.
+        sft_weight: weight of the gold responses' NLL, 0 or more; 0 is off.
+        length_normalized: True takes lbar in place of L (TPO-L).
+        gamma: target margin between the implicit rewards, in reward.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values ``[P]``, one per triple.
     """
     logps = inputs.logps
     scores = check_positive("beta", beta) * (
@@ -155,9 +192,9 @@ def tpo(
 
 
 def triple_up(inputs: LossInputs) -> tuple[Tensor, Pairs]:
-    """Gold sequences ``[P]``, and the pairs of the other two in each group of three.
+    """Return gold sequences ``[P]`` and the pairs of the other two in each group of three.
 
-    Checked as `pair_up` checks.
+    A group of another composition raises where the inputs are on the CPU, and gives NaN elsewhere.
     """
     groups = inputs.require("groups")
     gold, preferred = inputs.require("gold").bool(), inputs.require("preferred").bool()
@@ -170,8 +207,8 @@ def triple_up(inputs: LossInputs) -> tuple[Tensor, Pairs]:
     valid = same & (ranked[:, 0] == 2) & (ranked[:, 1] == 1) & (ranked[:, 2] == 0)
     if groups.device.type == "cpu" and not bool(valid.all()):
         raise _triple_error(groups[order[~valid][0]])
-    poison = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
-    pairs = Pairs(order[:, 1], order[:, 2], poison.masked_fill(~valid, torch.nan))
+    nan_if_invalid = torch.zeros(len(order), dtype=torch.float64, device=groups.device)
+    pairs = Pairs(order[:, 1], order[:, 2], nan_if_invalid.masked_fill(~valid, torch.nan))
     return order[:, 0], pairs
 
 
@@ -184,7 +221,7 @@ def _triple_error(groups: Tensor) -> InputError:
 
 
 def batch_nll(inputs: LossInputs, sequences: Tensor) -> Tensor:
-    """``[P]`` of sequences ``[P]``, whose mean is their negative log-probability per token."""
+    """Return ``[P]`` values whose mean is the token-mean NLL of `sequences`."""
     count = inputs.lengths[sequences].sum().clamp(min=1).double()
     return -inputs.logps[sequences] * (len(sequences) / count)
 
@@ -197,39 +234,45 @@ def _with_nll(terms: Terms, nll: Tensor, weight: float) -> Terms:
 
 
 def triple_weights(inputs: LossInputs) -> Tensor:
-    """``[P]`` one for each three sequences."""
+    """Return ``[P]`` ones, one for each three sequences."""
     device = inputs.token_logps.device
     return torch.ones(inputs.num_sequences // 3, dtype=torch.float64, device=device)
 
 
 _NLL_NOTE = (
-    "The NLL is a token mean over this batch, as in TRL and Liger; each batch counts by its pairs "
-    "under a shared normaliser."
+    "The NLL is a token mean over this batch, as in TRL and Liger; under a shared normaliser each "
+    "batch is weighted by its number of pairs."
 )
 
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="simpo",
+        title="SimPO",
         unit="pair",
         terms=simpo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0},
-        paper="Simple Preference Optimization, arXiv 2405.14734",
+        paper="Meng et al. 2024, Simple Preference Optimization, arXiv 2405.14734, Eq. 6",
+        defaults_from=(
+            "within the ranges that the paper searches, beta 2 to 2.5 and gamma / beta 0.1 to 0.55."
+        ),
         notes=(
             "gamma is the margin itself, as in TRL (simpo_gamma) and Liger; the paper and its "
-            "code also give gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
+            "code also state gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
             "(cpo_alpha 1): for that, combine with `sft`.",
         ),
     ),
     LossSpec(
         name="alphapo",
+        title="AlphaPO",
         unit="pair",
         terms=alphapo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 2.5, "gamma": 0.1, "alpha": 0.25, "label_smoothing": 0.0},
-        paper="AlphaPO, arXiv 2501.03884",
+        paper="Gupta et al. 2025, AlphaPO: Reward Shape Matters, arXiv 2501.03884",
+        defaults_from="the paper's for Mistral-Instruct (Table 3).",
         notes=(
             "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
             " underflows; here one expm1, which continues as its tangent from e^20.",
@@ -237,12 +280,14 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="cpo",
+        title="CPO",
         unit="pair",
         terms=cpo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 0.1, "sft_weight": 1.0, "label_smoothing": 0.0},
-        paper="Contrastive Preference Optimization, arXiv 2401.08417",
+        paper="Xu et al. 2024, Contrastive Preference Optimization, arXiv 2401.08417",
+        defaults_from="TRL's.",
         notes=(
             _NLL_NOTE,
             "The authors' repository now scales the rejected term by a penalty on lengths; that "
@@ -251,22 +296,28 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="slic",
+        title="SLiC-HF",
         unit="pair",
         terms=slic,
         weights=pair_weights,
         needs=PAIR,
         defaults={"margin": 1.0, "sft_weight": 0.1},
-        paper="SLiC-HF, arXiv 2305.10425",
+        paper=(
+            "Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration, arXiv 2305.10425, Sec. 2"
+        ),
+        defaults_from="those of HALOs.",
         notes=("The target of the regularisation is the chosen response, summed, as in HALOs.",),
     ),
     LossSpec(
         name="orpo",
+        title="ORPO",
         unit="pair",
         terms=orpo,
         weights=pair_weights,
         needs=PAIR,
         defaults={"lam": 0.1},
-        paper="Odds Ratio Preference Optimization, arXiv 2403.07691",
+        paper="Hong et al. 2024, Odds Ratio Preference Optimization, arXiv 2403.07691, Eq. 6",
+        defaults_from="the paper's and TRL's.",
         notes=(
             "The NLL is minus the chosen response's mean log-probability, averaged over pairs, as "
             "in LLaMA-Factory. TRL's is a token mean over the batch and over prompt and response, "
@@ -277,6 +328,7 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="tpo",
+        title="TPO",
         unit="pair",
         terms=tpo,
         weights=triple_weights,
@@ -288,7 +340,8 @@ ROWS: tuple[LossSpec, ...] = (
             "gamma": 0.0,
             "label_smoothing": 0.0,
         },
-        paper="Triple Preference Optimization, arXiv 2405.16681",
+        paper="Saeidi et al. 2024, Triple Preference Optimization, arXiv 2405.16681",
+        defaults_from="TRL's.",
         notes=(
             _NLL_NOTE,
             "TRL's 'tpo-l' is `length_normalized=True` with gamma 0.5; its 'hinge' and 'ipo' forms "

@@ -1,4 +1,7 @@
-"""The loss of a reward model, on its scalar outputs."""
+"""The Bradley-Terry loss of a reward model, on its scalar outputs.
+
+Legend: P pairs of a chosen (w) and a rejected (l) response.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,22 @@ from ._terms import logistic
 def bradley_terry_loss(
     chosen: Tensor, rejected: Tensor, *, margin: Tensor | float | None = None, center: float = 0.0
 ) -> LossOutput:
-    """``-log sigmoid(r_w - r_l - margin) + center (r_w + r_l)^2``, mean over pairs.
+    """Compute ``-log sigmoid(r_w - r_l - margin) + center (r_w + r_l)^2``, mean over pairs.
+
+    RAO, Eq. 2, with the margin of Llama 2 (Touvron et al. 2023, arXiv 2307.09288) and the centering
+    of Eisenstein et al. 2023 (arXiv 2312.09244).
 
     Args:
-        chosen, rejected: rewards ``[P]``.
-        margin: how far apart they should be, a number or ``[P]``.
-        center: pull of the rewards towards zero; the first term does not fix their level.
+        chosen, rejected: rewards ``[P]``, P >= 1.
+        margin: target gap between the rewards, a number or ``[P]``; None for 0.
+        center: weight of the pull of the rewards towards zero; the first term does not determine
+            their level. TRL recommends 0.01.
 
-    RAO (Eq. 2) with the margin of arXiv 2307.09288 and the centering of arXiv 2312.09244.
+    Returns:
+        `LossOutput` with values ``[P]``, in fp64 for fp64 rewards, else in fp32.
+
+    Raises:
+        InputError: an argument has another shape than stated.
     """
     if chosen.dim() != 1 or chosen.shape != rejected.shape or chosen.numel() == 0:
         raise InputError(

@@ -1,8 +1,11 @@
 """Pair losses that regress the margin onto the gap between two explicit rewards.
 
+Reward distillation (`rpo_distill`), Pessimistic distillation (`rpo_pessimistic`), Nemotron RPO,
+backward KL (`rpo_bwd_kl`), Nemotron RPO, forward KL (`rpo_fwd_kl`).
+
 Legend: w chosen, l rejected; D log-ratio of a response to the reference, u = beta (D_w - D_l);
-r explicit reward; sp(a) = log(1 + exp(a)), H entropy; P pairs, M reward models.
-Where a row takes `f_divergence`, its score stands for D (see `modifiers`).
+r explicit reward; sp(a) = log(1 + exp(a)), H entropy; P pairs, M reward models. With the option
+`f_divergence`, its score replaces D (f-DPO, see `modifiers`).
 """
 
 from __future__ import annotations
@@ -29,7 +32,17 @@ from .modifiers import ScoreOptions, margin_row, margin_terms
 
 
 def rpo_distill(inputs: LossInputs, *, beta: float, **options: Unpack[ScoreOptions]) -> Terms:
-    """Reward distillation: ``(r_w - r_l - u)^2`` (arXiv 2405.19316)."""
+    """Reward distillation: ``(r_w - r_l - u)^2``, mean over pairs.
+
+    Fisch et al. 2024, arXiv 2405.19316.
+
+    Args:
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
+    """
     check_positive("beta", beta)
     pairs = pair_up(inputs)
     gap = _gap(inputs.require("rewards"), pairs)
@@ -48,15 +61,20 @@ def rpo_pessimistic(
     minimum: Literal["pair", "batch"],
     **options: Unpack[ScoreOptions],
 ) -> Terms:
-    """Pessimistic distillation: ``min_i (g_i - u)^2 - gamma (D_w + D_l) / 2`` (arXiv 2405.19316).
+    """Pessimistic distillation: ``min_i (g_i - u)^2 - gamma (D_w + D_l) / 2``, mean over pairs.
 
-    g_i is the reward gap under model i of the ensemble. The minimum is taken for each pair, or
-    with ``minimum="batch"`` over means of the batch, which do not add up over its parts.
+    Fisch et al. 2024, arXiv 2405.19316. g_i is the reward gap under model i of the ensemble;
     ``-(D_w + D_l) / 2`` estimates the KL of the reference to the policy.
 
     Args:
-        gamma: weight of that KL, 0 for none.
-        minimum: over what the minimum is taken. "pair": each pair. "batch": means of the batch.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        gamma: weight of the KL of the reference to the policy, 0 or more; 0 is off.
+        minimum: "pair" takes the minimum over reward models for each pair, "batch" over the models'
+            means of the batch, which do not add up over its parts.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
     """
     check_positive("beta", beta)
     if minimum not in ("pair", "batch"):
@@ -82,12 +100,18 @@ def rpo_pessimistic(
 def rpo_bwd_kl(
     inputs: LossInputs, *, beta: float, eta: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
-    """Reward-aware: KL of Bernoulli(sigmoid(b)) to Bernoulli(sigmoid(u)), ``b = eta (r_w - r_l)``.
+    """Nemotron RPO: KL of Bernoulli(sigmoid(b)) to Bernoulli(sigmoid(u)), ``b = eta (r_w - r_l)``.
 
-    ``sp(-u) + sigmoid(-b) u - H(sigmoid(b))`` (Nemotron-4, arXiv 2406.11704).
+    NVIDIA 2024 (Nemotron-4 340B), arXiv 2406.11704. Equal to
+    ``sp(-u) + sigmoid(-b) u - H(sigmoid(b))``; mean over pairs.
 
     Args:
-        eta: scale of the reward gap.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        eta: scale of the reward gap, above 0.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
     """
     return _reward_aware(inputs, beta, eta, _flipped(bernoulli_kl), options)
 
@@ -95,12 +119,18 @@ def rpo_bwd_kl(
 def rpo_fwd_kl(
     inputs: LossInputs, *, beta: float, eta: float, **options: Unpack[ScoreOptions]
 ) -> Terms:
-    """KL of Bernoulli(sigmoid(u)) to Bernoulli(sigmoid(b)), ``b = eta (r_w - r_l)``.
+    """Nemotron RPO: KL of Bernoulli(sigmoid(u)) to Bernoulli(sigmoid(b)), ``b = eta (r_w - r_l)``.
 
-    Nemotron-4, arXiv 2406.11704. dL/du = sigmoid(u) sigmoid(-u) (u - b).
+    NVIDIA 2024 (Nemotron-4 340B), arXiv 2406.11704. dL/du = sigmoid(u) sigmoid(-u) (u - b); mean
+    over pairs.
 
     Args:
-        eta: scale of the reward gap.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        eta: scale of the reward gap, above 0.
+        options: see `ScoreOptions`.
+
+    Returns:
+        Values ``[P]``.
     """
     return _reward_aware(inputs, beta, eta, bernoulli_kl, options)
 
@@ -112,6 +142,7 @@ def _reward_aware(
     divergence: Callable[[Tensor, Tensor], Tensor],
     options: ScoreOptions,
 ) -> Terms:
+    """Nemotron RPO under either direction of the KL."""
     check_positive("beta", beta)
     check_positive("eta", eta)
     pairs = pair_up(inputs)
@@ -128,7 +159,7 @@ def _flipped(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
 
 
 def _gap(rewards: Tensor, pairs: Pairs) -> Tensor:
-    """``r_w - r_l`` of rewards ``[..., S]``."""
+    """Return ``r_w - r_l`` of rewards ``[..., S]``."""
     wide = rewards.double()
     return wide[..., pairs.chosen] - wide[..., pairs.rejected]
 
@@ -136,31 +167,47 @@ def _gap(rewards: Tensor, pairs: Pairs) -> Tensor:
 ROWS: tuple[LossSpec, ...] = (
     margin_row(
         "rpo_distill",
+        "Reward distillation",
         rpo_distill,
         {"beta": 0.1},
-        "Robust Preference Optimization through Reward Model Distillation, arXiv 2405.19316",
+        (
+            "Fisch et al. 2024, Robust Preference Optimization through Reward Model Distillation, "
+            "arXiv 2405.19316"
+        ),
+        defaults_from="beta 0.1 is DPO's.",
         needs=("rewards",),
         notes=("NeMo-Aligner's rpo_sq.",),
     ),
     margin_row(
         "rpo_pessimistic",
+        "Pessimistic distillation",
         rpo_pessimistic,
         {"beta": 0.1, "gamma": 0.0, "minimum": "pair"},
-        "Robust Preference Optimization through Reward Model Distillation, arXiv 2405.19316",
+        (
+            "Fisch et al. 2024, Robust Preference Optimization through Reward Model Distillation, "
+            "arXiv 2405.19316"
+        ),
+        defaults_from=(
+            "beta 0.1 is DPO's; gamma 0 with a minimum for each pair is the paper's e-DPO."
+        ),
         needs=("reward_ensemble",),
     ),
     margin_row(
         "rpo_bwd_kl",
+        "Nemotron RPO, backward KL",
         rpo_bwd_kl,
         {"beta": 0.2, "eta": 1.0},
-        "Reward-aware Preference Optimization, Nemotron-4 340B, arXiv 2406.11704",
+        "NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference Optimization), arXiv 2406.11704",
+        defaults_from="NeMo-Aligner's.",
         needs=("rewards",),
     ),
     margin_row(
         "rpo_fwd_kl",
+        "Nemotron RPO, forward KL",
         rpo_fwd_kl,
         {"beta": 0.2, "eta": 1.0},
-        "Reward-aware Preference Optimization, Nemotron-4 340B, arXiv 2406.11704",
+        "NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference Optimization), arXiv 2406.11704",
+        defaults_from="NeMo-Aligner's.",
         needs=("rewards",),
     ),
 )

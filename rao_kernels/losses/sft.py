@@ -1,4 +1,9 @@
-"""Maximum likelihood, of the preferred responses where `preferred` is given."""
+"""Maximum likelihood, of the preferred responses where `preferred` is given.
+
+SFT, the negative log-likelihood (`sft`), and DFT (`dft`).
+
+Legend: l_t log-probability of token t, sg stop-gradient, N response tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,23 @@ from ._terms import Terms, preferred_token_weights, weighted_mean
 
 
 def sft(inputs: LossInputs) -> Terms:
-    """SFT: ``-l_t``, the negative log-probability, mean over tokens."""
+    """SFT: ``-l_t``, the negative log-likelihood, mean over tokens.
+
+    Returns:
+        Values ``[N]``, with the metric `nll_loss`.
+    """
     values = -inputs.token_logps.double()
     return Terms(values, _metrics(inputs, values))
 
 
 def dft(inputs: LossInputs) -> Terms:
-    """DFT: ``-sg(exp(l_t)) l_t``, mean over tokens (arXiv 2508.05629)."""
+    """DFT: ``-sg(exp(l_t)) l_t``, mean over tokens.
+
+    Wu et al. 2025, arXiv 2508.05629.
+
+    Returns:
+        Values ``[N]``, with the metric `nll_loss`.
+    """
     logps = inputs.token_logps.double()
     return Terms(-logps.detach().exp() * logps, _metrics(inputs, -logps))
 
@@ -28,6 +43,7 @@ def _metrics(inputs: LossInputs, nll: Tensor) -> dict[str, Tensor]:
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="sft",
+        title="SFT",
         unit="token",
         terms=sft,
         weights=preferred_token_weights,
@@ -38,12 +54,13 @@ ROWS: tuple[LossSpec, ...] = (
     ),
     LossSpec(
         name="dft",
+        title="DFT",
         unit="token",
         terms=dft,
         weights=preferred_token_weights,
         needs=(),
         optional=("preferred",),
         defaults={},
-        paper="Dynamic Fine-Tuning, arXiv 2508.05629",
+        paper="Wu et al. 2025, Dynamic Fine-Tuning, arXiv 2508.05629",
     ),
 )

@@ -1,7 +1,10 @@
 """Losses on single responses with a label or a win probability.
 
-Legend: D log-ratio of a response to the reference, sp(a) = log(1 + exp(a)), S sequences.
-A response is desirable where `preferred` is True.
+KTO (`kto`), BCO (`bco`), APO-zero, unpaired (`apo_zero_unpaired`), AOT, unpaired (`aot_unpaired`),
+SPPO (`sppo`).
+
+Legend: D log-ratio of a response to the reference, sp(a) = log(1 + exp(a)), S sequences. A response
+is desirable where `preferred` is True.
 """
 
 from __future__ import annotations
@@ -31,11 +34,17 @@ def kto(
 ) -> Terms:
     """KTO: ``lamD sigmoid(-beta (D - z0))`` or ``lamU sigmoid(beta (D - z0))``, over sequences.
 
-    The former for desirable responses; ``z0 = max(0, mean(log-ratio of mismatched pairs))`` over
-    the batch, without gradient (arXiv 2402.01306).
+    Ethayarajh et al. 2024, arXiv 2402.01306. The first is for desirable responses, the second for
+    the others; ``z0 = max(0, mean of kl_logps - ref_kl_logps)`` over the batch estimates the KL of
+    policy and reference from mismatched prompts and responses, without gradient.
 
     Args:
-        desirable_weight, undesirable_weight: lamD and lamU, above 0.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        desirable_weight: lamD, the weight of desirable responses, above 0.
+        undesirable_weight: lamU, the weight of the others, above 0.
+
+    Returns:
+        Values ``[S]``, with the metric `kl`, which is z0 in nats.
     """
     mismatched = inputs.require("kl_logps").double() - inputs.require("ref_kl_logps").double()
     z0 = mismatched.detach().mean().clamp(min=0)
@@ -49,10 +58,16 @@ def apo_zero_unpaired(
 ) -> Terms:
     """APO-zero: ``lamD sigmoid(-beta D)`` or ``lamU sigmoid(beta D)``, mean over sequences.
 
-    The former for desirable responses (arXiv 2408.06266).
+    D'Oosterlinck et al. 2024, arXiv 2408.06266. The first is for desirable responses, the second
+    for the others.
 
     Args:
-        desirable_weight, undesirable_weight: lamD and lamU, above 0.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        desirable_weight: lamD, the weight of desirable responses, above 0.
+        undesirable_weight: lamU, the weight of the others, above 0.
+
+    Returns:
+        Values ``[S]``.
     """
     scores = check_positive("beta", beta) * log_ratios(inputs)
     zero = torch.zeros_like(scores[0])
@@ -62,7 +77,7 @@ def apo_zero_unpaired(
 def _saturating(
     inputs: LossInputs, scores: Tensor, origin: Tensor, desirable: float, undesirable: float
 ) -> Terms:
-    """``sigmoid(-(score - origin))`` of desirable responses, its complement of others."""
+    """Return ``weight sigmoid(origin - score)`` for desirable responses, the reverse for others."""
     good = inputs.require("preferred").bool()
     weight = torch.full_like(scores, check_positive("undesirable_weight", undesirable))
     weight = weight.masked_fill(good, check_positive("desirable_weight", desirable))
@@ -73,10 +88,16 @@ def _saturating(
 def bco(inputs: LossInputs, *, beta: float, delta: float | None) -> Terms:
     """BCO: ``sp(delta - beta D)`` or ``sp(beta D - delta)``, mean over sequences.
 
-    The former for desirable responses (arXiv 2404.04656).
+    Jung et al. 2024, arXiv 2404.04656. The first is for desirable responses, the second for the
+    others.
 
     Args:
-        delta: the caller's running mean of ``beta D``, or None for the batch's own; no gradient.
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        delta: level of the implicit rewards ``beta D``: a running mean that the caller keeps, or
+            None for the batch's own mean; no gradient.
+
+    Returns:
+        Values ``[S]``, with the metric `bco/mean_reward`, the batch's mean of ``beta D``.
     """
     scores = check_positive("beta", beta) * log_ratios(inputs)
     mean = scores.detach().mean()
@@ -89,11 +110,15 @@ def bco(inputs: LossInputs, *, beta: float, delta: float | None) -> Terms:
 def sppo(inputs: LossInputs, *, eta: float) -> Terms:
     """SPPO: ``(D - eta (P - 1/2))^2``, mean over sequences.
 
-    P is the probability of winning against the reference, which is the previous iterate; it
-    stands in `rewards`, from 0 to 1 (arXiv 2405.00675). The implicit rewards are D / eta.
+    Wu et al. 2024, arXiv 2405.00675. P, in `rewards` and from 0 to 1, is the probability that the
+    response wins against the reference, which is the policy of the previous iteration. The implicit
+    reward is D / eta.
 
     Args:
-        eta: scale of the target log-ratio, 1 / beta.
+        eta: scale of the target log-ratio, in nats; 1 / beta.
+
+    Returns:
+        Values ``[S]``.
     """
     ratios = log_ratios(inputs)
     target = check_positive("eta", eta) * (inputs.require("rewards").double() - 0.5)
@@ -107,8 +132,15 @@ def sppo(inputs: LossInputs, *, eta: float) -> Terms:
 def aot_unpaired(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
     """Unpaired AOT: ``sp(-beta (D_w(k) - D_l(k)))``, mean over ranks k.
 
-    Desirable and undesirable responses, as many of each, are sorted by D apart
-    (arXiv 2406.05882).
+    Melnyk et al. 2024, arXiv 2406.05882, Sec. 3. Desirable (w) and undesirable (l) responses,
+    equally many, are sorted by D separately.
+
+    Args:
+        beta: KL coefficient, in reward per nat; the implicit reward is beta D.
+        label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
+
+    Returns:
+        Values, one per rank.
     """
     scores = check_positive("beta", beta) * log_ratios(inputs)
     pairs = _pair_by_rank(scores.detach(), inputs.require("preferred").bool())
@@ -118,9 +150,9 @@ def aot_unpaired(inputs: LossInputs, *, beta: float, label_smoothing: float) -> 
 
 
 def _pair_by_rank(scores: Tensor, good: Tensor) -> Pairs:
-    """Pair the k-th smallest score of the desirable with that of the undesirable.
+    """Pair the k-th smallest score of desirable responses with that of undesirable ones.
 
-    Unequal counts are an error where the inputs are on the CPU, and give NaN elsewhere.
+    Unequal counts raise where the inputs are on the CPU, and give NaN elsewhere.
     """
     by_score = scores.argsort(stable=True)
     order = by_score[good[by_score].long().argsort(stable=True, descending=True)]
@@ -128,12 +160,12 @@ def _pair_by_rank(scores: Tensor, good: Tensor) -> Pairs:
     valid = good[order[:half]] & ~good[order[half : 2 * half]]
     if len(order) % 2 or (good.device.type == "cpu" and not bool(valid.all())):
         raise InputError("preferred", "as many True as False", f"{len(order)} sequences otherwise")
-    poison = torch.zeros(half, dtype=torch.float64, device=scores.device)
-    return Pairs(order[:half], order[half:], poison.masked_fill(~valid, torch.nan))
+    nan_if_invalid = torch.zeros(half, dtype=torch.float64, device=scores.device)
+    return Pairs(order[:half], order[half:], nan_if_invalid.masked_fill(~valid, torch.nan))
 
 
 def label_metrics(inputs: LossInputs, implicit_rewards: Tensor) -> dict[str, Tensor]:
-    """Means of implicit rewards and log-probs over desirable and undesirable responses."""
+    """Return the means of implicit rewards and log-probs, by label."""
     good = inputs.require("preferred").double()
     rewards, logps = implicit_rewards.detach(), inputs.logps.detach()
     chosen, rejected = weighted_mean(rewards, good), weighted_mean(rewards, 1 - good)
@@ -151,59 +183,69 @@ _WEIGHTS = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
 ROWS: tuple[LossSpec, ...] = (
     LossSpec(
         name="kto",
+        title="KTO",
         unit="sequence",
         terms=kto,
         weights=sequence_weights,
         needs=("preferred", REFERENCE, "kl_logps", "ref_kl_logps"),
         defaults=_WEIGHTS,
-        paper="Kahneman-Tversky Optimization, arXiv 2402.01306",
+        paper="Ethayarajh et al. 2024, Kahneman-Tversky Optimization, arXiv 2402.01306",
+        defaults_from="TRL's, which are the paper's setting.",
         notes=(
-            "z0 is of the batch given; TRL takes the mean over ranks. Liger has no weights for "
-            "the labels, and clamps nothing: it takes z0 as given.",
+            "z0 is the mean of the batch given; TRL takes the mean over ranks. Liger has no "
+            "weights for the labels, and takes z0 as an argument that it does not clamp.",
         ),
     ),
     LossSpec(
         name="bco",
+        title="BCO",
         unit="sequence",
         terms=bco,
         weights=sequence_weights,
         needs=("preferred", REFERENCE),
         defaults={"beta": 0.01, "delta": None},
-        paper="Binary Classifier Optimization, arXiv 2404.04656",
+        paper="Jung et al. 2024, Binary Classifier Optimization, arXiv 2404.04656",
+        defaults_from="beta 0.01 is the paper's (Appendix C).",
         notes=(
-            "TRL's running mean starts with the batch's own; keep one of the metric "
-            "`bco/mean_reward` and give it as `delta`. TRL's beta is 0.1. Its density-ratio "
+            "TRL subtracts a running mean that starts with the batch's own: keep one of the metric "
+            "`bco/mean_reward` and pass it as `delta`. TRL's beta is 0.1. Its density-ratio "
             "weights of undesirable responses are not offered.",
         ),
     ),
     LossSpec(
         name="apo_zero_unpaired",
+        title="APO-zero, unpaired",
         unit="sequence",
         terms=apo_zero_unpaired,
         weights=sequence_weights,
         needs=("preferred", REFERENCE),
         defaults=_WEIGHTS,
-        paper="Anchored Preference Optimization, arXiv 2408.06266",
+        paper="D'Oosterlinck et al. 2024, Anchored Preference Optimization, arXiv 2408.06266",
+        defaults_from="beta 0.1 is the paper's (Sec. 5.2); the weights are TRL's.",
     ),
     LossSpec(
         name="aot_unpaired",
+        title="AOT, unpaired",
         unit="pair",
         terms=aot_unpaired,
         weights=pair_weights,
         needs=("preferred", REFERENCE),
         defaults={"beta": 0.01, "label_smoothing": 0.0},
-        paper="Alignment via Optimal Transport, arXiv 2406.05882",
+        paper="Melnyk et al. 2024, Alignment via Optimal Transport, arXiv 2406.05882, Sec. 3",
+        defaults_from="beta 0.01; TRL's is 0.1.",
         notes=("Sorting is within the batch given; TRL sorts per device. TRL's beta is 0.1.",),
     ),
     LossSpec(
         name="sppo",
+        title="SPPO",
         unit="sequence",
         terms=sppo,
         weights=sequence_weights,
         needs=("rewards", REFERENCE),
         defaults={"eta": 1000.0},
         probabilities=("rewards",),
-        paper="Self-Play Preference Optimization, arXiv 2405.00675",
+        paper="Wu et al. 2024, Self-Play Preference Optimization, arXiv 2405.00675",
+        defaults_from="the paper's.",
         notes=(
             "eta is 1 / beta of TRL, Liger and the authors' code. `sppo_hard` sums winner and "
             "loser instead of averaging.",

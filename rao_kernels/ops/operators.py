@@ -308,21 +308,21 @@ def _row_gradients(call: Backward, selection: row_selection.Selection, head: Hea
         return values.to(head.accumulator).contiguous()
 
     logp = taken(call.logp)
-    mass_grad = log_mass_grad = None
+    p_factor = p_log_p_factor = None
     if call.dlog_sum is not None or call.dentropy is not None:
-        mass_grad, log_mass_grad = torch.zeros_like(logp), torch.zeros_like(logp)
+        p_factor, p_log_p_factor = torch.zeros_like(logp), torch.zeros_like(logp)
         if call.dlog_sum is not None:
-            mass_grad += taken(call.dlog_sum)
+            p_factor += taken(call.dlog_sum)
         if call.dentropy is not None:
-            log_mass_grad -= taken(call.dentropy)
-            mass_grad += log_mass_grad * taken(call.entropy)
+            p_log_p_factor -= taken(call.dentropy)
+            p_factor += p_log_p_factor * taken(call.entropy)
     return RowGradients(
         row_max=taken(call.row_max),
         log_sum=taken(call.log_sum),
         logp=logp,
         logp_grad=torch.zeros_like(logp) if call.dlogp is None else taken(call.dlogp),
-        mass_grad=mass_grad,
-        log_mass_grad=log_mass_grad,
+        p_factor=p_factor,
+        p_log_p_factor=p_log_p_factor,
         retained_row=selection.scored_row,
     )
 

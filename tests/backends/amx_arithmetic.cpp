@@ -45,7 +45,7 @@ template <class Source>
 void split_all(const typename Source::Storage* source, int64_t count, uint16_t* target) {
   constexpr int kParts = kPartsOf<Source>;
   for (int64_t i = 0; i < count; i += 32) {
-    Words parts[kParts];
+    Uints parts[kParts];
     split_row<Source>(source, count, i, parts);
     for (int part = 0; part < kParts; ++part) {
       store(target + part * count + i, parts[part]);
@@ -66,16 +66,16 @@ EXPORT bool is_row_exact(const float* row, int64_t size) {
 }
 
 EXPORT void interleave(const uint16_t* first, const uint16_t* second, uint16_t* target) {
-  Words low, high;
-  interleave_rows(load<Words>(first), load<Words>(second), &low, &high);
+  Uints low, high;
+  interleave_rows(load<Uints>(first), load<Uints>(second), &low, &high);
   store(target, low);
   store(target + 32, high);
 }
 
 EXPORT void transpose_16(const uint32_t* source, uint32_t* target) {
-  Words rows[16];
+  Uints rows[16];
   for (int i = 0; i < 16; ++i) {
-    rows[i] = load<Words>(source + 16 * i);
+    rows[i] = load<Uints>(source + 16 * i);
   }
   transpose(rows);
   for (int i = 0; i < 16; ++i) {

@@ -6,7 +6,7 @@ using namespace rao;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// out: max, sum, entropy_sum, square_sum and logit_sum of the logits, `step` of them at a time.
+// out: max, sum, entropy_sum, sum_sq_probs and logit_sum of the logits, `step` of them at a time.
 EXPORT void row_sums(const float* logits, int64_t count, int64_t step, float* out) {
   RowSums sums = no_sums();
   for (int64_t first = 0; first < count; first += step) {
@@ -20,7 +20,7 @@ EXPORT void row_sums(const float* logits, int64_t count, int64_t step, float* ou
       add_logit<true>(sums, logits[i]);
     }
   }
-  const float found[] = {sums.max, sums.sum, sums.entropy_sum, sums.square_sum, sums.logit_sum};
+  const float found[] = {sums.max, sums.sum, sums.entropy_sum, sums.sum_sq_probs, sums.logit_sum};
   for (int i = 0; i < 5; ++i) {
     out[i] = found[i];
   }
@@ -34,7 +34,7 @@ EXPORT void row_logits(const float* products, int64_t count, float scale, float 
   }
 }
 
-// row: row_max, log_sum, logp, logp_grad, mass_grad, log_mass_grad. dz: of the products, without
+// row: row_max, log_sum, logp, logp_grad, p_factor, p_log_p_factor. dz: of the products, without
 // the slope; target -1 = elsewhere.
 EXPORT void row_gradients(const float* logits, int64_t count, const float* row, float scale,
                           int64_t target, float* dz) {

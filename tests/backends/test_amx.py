@@ -30,9 +30,9 @@ from .tile_walk import (
 )
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-pytestmark = pytest.mark.usefixtures("amx", "poisoned_memory")
+pytestmark = pytest.mark.usefixtures("amx", "nan_filled_memory")
 
-# rows, size, words, width of a tile. Panels, strips and tiles of K are 32 long; K goes by blocks
+# rows, size, entries, width of a tile. Panels, strips and tiles of K are 32 long; K goes by blocks
 # beyond 48 tiles.
 SHAPES = [
     *((33, size, 70, 70) for size in (1, 7, 8, 31, 32, 33, 64, 576, 1024, 1568, 2048, 2056)),
@@ -76,8 +76,8 @@ def test_what_fills_up_a_panel_has_no_gradient(dtype: torch.dtype, retain: bool)
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [24, 64, 1600])
-def test_scattered_words_and_rows(size: int, dtype: torch.dtype, retain: bool) -> None:
-    """Words of a tile anywhere in the weight, rows of dhidden in any order, and of the retained
+def test_scattered_entries_and_rows(size: int, dtype: torch.dtype, retain: bool) -> None:
+    """Entries of a tile anywhere in the weight, rows of dhidden in any order, and of the retained
     tile only some."""
     kept_rows = torch.randperm(70)[:37].sort().values
     for plain in (False, True):

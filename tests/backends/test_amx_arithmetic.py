@@ -192,10 +192,10 @@ def test_what_three_parts_hold(library: CDLL, size: int) -> None:
     for sign in (1.0, -1.0):
         for values, exact in ((inside, True), (outside, False)):
             for value in values:
-                for place in {0, size // 2, size - 1}:
+                for position in {0, size // 2, size - 1}:
                     row = torch.randn(size).abs() + 1
-                    row[place] = sign * value
-                    assert library.is_row_exact(at(row), c_int64(size)) == exact, (value, place)
+                    row[position] = sign * value
+                    assert library.is_row_exact(at(row), c_int64(size)) == exact, (value, position)
 
 
 def test_rows_interleave_and_transpose(library: CDLL) -> None:

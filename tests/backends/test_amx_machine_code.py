@@ -31,7 +31,7 @@ from .tile_walk import Case, Result, assert_same_bits, make_case, walk
 
 NAMESPACE = "rao_native_trapped"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 
 @cache
@@ -112,8 +112,8 @@ def test_shapes(size: int, dtype: torch.dtype, trap: CDLL) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scattered_words_and_rows(dtype: torch.dtype, trap: CDLL) -> None:
-    """Words of a tile anywhere in the weight, rows of dhidden in any order."""
+def test_scattered_entries_and_rows(dtype: torch.dtype, trap: CDLL) -> None:
+    """Entries of a tile anywhere in the weight, rows of dhidden in any order."""
     case = make_case(70, 64, 100, 45, dtype, bias=True, scattered=True)
     assert_same(trap, case, torch.arange(0, 70, 2))
 

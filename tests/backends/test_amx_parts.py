@@ -20,8 +20,8 @@ from ..oracle import dense
 from .test_contract import run, worse_than_torch
 from .tile_walk import Case, make_case, score, shares_of_the_limit, walk
 
-pytestmark = pytest.mark.usefixtures("amx", "poisoned_memory")
-STATISTICS = ("row_max", "row_sum", "target_logit", "entropy_sum", "square_sum", "logit_sum")
+pytestmark = pytest.mark.usefixtures("amx", "nan_filled_memory")
+STATISTICS = ("row_max", "row_sum", "target_logit", "entropy_sum", "sum_sq_probs", "logit_sum")
 GRADIENTS = ("dhidden", "dweight", "dbias")
 # Errors of this size are a rounding of the largest result.
 FLOOR = 2.0**-23
@@ -49,14 +49,16 @@ def assert_as_good_as_float32(
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "words"),
+    ("rows", "size", "entries"),
     [(40, 64, 4096), (40, 576, 300), (33, 1536, 300), (32, 4096, 128), (4000, 33, 64)],
 )
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
-def test_float32_is_as_good_as_plain_torch(rows: int, size: int, words: int, retain: bool) -> None:
-    """However long the sums are: over D in a logit, over words in dhidden, over rows in dweight."""
+def test_float32_is_as_good_as_plain_torch(
+    rows: int, size: int, entries: int, retain: bool
+) -> None:
+    """At any length of the sums: D of a logit, entries of dhidden, rows of dweight."""
     assert_as_good_as_float32(
-        lambda: make_case(rows, size, words, 1024, torch.float32),
+        lambda: make_case(rows, size, entries, 1024, torch.float32),
         STATISTICS + GRADIENTS,
         retain=retain,
     )
@@ -127,7 +129,7 @@ def huge_in_hidden() -> Case:
     case = make_case(40, 33, 150, 64, torch.float32)
     case.head.weight[:, 5] = 0.0
     case.head.hidden[7, 5] = 3.4e38
-    case.logp_grad[7] = case.mass_grad[7] = case.log_mass_grad[7] = 2.0**-20
+    case.logp_grad[7] = case.p_factor[7] = case.p_log_p_factor[7] = 2.0**-20
     return case
 
 
@@ -165,8 +167,8 @@ def with_gradient(size: float, *, cancels: bool = False) -> Callable[[], Case]:
         return replace(
             case,
             logp_grad=logp_grad,
-            mass_grad=logp_grad.clone(),
-            log_mass_grad=torch.zeros_like(logp_grad),
+            p_factor=logp_grad.clone(),
+            p_log_p_factor=torch.zeros_like(logp_grad),
         )
 
     return make_one
@@ -225,7 +227,7 @@ def test_an_infinite_weight_whose_logit_is_minus_infinity() -> None:
     case.head.weight[90, 5] = torch.inf
     case.head.targets[case.head.targets == 90] = 3
     got, truth = walk(cpu, case, retain=True), walk(eager, case.to(torch.float64), retain=False)
-    for name in ("row_max", "row_sum", "target_logit", "square_sum", "dbias"):
+    for name in ("row_max", "row_sum", "target_logit", "sum_sq_probs", "dbias"):
         assert error(getattr(got, name), getattr(truth, name)) < 1e-5, name
     others = torch.arange(33) != 5
     assert error(got.dhidden[:, others], truth.dhidden[:, others]) < 1e-5

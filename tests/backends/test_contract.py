@@ -93,7 +93,7 @@ def worse_than_torch(got: Answer, truth: Answer, plain: Answer, dtype: torch.dty
         if true is None:
             assert mine is None
         elif name == "is_top1":
-            # Rounding may swap words that are equal in the operands' precision.
+            # Rounding may swap entries that are equal in the operands' precision.
             differs = mine.bool() != true.bool()
             assert int(differs.sum()) <= int((torchs != true).sum())
         elif error(mine, true) > allowed(torchs, true, dtype):
@@ -123,7 +123,7 @@ def combinations() -> Iterator[tuple[str, str, torch.dtype, str]]:
             yield variant, name, dtype, workspace
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize(
     ("backend", "name", "dtype", "workspace"), list(combinations()), indirect=["backend"], ids=str
 )
@@ -135,7 +135,7 @@ def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, works
     )
 
 
-@pytest.mark.usefixtures("poisoned_memory", "isa")
+@pytest.mark.usefixtures("nan_filled_memory", "isa")
 @pytest.mark.parametrize("workspace", WORKSPACES)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -168,8 +168,8 @@ def test_same_bits_every_time(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_words_masked_by_an_infinite_bias(backend: str, dtype: torch.dtype) -> None:
-    """The first tile has no probability at all; masked words get no gradient and make no NaN."""
+def test_entries_masked_by_an_infinite_bias(backend: str, dtype: torch.dtype) -> None:
+    """The first tile has no probability at all; masked entries get no gradient and make no NaN."""
     require(backend, dtype)
     problem = make(17, 5000, 24, dtype=dtype, bias=True, entropy=True)
     assert problem.bias is not None

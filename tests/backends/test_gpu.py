@@ -48,7 +48,7 @@ def case(name: str, dtype: torch.dtype, seed: int) -> Case:
     return problem, dense(problem.to(torch.float64)), plain
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("workspace", WORKSPACES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -69,7 +69,7 @@ def test_several_tiles_and_a_ragged_last_one(backend: str) -> None:
         assert worse_than_torch(run(problem, backend, workspace, "cuda"), truth, plain, HALF) == []
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("nan_filled_memory")
 def test_same_bits_every_time(backend: str) -> None:
     """Deterministic algorithms are asked for."""
     require(backend, HALF)

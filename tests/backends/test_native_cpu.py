@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,10 +100,32 @@ def test_a_broken_library_is_a_reason(
     assert reason is not None and "does not load" in reason
 
 
-def test_an_older_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """Stands in for one of torch.ops."""
+
+    default: SimpleNamespace
+
+
+def older_libraries() -> dict[str, SimpleNamespace]:
+    """The operators of a library without score_tile, and of one whose arguments had other names."""
+    schema = torch._C.parse_schema("score_tile(int isa, Tensor hidden, int first_word) -> ()")
+    others = {"host_isas": lambda: 1, "amx_problem": lambda: "", "compiler": lambda: ""}
+    return {
+        "no operator": SimpleNamespace(**others),
+        "other arguments": SimpleNamespace(
+            **others, score_tile=Operator(SimpleNamespace(_schema=schema))
+        ),
+    }
+
+
+@pytest.mark.parametrize("which", older_libraries())
+def test_an_older_library_is_a_reason(
+    which: str, monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
     """As after an update of a checkout that was not built again."""
     monkeypatch.setattr(_native, "_load", lambda path, command: None)
-    monkeypatch.setattr(torch.ops, "rao_native", SimpleNamespace(host_isas=lambda: 1))
+    monkeypatch.setattr(torch.ops, "rao_native", older_libraries()[which])
     reason = cpu.supports(torch.device("cpu"), torch.float32)
     assert reason is not None and "older" in reason and _native.BUILD_COMMAND in reason
 
@@ -114,11 +136,11 @@ def test_every_source_is_listed() -> None:
         assert f'"{path.relative_to(ROOT).as_posix()}"' in listed
 
 
-@pytest.mark.usefixtures("isa", "poisoned_memory")
+@pytest.mark.usefixtures("isa", "nan_filled_memory")
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("rows", "size", "words", "width"),
+    ("rows", "size", "entries", "width"),
     [
         (1, 1, 1, 64),
         (1, 576, 700, 512),
@@ -130,9 +152,9 @@ def test_every_source_is_listed() -> None:
     ],
 )
 def test_odd_sizes(
-    rows: int, size: int, words: int, width: int, dtype: torch.dtype, retain: bool
+    rows: int, size: int, entries: int, width: int, dtype: torch.dtype, retain: bool
 ) -> None:
-    assert_as_good_as_eager(lambda: make_case(rows, size, words, width, dtype), retain=retain)
+    assert_as_good_as_eager(lambda: make_case(rows, size, entries, width, dtype), retain=retain)
 
 
 @pytest.mark.usefixtures("isa")
@@ -184,9 +206,9 @@ def test_retained_rows_are_found_by_index_and_left_as_they_are(dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_size_of_a_retained_tile_is_that_of_the_library(isa: str, dtype: torch.dtype) -> None:
     number = _native.ISAS.index(isa)
-    for rows, words in itertools.product((1, 2, 15, 16, 17, 100, 1000), (1, 255, 256, 257, 2048)):
-        size = cpu.retained_bytes(rows, words, precision_of(dtype))
-        assert size == cpu._operators().retained_bytes(number, dtype, rows, words)
+    for rows, entries in itertools.product((1, 2, 15, 16, 17, 100, 1000), (1, 255, 256, 257, 2048)):
+        size = cpu.retained_bytes(rows, entries, precision_of(dtype))
+        assert size == cpu._operators().retained_bytes(number, dtype, rows, entries)
 
 
 @pytest.mark.usefixtures("isa")
@@ -217,7 +239,7 @@ def test_infinite_and_nan_logits() -> None:
     assert got.row_sum[2].isnan() and got.entropy_sum[2].isnan()
     assert got.dhidden[2].isnan().all()
     good = torch.tensor([0, 1, 3, 4, 5])
-    for name in ("row_max", "row_sum", "entropy_sum", "square_sum"):
+    for name in ("row_max", "row_sum", "entropy_sum", "sum_sq_probs"):
         torch.testing.assert_close(getattr(got, name)[good], getattr(truth, name)[good])
 
 

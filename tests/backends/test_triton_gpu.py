@@ -33,7 +33,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-@pytest.mark.usefixtures("poisoned_memory", "form")
+@pytest.mark.usefixtures("nan_filled_memory", "form")
 @pytest.mark.parametrize("workspace", WORKSPACES)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -44,7 +44,7 @@ def test_contract(name: str, dtype: torch.dtype, workspace: str) -> None:
     )
 
 
-# Several tiles, rows and words that no block divides, D that one block and that none divides.
+# Several tiles, rows and entries that no block divides, D that one block and that none divides.
 LARGE = {
     "even": {"rows": 1000, "vocabulary": 20_011, "size": 1024},
     "uneven": {"rows": 515, "vocabulary": 16_640, "size": 1040, "entropy": True},
@@ -52,7 +52,7 @@ LARGE = {
 }
 
 
-@pytest.mark.usefixtures("poisoned_memory", "form")
+@pytest.mark.usefixtures("nan_filled_memory", "form")
 @pytest.mark.parametrize("workspace", WORKSPACES)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("name", LARGE)
@@ -157,7 +157,7 @@ def test_compiled_whole() -> None:
 
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("delta", [0.0, 2.0**-9])
-def test_same_bits_in_deterministic_mode(delta: float, poisoned_memory: None) -> None:
+def test_same_bits_in_deterministic_mode(delta: float, nan_filled_memory: None) -> None:
     problem = make(300, 17_000, 512, dtype=torch.bfloat16, ignored=0.2)
     first, second = (_gradients(problem, grad_tolerance=delta) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,4 +1,4 @@
-"""The sparse walk over Triton's tile operations: words in another order, rows gathered."""
+"""The sparse walk over Triton's tile operations: entries in another order, rows gathered."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class Case:
     head: Head
     cut: list[Tile]
     logp_grad: Tensor
-    mass_grad: Tensor | None
-    log_mass_grad: Tensor | None
+    p_factor: Tensor | None
+    p_log_p_factor: Tensor | None
     dhidden_row: Tensor | None = None
     misaligned: bool = False
 
@@ -47,7 +47,7 @@ class Case:
         }
         gradients = {
             name: None if (tensor := getattr(self, name)) is None else tensor.double()
-            for name in ("logp_grad", "mass_grad", "log_mass_grad")
+            for name in ("logp_grad", "p_factor", "p_log_p_factor")
         }
         return replace(self, head=replace(head, **wide), **gradients)
 
@@ -55,7 +55,7 @@ class Case:
 def make_case(
     rows: int,
     size: int,
-    words: int,
+    entries: int,
     width: int,
     dtype: torch.dtype,
     *,
@@ -67,21 +67,21 @@ def make_case(
     plain: bool = False,
     scattered: bool = False,
 ) -> Case:
-    """A random case. plain: no gradient of entropy or lse. scattered: words of a tile and rows of
+    """A random case. plain: no gradient of entropy or lse. scattered: entries of a tile and rows of
     dhidden in any order."""
     head = Head(
         hidden=torch.randn(rows, size).to(dtype),
-        weight=(torch.randn(words, size) * spread / size**0.5).to(weight_dtype or dtype),
-        bias=torch.randn(words).to(dtype) if bias else None,
-        targets=torch.randint(0, words, (rows,)),
+        weight=(torch.randn(entries, size) * spread / size**0.5).to(weight_dtype or dtype),
+        bias=torch.randn(entries).to(dtype) if bias else None,
+        targets=torch.randint(0, entries, (rows,)),
         scale=scale,
         softcap=softcap,
     )
-    cut = [Tile(start, min(start + width, words)) for start in range(0, words, width)]
+    cut = [Tile(start, min(start + width, entries)) for start in range(0, entries, width)]
     order, dhidden_row = None, None
     if scattered:
-        order, dhidden_row = torch.randperm(words), torch.randperm(rows)
-        cut = [tile._replace(words=order[tile.start : tile.stop]) for tile in cut]
+        order, dhidden_row = torch.randperm(entries), torch.randperm(rows)
+        cut = [tile._replace(entries=order[tile.start : tile.stop]) for tile in cut]
     gradients = (torch.randn(rows) for _ in range(1 if plain else 3))
     return Case(head, cut, *[*gradients, None, None][:3], dhidden_row)
 
@@ -101,7 +101,7 @@ class Result:
     row_sum: Tensor
     target_logit: Tensor
     entropy_sum: Tensor
-    square_sum: Tensor
+    sum_sq_probs: Tensor
     logit_sum: Tensor
     dhidden: Tensor
     dweight: Tensor
@@ -167,17 +167,17 @@ def differentiate(
         log_sum=pick(log_sum),
         logp=pick(logp),
         logp_grad=pick(case.logp_grad),
-        mass_grad=pick(case.mass_grad),
-        log_mass_grad=pick(case.log_mass_grad),
+        p_factor=pick(case.p_factor),
+        p_log_p_factor=pick(case.p_log_p_factor),
         retained_row=kept_rows if retains else None,
     )
-    place = misplaced if case.misaligned else torch.clone
+    copied = misplaced if case.misaligned else torch.clone
     count = head.rows if case.dhidden_row is not None or kept_rows is None else len(kept_rows)
     dhidden = torch.ones(count, head.hidden.shape[1], dtype=head.accumulator)
     head = replace(head, hidden=pick(head.hidden), targets=pick(head.targets))
     out = Gradients(
-        dhidden=place(dhidden),
-        dweight=place(torch.full(head.weight.shape, torch.nan, dtype=head.weight.dtype)),
+        dhidden=copied(dhidden),
+        dweight=copied(torch.full(head.weight.shape, torch.nan, dtype=head.weight.dtype)),
         dbias=torch.full((head.weight.shape[0],), torch.nan, dtype=head.accumulator),
         unscale=torch.tensor(0.5, dtype=head.accumulator),
         dhidden_row=pick(case.dhidden_row),

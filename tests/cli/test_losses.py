@@ -1,7 +1,8 @@
-"""`rao-kernels losses`, and the page made from it."""
+"""`rao-kernels losses`, and docs/losses.md, which it prints."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,40 @@ def test_losses_in_full(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_is_in_step_with_the_table() -> None:
-    """Run docs/generate_losses.py where this fails."""
+    """If this fails, run docs/generate_losses.py."""
     assert PAGE.read_text(encoding="utf-8") == markdown(LOSSES.values())
-    assert max(map(len, PAGE.read_text(encoding="utf-8").splitlines())) <= 100
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert max(len(line) for line in lines if not line.startswith("| ")) <= 100
+
+
+def index() -> dict[str, list[str]]:
+    """Return the cells of the index table, by key."""
+    lines = PAGE.read_text(encoding="utf-8").split("## How to read", 1)[0].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| [`")]
+    return {re.findall(r"`(\w+)`", cells[0])[0]: cells for cells in rows}
+
+
+def test_the_index_has_each_loss_once_and_links_to_its_entry() -> None:
+    rows, page = index(), PAGE.read_text(encoding="utf-8")
+    assert list(rows) == list(LOSSES)
+    headings = re.findall(r"^### (.*)$", page, re.MULTILINE)
+    assert len(headings) == len(LOSSES)
+    for (key, cells), heading in zip(rows.items(), headings, strict=True):
+        assert heading.startswith(f"`{key}`")
+        anchor = re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
+        assert f"](#{anchor})" in cells[0]
+
+
+def test_the_index_answers_what_a_loss_needs(tmp_path: Path) -> None:
+    rows = index()
+    assert rows["sigmoid"][0].endswith("(DPO)")
+    assert "dpo" in rows["sigmoid"][1].split(", ")
+    assert rows["sigmoid"][3:5] == ["pair", "pairs, reference"]
+    assert "Rafailov et al. 2023" in rows["sigmoid"][5] and "2305.18290" in rows["sigmoid"][5]
+    assert (rows["sigmoid"][6], rows["grpo"][6]) == ("yes", "no")
+    for name, spec in LOSSES.items():
+        assert (rows[name][6] == "no") == ("not by `rao-kernels train`" in markdown([spec]))
+        assert rows[name][3] == spec.unit
 
 
 def test_every_loss_shows_a_formula() -> None:

@@ -23,6 +23,18 @@ def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'train'?" in capsys.readouterr().err
 
 
+def test_a_missing_package_is_named_with_its_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel alone brings torch, and not what `train` needs."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "rao_kernels.cli.train", raising=False)
+    assert main(["train"]) == 2
+    message = capsys.readouterr().err
+    assert "transformers" in message
+    assert "pip install 'rao-kernels[train]'" in message
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"rao-kernels {importlib.metadata.version('rao-kernels')}\n"

@@ -1,4 +1,4 @@
-"""Models this small run fastest on one thread, and on a busy machine by far."""
+"""One thread per test: models this small run fastest so, above all on a busy machine."""
 
 from __future__ import annotations
 

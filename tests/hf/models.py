@@ -1,7 +1,7 @@
-"""Tiny random causal language models, one per way a family treats its head.
+"""Tiny random causal language models, one per treatment of the head among model families.
 
-Head weights are scaled until a softcap bends, and every scalar on the logits is off its default,
-so that a forgotten transform changes the numbers.
+Head weights are large enough for a softcap to matter, and every scalar on the logits differs from
+its default, so that a missing transform changes the numbers.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ FAMILIES = tuple(_FAMILIES)
 def tiny_model(
     name: str, dtype: torch.dtype = torch.float32, **settings: object
 ) -> PreTrainedModel:
-    """A random model of a family, in train mode, with logits several units wide."""
+    """Return a random model of a family, in train mode, with logits several units wide."""
     config_name, class_name, own = _FAMILIES[name]
     config = getattr(transformers, config_name)(**{**_SMALL, **own, **settings})
     seeds.seed_torch()
@@ -103,7 +103,7 @@ def tiny_model(
 
 
 def batch(size: int = 3, length: int = 9) -> dict[str, Tensor]:
-    """Ids, mask and shifted targets with right padding; some targets are not wanted."""
+    """Return ids, mask and shifted targets with right padding; some targets are -100."""
     generator = seeds.generator(1)
     ids = torch.randint(3, VOCAB, (size, length), generator=generator)
     mask = torch.ones_like(ids)
@@ -116,7 +116,7 @@ def batch(size: int = 3, length: int = 9) -> dict[str, Tensor]:
 
 
 def logps_from_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """What the fused head must say, by the model's own logits; 0.0 without target."""
+    """Return the expected log-probs, from the model's own logits; 0.0 without target."""
     targets = inputs["logp_targets"]
     plain = {name: value for name, value in inputs.items() if not name.startswith("logp_")}
     logits = model(**plain).logits
@@ -126,12 +126,12 @@ def logps_from_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tens
 
 
 def upstream(targets: Tensor) -> Tensor:
-    """A gradient for each token log-prob, of both signs."""
+    """Return a gradient for each token log-prob, of both signs."""
     return torch.linspace(-1.0, 1.3, targets.numel(), dtype=torch.float64).view(targets.shape)
 
 
 def gradients(model: PreTrainedModel, logps: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Gradients of a weighted sum of log-probs in all parameters, which are cleared again."""
+    """Return the gradients of a weighted sum of log-probs in all parameters, and clear them."""
     (logps * weights.to(logps)).sum().backward()
     found = {
         name: parameter.grad.clone()

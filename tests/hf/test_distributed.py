@@ -35,7 +35,7 @@ CASES = (
 
 
 def _rank_batch(rank: int, step: int) -> dict[str, Tensor]:
-    """A batch of each rank's own; in the second step, rank 1 has nothing to score."""
+    """Return a batch per rank; in the second step rank 1 has no target."""
     inputs = batch(size=2 + rank, length=6 + 2 * rank + step)
     if (rank, step) == (1, 1):
         inputs["logp_targets"].fill_(-100)
@@ -101,7 +101,7 @@ def _run_rank() -> None:
     for family, layout in CASES:
         _check_gradients(family, layout)
     dist.barrier()
-    os._exit(0)  # what gloo and DDP do when the interpreter ends is not tested here
+    os._exit(0)  # skip the shutdown of gloo and DDP, which is not under test
 
 
 def _free_port() -> int:
@@ -142,7 +142,7 @@ def test_two_ranks_give_the_mean_gradient() -> None:
 
 
 def _wait(processes: list[subprocess.Popen[str]], seconds: float) -> None:
-    """Until all have ended, one has failed (the other then waits for ever) or time is up."""
+    """Wait until all processes ended, one failed (the others then hang) or time is up."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         codes = [process.poll() for process in processes]

@@ -18,7 +18,7 @@ from rao_kernels.hf.transforms import HeadTransform, head_transform
 from .. import seeds
 from .models import FAMILIES, batch, gradients, logps_from_logits, tiny_model, upstream
 
-# What each family does to its head's output, with the scalars that models.py gives it.
+# Transform of each family's head output, with the scalars that models.py sets.
 TRANSFORMS = {
     "gemma2": HeadTransform(softcap=7.0),
     "recurrent_gemma": HeadTransform(softcap=7.0),
@@ -38,7 +38,7 @@ def _scored(
 
 
 def _error(got: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
-    """Largest relative error of any parameter's gradient."""
+    """Return the largest relative error of any parameter's gradient."""
     assert got.keys() == exact.keys()
     floor = 1e-6 * max(float(value.norm()) for value in exact.values())
     return max(
@@ -57,7 +57,7 @@ def test_float64_equals_logits_path(family: str) -> None:
     torch.testing.assert_close(logps, expected, rtol=1e-10, atol=1e-10)
     assert _error(grads, expected_grads) < 1e-10
     assert (logps[inputs["logp_targets"] == -100] == 0).all()
-    assert float(expected.min()) < -5  # peaked enough that a softcap bends and a scale shows
+    assert float(expected.min()) < -5  # peaked enough for a softcap and a scale to matter
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +102,7 @@ def test_parity_check_misses_no_transform(
     default = getattr(HeadTransform(), dropped)
     without = dataclasses.replace(transform, **{dropped: default})
     monkeypatch.setattr(fused_head, "head_transform", lambda config: without)
-    seen = "as a softcap does" if dropped == "softcap" else "logits are .* times those of"
+    seen = "as with another softcap" if dropped == "softcap" else "logits are .* times those of"
     with pytest.raises(InputError, match=seen):
         attach_fused_head(model)
     assert type(model.get_output_embeddings()) is torch.nn.Linear
@@ -206,5 +206,5 @@ def test_trained_model(shared_dir: Path) -> None:
     plain_error = float((plain - exact).abs().max())
     assert float((logps - exact).abs().max()) <= 2 * plain_error + 1e-6
     assert _error(grads, exact_grads) <= 2 * _error(plain_grads, exact_grads) + 1e-6
-    # Greedy tokens are the likeliest ones: those that the prompt did not fix are top-1.
+    # Generated greedy tokens are the most likely ones: top-1.
     assert output.is_top1[:, 3:-1].float().mean() > 0.9

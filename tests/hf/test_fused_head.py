@@ -1,4 +1,4 @@
-"""What attaching does to a model, what it leaves alone and what it refuses."""
+"""`attach_fused_head`: its effects on a model, and the models and calls it refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _plain_head(model: PreTrainedModel) -> bool:
     return type(model.get_output_embeddings()) is nn.Linear
 
 
-# What the call returns
+# Results of the call
 
 
 def test_output_has_what_was_asked(model: PreTrainedModel) -> None:
@@ -132,7 +132,7 @@ def test_without_gradients_one_call_scores_all(model: PreTrainedModel) -> None:
     assert torch.equal(logps, expected) and not logps.requires_grad
 
 
-# What stays as it was
+# Unchanged behaviour
 
 
 def test_plain_calls_are_unchanged() -> None:
@@ -187,7 +187,7 @@ def test_saved_model_is_plain(model: PreTrainedModel, tmp_path: Path) -> None:
 
 
 def test_pickling_a_whole_model_says_what_to_do(model: PreTrainedModel, tmp_path: Path) -> None:
-    """Loaded again it would have no fused forward, and say nothing of it."""
+    """Loaded again the model would have lost its fused forward without an error."""
     inputs = batch()
     expected = model(**inputs).token_logps
     with pytest.raises(InputError, match="save_pretrained.*detach_fused_head"):
@@ -202,14 +202,14 @@ def test_pickling_a_whole_model_says_what_to_do(model: PreTrainedModel, tmp_path
 
 
 def test_a_forward_that_is_its_class_s_own_is_no_obstacle() -> None:
-    """So other libraries' wrappers come back from pickle."""
+    """Unpickled models that other libraries wrapped have it on the instance."""
     model = tiny_model("llama")
     model.forward = types.MethodType(type(model).forward, model)
     attach_fused_head(model)
     assert isinstance(model(**batch()), FusedLMOutput)
 
 
-# In the company of others
+# Together with other libraries
 
 
 def test_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -284,7 +284,7 @@ def test_resized_embeddings_need_a_second_attach(model: PreTrainedModel) -> None
     torch.testing.assert_close(model(**inputs).token_logps, expected)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_bad_calls(model: PreTrainedModel, change: dict[str, object], message: s
 
 
 class Linear4bit(nn.Linear):
-    """Stands for the quantised heads of other libraries."""
+    """Substitute for the quantised heads of other libraries."""
 
 
 def _with_head(head: nn.Module) -> PreTrainedModel:

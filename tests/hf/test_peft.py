@@ -1,4 +1,4 @@
-"""Adapters: LoRA on the trunk, heads trained whole, and what is refused."""
+"""Adapters: LoRA on the trunk, heads trained whole, and unsupported ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .models import batch, gradients, logps_from_logits, tiny_model, upstream
 
 
 def _with_lora(order: str, **settings: object) -> PeftModel:
-    """A model with a LoRA adapter that is not zero, attached before or after it was added."""
+    """Return a model with a non-zero LoRA adapter, attached before or after adding it."""
     model = tiny_model("llama", torch.float64)
     settings = {"target_modules": ["q_proj", "v_proj"], **settings}
     config = LoraConfig(r=2, task_type="CAUSAL_LM", **settings)

@@ -1,4 +1,4 @@
-"""Tiny models are fastest on one thread."""
+"""One thread per test: tiny models run fastest so."""
 
 from __future__ import annotations
 

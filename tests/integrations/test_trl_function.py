@@ -1,4 +1,4 @@
-"""What TRL calls, against TRL's own function and the float64 oracle; switching on and off."""
+"""The replaced function of TRL against TRL's own and the float64 oracle; enable and disable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 32768
 NAMES = ("logps", *integration.OUTPUTS)
 DTYPES = (torch.float32, torch.bfloat16)
 
-# name -> a problem, and what TRL is given for it: temperature, softcap, logit scale.
+# name -> a problem, and TRL's arguments for it: temperature, softcap, logit scale.
 CASES: dict[str, tuple[dict[str, object], tuple[float, float | None, float]]] = {
     "plain": ({}, (1.0, None, 1.0)),
     "temperature": ({}, (0.7, None, 1.0)),
@@ -42,7 +42,7 @@ def enabled() -> Iterator[None]:
 
 
 def problem(name: str, dtype: torch.dtype) -> Problem:
-    """A problem of `CASES` in the op's terms: scale after the softcap."""
+    """Return a problem of `CASES` in the op's terms: scale after the softcap."""
     settings, (temperature, softcap, scale) = CASES[name]
     made = make(29, 5003, 32, dtype=dtype, entropy=True, **settings)
     cap = None if softcap is None else softcap / scale
@@ -52,7 +52,7 @@ def problem(name: str, dtype: torch.dtype) -> Problem:
 def run(
     name: str, given: Problem, *, outputs: tuple[str, ...] = integration.OUTPUTS
 ) -> dict[str, Tensor | None]:
-    """Outputs of the function TRL would call now, and gradients of log-probs and entropy."""
+    """Return outputs of the function TRL would call now, and gradients of log-probs and entropy."""
     leaves = {"hidden": given.hidden, "weight": given.weight, "bias": given.bias}
     leaves = {
         key: None if leaf is None else leaf.detach().clone().requires_grad_()
@@ -90,7 +90,7 @@ def assert_same_kind(ours: dict, theirs: dict) -> None:
 
 
 def assert_right(ours: dict, given: Problem, compute: torch.dtype) -> None:
-    """At most twice the error of plain torch in the dtype of the products, or of the result."""
+    """Allow twice the error of plain torch in the dtype of the products, or of the result."""
     truth = vars(dense(given.to(torch.float64)))
     plain = {dtype: vars(dense(given.to(dtype))) for dtype in DTYPES}
     for key, value in ours.items():
@@ -168,7 +168,7 @@ def test_no_rows_stay_connected(enabled: None) -> None:
 
 
 def test_partitioned_head_is_kept_for_backward(enabled: None) -> None:
-    """Under ZeRO-3 the memory of the gathered head is gone when backward runs."""
+    """Under ZeRO-3 the memory of the gathered head is released before backward."""
     given = problem("all", torch.float32)
     expected = run("all", given)
     leaves = [given.hidden.clone(), given.weight.clone(), given.bias.clone()]

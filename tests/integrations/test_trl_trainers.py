@@ -1,4 +1,4 @@
-"""TRL's trainers learn the same with the op as with TRL's own function."""
+"""TRL's trainers make the same updates with the op as with TRL's own function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ..hf.models import tiny_model as family_model
 from ..train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 STEPS = 3
-# SGD, so that an update is a gradient; Adam would blow up what rounds differently around zero.
+# SGD, so that an update is a gradient; Adam would magnify rounding differences near zero.
 COMMON: dict[str, object] = {
     "max_steps": STEPS,
     "per_device_train_batch_size": 4,
@@ -48,12 +48,12 @@ COMMON: dict[str, object] = {
     "gradient_checkpointing": False,
     "disable_tqdm": True,
 }
-# Of a step's log-probs and of all updates together; bf16: TRL rounds its logits, the op does not.
+# Tolerances of a step's log-probs and of all updates; in bf16 TRL rounds its logits, the op not.
 FP32_TOLERANCE, BF16_TOLERANCE = 2e-5, 2**-6
 
 
 def rows(*columns: str) -> Dataset:
-    """Prompts with a good and a bad answer."""
+    """Return prompts with a good and a bad answer."""
     found = tiny_rows(12, responses=(2,))
     table = {
         "prompt": [row["prompt"] for row in found],
@@ -66,7 +66,7 @@ def rows(*columns: str) -> Dataset:
 
 
 def vowels(completions: list[str], **_: object) -> list[float]:
-    """A reward that differs within a group, whatever is sampled."""
+    """Reward that differs within a group for any sampled completions."""
     return [sum(letter in "aeiou" for letter in one) + 0.1 * len(one) for one in completions]
 
 
@@ -95,7 +95,7 @@ def sft(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
 
 
 def sampling(method: str) -> Callable[..., Trainer]:
-    """How a trainer that samples its completions is made."""
+    """Build a trainer that samples its completions."""
 
     def make(folder: Path, model: PreTrainedModel, **settings: object) -> Trainer:
         config, kind = getattr(trl, f"{method}Config"), getattr(trl, f"{method}Trainer")
@@ -150,8 +150,8 @@ def train(
     make_model: Callable[[], PreTrainedModel] = tiny_model,
     **settings: object,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """What is logged at each step, and how far each parameter moved."""
-    # From a folder: TRL loads the reference model from where the model came from.
+    """Return the log of each step, and the change of each parameter."""
+    # From a folder: TRL loads the reference model from the model's path.
     make_model().save_pretrained(folder / "model")
     set_seed(seeds.shifted())
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -166,7 +166,7 @@ def train(
 def train_on_op(
     monkeypatch: pytest.MonkeyPatch, *args: object, **settings: object
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """`train` with TRL's own function out of reach."""
+    """Run `train` with TRL's own function removed."""
 
     def forbidden(*_: object) -> None:
         raise AssertionError("TRL's own function was called")
@@ -238,7 +238,7 @@ def test_bf16_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trainers_that_do_not_use_the_function(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    """`status` is how a user finds out."""
+    """`status` shows 0 calls."""
     integration.enable()
     try:
         train(make_trainer, tmp_path)

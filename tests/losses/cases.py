@@ -1,4 +1,4 @@
-"""Inputs of losses, and the same log-ratios by loops over Python floats."""
+"""Inputs of losses, and the same log-ratios computed by loops over Python floats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make(
     scale: float = 1.0,
     seed: int = 0,
 ) -> LossInputs:
-    """Random inputs; `scale` multiplies all log-probs. A prompt's values are its group's."""
+    """Draw random inputs; `scale` multiplies all log-probs; prompt values agree within a group."""
     generator = seeds.generator(seed)
     count = len(lengths)
 
@@ -79,7 +79,7 @@ def make(
 
 
 def make_for(name: str, *, seed: int = 0, **options: Any) -> LossInputs:
-    """`make` with what the loss `name` needs beyond what others can do with too."""
+    """Return `make` with the further inputs that the loss `name` needs."""
     if name == "tpo":
         return make(TRIPLES, seed=seed, **options)
     inputs = make(seed=seed, **options)
@@ -102,7 +102,7 @@ def sums(values: Tensor, inputs: LossInputs) -> list[float]:
 
 
 def ratios(inputs: LossInputs) -> list[float]:
-    """D per sequence."""
+    """Return D per sequence."""
     if inputs.ref_token_logps is not None:
         return sums(inputs.token_logps - inputs.ref_token_logps, inputs)
     assert inputs.ref_logps is not None
@@ -111,14 +111,14 @@ def ratios(inputs: LossInputs) -> list[float]:
 
 
 def prompt_ratios(inputs: LossInputs) -> list[float]:
-    """DX per sequence."""
+    """Return DX per sequence."""
     assert inputs.prompt_logps is not None
     assert inputs.ref_prompt_logps is not None
     return (inputs.prompt_logps - inputs.ref_prompt_logps).tolist()
 
 
 def pairs(inputs: LossInputs) -> list[tuple[int, int]]:
-    """(chosen, rejected) sequence of each group, by group."""
+    """Return the (chosen, rejected) sequence of each group."""
     assert inputs.groups is not None
     assert inputs.preferred is not None
     groups, preferred = inputs.groups.tolist(), inputs.preferred.tolist()
@@ -130,7 +130,7 @@ def pairs(inputs: LossInputs) -> list[tuple[int, int]]:
 
 
 def permuted(inputs: LossInputs, order: list[int]) -> LossInputs:
-    """The same sequences in another order."""
+    """Return the same sequences in another order."""
     where = [torch.nonzero(inputs.segments == s)[:, 0] for s in order]
     rows = torch.cat(where)
     changes = selected(inputs, torch.tensor(order), rows)
@@ -139,7 +139,7 @@ def permuted(inputs: LossInputs, order: list[int]) -> LossInputs:
 
 
 def selected(inputs: LossInputs, sequences: Tensor, rows: Tensor) -> dict[str, Tensor]:
-    """Fields of `inputs` for these sequences, whose tokens these are."""
+    """Return the fields of `inputs` for these sequences and their tokens."""
     found: dict[str, Tensor] = {}
     for name, shapes in FIELD_SHAPES.items():
         value = getattr(inputs, name)
@@ -153,7 +153,7 @@ def selected(inputs: LossInputs, sequences: Tensor, rows: Tensor) -> dict[str, T
 
 
 def coefficients(loss: Tensor, tokens: Tensor, inputs: LossInputs) -> list[float]:
-    """dL/dlogp of each sequence: the gradient all its tokens share; NaN for an empty one."""
+    """Return dL/dlogp of each sequence, which its tokens share; NaN for an empty one."""
     (grad,) = torch.autograd.grad(loss, tokens)
     found = [math.nan] * inputs.num_sequences
     for value, segment in zip(grad.tolist(), inputs.segments.tolist(), strict=True):

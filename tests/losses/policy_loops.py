@@ -1,4 +1,4 @@
-"""Policy gradients by loops over Python floats, and the inputs they are tried on."""
+"""Policy gradients by loops over Python floats, and inputs to test them on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .cases import GROUPED, make
 
 
 def cases(**options: Any) -> LossInputs:
-    """Prompts with three, one and two responses, one of them empty."""
+    """Return prompts with three, one and two responses, one of them empty."""
     return make(GROUPED, per_token=True, **options)
 
 
@@ -104,7 +104,7 @@ def clipped_loop(
     kl: float = 0.0,
     budget: float = 1.0,
 ) -> tuple[float, list[float]]:
-    """Loss and gradient of PPO's surrogate; `level` token, mean or sum of log-ratios."""
+    """Return loss and gradient of PPO's surrogate; `level`: token, mean or sum of log-ratios."""
     parts, gradient = [], [0.0] * inputs.token_logps.numel()
     for response, a in zip(responses(inputs), advantages, strict=True):
         n = len(response.where)
@@ -170,7 +170,7 @@ GOLD = torch.tensor([False, True, True, False, False, False])
 
 
 def grao_inputs(**options: Any) -> LossInputs:
-    """Two prompts with two samples and a gold answer each."""
+    """Return two prompts with two samples and a gold answer each."""
     inputs = make((0, 1, 0, 1, 1, 0), lengths=(5, 2, 7, 3, 1, 4), per_token=True, **options)
     return replace(inputs, gold=GOLD)
 

@@ -1,4 +1,4 @@
-"""The functions formulas are made of, on Python floats."""
+"""Elementary functions of the formulas, on Python floats."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def logistic(x: float) -> float:
 
 
 def entropy(p: float) -> float:
-    """Of a coin."""
+    """Return the entropy of a Bernoulli variable, in nats."""
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)

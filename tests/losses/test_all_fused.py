@@ -1,6 +1,6 @@
-"""Every loss of the table on hidden states: values and gradients equal those through full logits.
+"""Every loss of the table on hidden states, against the same loss through full logits.
 
-A loss that is added to the table is tested here by its needs alone.
+A new loss is covered without a change here: its inputs follow from its `needs`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def batch_of(groups: tuple[int, ...], packed: bool) -> SequenceBatch:
 def given(
     batch: SequenceBatch, preferred: tuple[bool, ...], gold: tuple[bool, ...], spec: Loss
 ) -> dict[str, Tensor | None]:
-    """Every input a loss can have, but for what the op gives; log-probs near the policy's."""
+    """Return every input of a loss that the op does not compute; log-probs near the policy's."""
     generator = seeds.generator(3)
 
     def numbers(*shape: int) -> Tensor:
@@ -107,7 +107,7 @@ def given(
 def dense_inputs(
     hidden: Tensor, weight: Tensor, batch: SequenceBatch, inputs: dict[str, Tensor | None]
 ) -> LossInputs:
-    """As a trainer with the whole vocabulary's softmax has them."""
+    """Return the inputs that a trainer computes from the softmax over the whole vocabulary."""
     every = torch.log_softmax(hidden @ weight.T, dim=-1)
     logps = every.gather(-1, batch.logp_targets.clamp(min=0)[..., None])[..., 0]
     return batch.loss_inputs(
@@ -142,7 +142,7 @@ def test_a_sum_of_one_loss_is_that_loss(name: str, hyper: dict[str, Any]) -> Non
 
 
 def gradients_of(entry: str | Loss, name: str, hyper: dict[str, Any]) -> list[Tensor]:
-    """Loss and gradients on the inputs for the loss `name`."""
+    """Return loss and gradients on the inputs for the loss `name`."""
     groups, preferred, gold = layout_of(LOSSES[name])
     batch = batch_of(groups, packed=False)
     generator = seeds.generator(1)
@@ -155,7 +155,7 @@ def gradients_of(entry: str | Loss, name: str, hyper: dict[str, Any]) -> list[Te
 
 @pytest.mark.parametrize("key", ["prompt_term", "rao.prompt_term"])
 def test_the_prompts_gradient_in_a_sum(key: str) -> None:
-    """The part alone gives prompt rows a gradient, and so does the sum."""
+    """A part that gives prompt tokens a gradient does so in a sum too."""
     for entry, hyper in [("rao", {"prompt_term": "grad"}), ("both", {key: "grad"})]:
         loss = LOSSES.combine({"rao": 1, "sft": 1}) if entry == "both" else entry
         groups, preferred, gold = layout_of(LOSSES["rao"])

@@ -86,7 +86,7 @@ def test_auto_of_a_part_is_taken_at_its_own_beta() -> None:
 
 
 def test_beside_rewards_the_preferred_are_named() -> None:
-    """Without labels the likelihood of bad responses would be raised too."""
+    """Without labels the likelihood of rejected responses would be raised too."""
     both, inputs = LOSSES.combine({"rao": 1.0, "sft": 0.1}), make(preferred=None)
     with pytest.raises(InputError, match="`preferred`.*every response, give ones"):
         both(inputs)

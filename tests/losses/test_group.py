@@ -34,7 +34,7 @@ def softmax(values: list[float]) -> list[float]:
 
 
 def prompts(inputs: LossInputs) -> Iterator[tuple[list[int], list[float], list[float]]]:
-    """Members of each prompt, beta D and softmax(r / alpha) of them."""
+    """Return the members of each prompt, with their beta D and softmax(r / alpha)."""
     assert inputs.rewards is not None
     d, r = ratios(inputs), inputs.rewards.tolist()
     for group in sorted(set(GROUPS)):
@@ -161,7 +161,7 @@ def test_equal_rewards(name: str) -> None:
 
 @names
 def test_sharp_targets_and_extreme_ratios(name: str) -> None:
-    """Probabilities that underflow stand beside logarithms of -1e8: 0 times that is 0, not NaN."""
+    """Probabilities that underflow times logarithms of -1e8 are 0, not NaN."""
     inputs = make(GROUPS, lengths=(1,) * 6, dtype=torch.float32)
     ratio = torch.tensor([1e4, 0.0, -1e4, -1e4, 1e4, 0.0])
     tokens = torch.full((6,), -1e4)

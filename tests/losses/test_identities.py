@@ -1,4 +1,4 @@
-"""What ties losses to one another, what no pair loss depends on, and where precision is lost."""
+"""Identities between losses, invariances of pair losses, and precision."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_without_a_reference() -> None:
 
 
 def test_the_penalty_of_dpop_punishes() -> None:
-    """Outside the sigmoid with the other sign, as some public code has it, it would reward."""
+    """With the penalty outside the sigmoid, as in some public code, it would be a reward."""
     inputs = make((0, 0), lengths=(1, 1), preferred=(True, False))
     tokens = torch.tensor([-5.0, -9.0], dtype=torch.float64)
     for d in (-2.0, -3.0):
@@ -217,7 +217,7 @@ def test_long_responses_keep_their_log_ratio(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_certain_tokens(name: str) -> None:
-    """Probability one: log-probs of exactly 0 under policy, reference and sampler."""
+    """Probability one: log-probs of exactly 0 under policy, reference and sampling policy."""
     if "gold" in LOSSES[name].needs and "preferred" in LOSSES[name].needs:
         pytest.skip("needs triples; tested with its family")
     inputs = make_for(name, dtype=torch.float32, per_token=True)
@@ -248,7 +248,7 @@ def test_two_empty_responses(name: str) -> None:
 
 
 def test_half_precision_inputs_are_summed_wide() -> None:
-    """Near 800 nats bf16 steps by 4: sums and log-ratios never go through it."""
+    """Near 800 nats bf16 has steps of 4: sums and log-ratios are taken in fp64."""
     inputs = make((0, 0), lengths=(800, 800), preferred=(True, False))
     ones = torch.full((1600,), -1.0, dtype=torch.bfloat16)
     changed = ones.clone()

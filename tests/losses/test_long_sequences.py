@@ -1,8 +1,8 @@
 """Log-ratios of 32k-token sequences from bf16 hidden states, against float64.
 
-Every token's log-probability is rounded once, to fp32; what may add up to the log-ratio is the
-sum of those roundings and nothing else. A policy that has moved little from its reference has
-differences far below the two sums of which they are the difference.
+Every token's log-probability is rounded once, to fp32, and the error of the log-ratio is the sum of
+those roundings alone. For a policy near its reference the log-ratio is far smaller than the two
+sums of which it is the difference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FP32_ROUNDING = torch.finfo(torch.float32).eps / 2
 
 @dataclass
 class Case:
-    """Hidden states in bf16 of a policy near its reference, and what float64 says of them."""
+    """Hidden states in bf16 of a policy near its reference, and float64 results."""
 
     batch: SequenceBatch
     hidden: Tensor
@@ -70,7 +70,7 @@ def case() -> Case:
 
 
 def scored(case: Case) -> LossInputs:
-    """The inputs a loss gets from the hidden states."""
+    """Return the inputs that a loss gets from the hidden states."""
     found: list[LossInputs] = []
 
     def keep(inputs: LossInputs) -> Tensor:
@@ -102,7 +102,7 @@ def test_log_ratio_of_32k_tokens(case: Case, capsys: pytest.CaptureFixture[str])
 
 
 def test_what_it_would_be_without_care(case: Case) -> None:
-    """Two fp32 sums subtracted lose more: the bounds above are not idle."""
+    """The difference of two fp32 sums exceeds the bounds above."""
     inputs = scored(case)
     columns = (inputs.token_logps, inputs.require("ref_token_logps"))
     policy, reference = (column.view(SEQUENCES, LENGTH).cumsum(1)[:, -1] for column in columns)
@@ -114,7 +114,7 @@ def test_what_it_would_be_without_care(case: Case) -> None:
 
 
 def test_the_losses_keep_it(case: Case) -> None:
-    """Win probability one half: SPPO's value is the square of the log-ratio."""
+    """At a win probability of one half SPPO's value is the square of the log-ratio."""
     halves = torch.full((SEQUENCES,), 0.5)
     inputs = {"ref_token_logps": case.reference, "rewards": halves}
     out = fused_loss("sppo", case.hidden, case.weight, case.batch, inputs=inputs)

@@ -1,4 +1,4 @@
-"""Options of the pair losses: each does what it says, on every loss that lists it."""
+"""Options of the pair losses: each has its documented effect on every loss that lists it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ B = 0.4
 
 
 def inputs_of(per_token: bool = True) -> LossInputs:
-    """The first draw with weights of WPO on both sides of one, where their clamp acts."""
+    """Return the first draw with WPO weights on both sides of 1, where their clamp acts."""
     for seed in count():
         inputs = make(per_token=per_token, seed=seed)
         assert inputs.token_log_sum_sq is not None
@@ -153,7 +153,7 @@ def test_wpo_is_a_switch_or_a_name() -> None:
 @pytest.mark.parametrize("ratio", [-45.0, -200.0, -1e4])
 @pytest.mark.parametrize("name", ["ipo", "rpo_distill", "rpo_pessimistic"])
 def test_squared_divergences_stay_finite(name: str, ratio: float, divergence: str) -> None:
-    """e^70 squared is no fp32 number, and the square of e^20's gradient overflows a norm."""
+    """e^70 squared overflows fp32, and the square of e^20's gradient overflows a norm."""
     inputs = make((0, 0), lengths=(1, 1), preferred=(True, False), dtype=torch.float32)
     tokens = torch.full((2,), -2e4).requires_grad_()
     inputs = replace(inputs, token_logps=tokens, ref_logps=torch.tensor([-2e4 - ratio, -2e4]))
@@ -236,7 +236,7 @@ def test_weights_of_wpo(name: str) -> None:
         out = LOSSES[name](inputs, wpo=wpo)
         values = [w * x for w, x in zip(expected, plain.values.tolist(), strict=True)]
         assert out.values.tolist() == pytest.approx(values, rel=1e-12)
-        # Without gradient: that of a pair is the plain one's, times the weight.
+        # The weight has no gradient: a pair's gradient is the plain one times the weight.
         pull = torch.tensor(expected, dtype=torch.float64)
         (got,) = torch.autograd.grad(out.loss, tokens)
         (exact,) = torch.autograd.grad((pull * plain.values).mean(), tokens, retain_graph=True)

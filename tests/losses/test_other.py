@@ -1,4 +1,4 @@
-"""SFT and the reward model's loss."""
+"""SFT and the loss of a reward model."""
 
 from __future__ import annotations
 

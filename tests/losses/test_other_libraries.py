@@ -1,6 +1,6 @@
-"""The same numbers through the code of TRL and Liger, and where they part from ours.
+"""Pair losses against the code of TRL and Liger on the same numbers, and documented differences.
 
-Their own methods run, on a stub of the trainer around them: the loss arithmetic is theirs.
+Their own methods run, on a stub of the trainer around them: the arithmetic of the loss is theirs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTHS = (5, 1, 3, 2, 6, 4)
 
 
 def pair_inputs(scale: float = 1.0) -> LossInputs:
-    """Chosen responses first, as TRL's batches have them; log-probs in fp32."""
+    """Return inputs with chosen responses first, as in TRL's batches; log-probs in fp32."""
     generator = seeds.generator(5)
     count = sum(LENGTHS)
 
@@ -47,7 +47,7 @@ def pair_inputs(scale: float = 1.0) -> LossInputs:
 
 
 def padded(values: Tensor, inputs: LossInputs) -> Tensor:
-    """``[2 P, T - 1]``, shifted: entry t is of the token at t + 1."""
+    """Return ``[2 P, T - 1]``, shifted: entry t belongs to the token at t + 1."""
     rows = torch.zeros(2 * P, T - 1)
     starts = torch.tensor([0, *LENGTHS]).cumsum(0)[inputs.segments]
     place = torch.arange(len(values)) - starts + PROMPT - 1
@@ -55,7 +55,7 @@ def padded(values: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def trl_dpo(inputs: LossInputs, **settings: Any) -> Tensor:
-    """`DPOTrainer._compute_loss` of TRL on these log-probs."""
+    """Run `DPOTrainer._compute_loss` of TRL on these log-probs."""
     trl = pytest.importorskip("trl.trainer.dpo_trainer", reason="TRL, to compare with, is absent")
     mask = torch.zeros(2 * P, T, dtype=torch.int64)
     for row, length in enumerate(LENGTHS):
@@ -129,9 +129,9 @@ def same_loss_and_gradient(ours: Tensor, theirs: Tensor, inputs: LossInputs) -> 
     torch.testing.assert_close(got, torch.autograd.grad(theirs, tokens), rtol=1e-4, atol=1e-6)
 
 
-# Our name of a divergence, TRL's.
+# Name of a divergence here, and in TRL.
 DIVERGENCES = {"js": "js_divergence", "forward_kl": "forward_kl", "alpha": "alpha_divergence"}
-# Our key and hyperparameters, TRL's loss type and settings.
+# Key and hyperparameters here, loss type and settings in TRL.
 TRL: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("sigmoid", {}, "sigmoid", {}),
     ("hinge", {}, "hinge", {}),
@@ -148,7 +148,7 @@ TRL: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("sigmoid_norm", {}, "sigmoid_norm", {}),
     ("sigmoid", {"f_divergence": "forward_kl"}, "sigmoid", {"f_divergence_type": "forward_kl"}),
     ("hinge", {"f_divergence": "js"}, "hinge", {"f_divergence_type": "js_divergence"}),
-    # Their coefficient is 1 minus the paper's alpha.
+    # TRL's coefficient is 1 minus the paper's alpha.
     (
         "robust",
         {"f_divergence": "alpha", "f_alpha": 0.3, "label_smoothing": 0.1},
@@ -184,7 +184,7 @@ def test_trl(name: str, hyper: dict[str, Any], loss_type: str, settings: dict[st
 
 @pytest.mark.parametrize("ours", ["js", "forward_kl"])
 def test_trl_ipo_of_means_under_a_divergence(ours: Any) -> None:
-    """Not "alpha": theirs is ``exp(x) - 1`` rounded to fp32, and off by 1e-5 of the gradient."""
+    """Without "alpha": TRL's ``exp(x) - 1`` is rounded to fp32, 1e-5 of the gradient."""
     inputs = pair_inputs()
     loss = LOSSES["ipo"](inputs, tau=B, length_normalized=True, f_divergence=ours).loss
     expected = trl_dpo(inputs, loss_types=["ipo"], f_divergence_type=DIVERGENCES[ours])
@@ -249,7 +249,7 @@ def test_trl_a2po() -> None:
     inputs = pair_inputs()
     samples = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     rewards = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
-    # Stage one of the trainer is inside a method that generates; its one line is the formula.
+    # The trainer's stage one is inside a method that generates; this is its formula.
     v_star = 0.5 * (torch.logsumexp(samples / 0.5, dim=1) - math.log(4))
     reference = torch.zeros(6).index_add(0, inputs.segments, inputs.require("ref_token_logps"))
     policy = torch.zeros(6).index_add(0, inputs.segments, inputs.token_logps)
@@ -291,7 +291,7 @@ LIGER: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "hyper"), LIGER, ids=[n for n, _ in LIGER])
 def test_liger(name: str, hyper: dict[str, Any]) -> None:
-    """Its chunked DPO: hidden states and the head in, gradients of both out."""
+    """Run Liger's chunked DPO on hidden states and head, and compare both gradients."""
     module = pytest.importorskip(
         "liger_kernel.chunked_loss.dpo_loss", reason="liger-kernel, to compare with, is absent"
     )
@@ -329,7 +329,7 @@ def test_liger(name: str, hyper: dict[str, Any]) -> None:
         weight, hidden[:, :-1], targets, ref_input=ref_hidden[:, :-1], ref_weight=ref_weight
     )
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    # It takes its log-softmax in fp32.
+    # Liger computes its log-softmax in fp32.
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-5, atol=1e-6)
     got = torch.autograd.grad(ours, [hidden, weight])
     exact = torch.autograd.grad(theirs, [hidden, weight])

@@ -1,4 +1,4 @@
-"""Losses against TRL's and Liger's own code on the same numbers, where they have the same loss."""
+"""Policy gradients and preference losses against TRL's and Liger's code on the same numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mask_of(inputs: LossInputs) -> Tensor:
 
 
 def padded(values: Tensor | None, inputs: LossInputs) -> Tensor | None:
-    """``[N]`` as ``[S, T]``, with something that must not matter at padding."""
+    """Return ``[N]`` as ``[S, T]``, with arbitrary numbers at padding."""
     if values is None:
         return None
     mask = mask_of(inputs)
@@ -52,7 +52,7 @@ def check(ours: Tensor, theirs: Tensor, tokens: Tensor, rtol: float = 1e-11) -> 
     torch.testing.assert_close(grads[0], grads[1].to(grads[0].dtype), rtol=rtol, atol=1e-13)
 
 
-# Their name and settings, and ours.
+# Name and settings in the other library, and here.
 POLICY: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "grpo": ("grpo", {}, "grpo", {}),
     "grpo-penalty": ("grpo", {"beta": 0.3}, "grpo", {"kl_beta": 0.3}),
@@ -67,7 +67,7 @@ POLICY: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         "luspo",
         {"clip_low": 0.03, "clip_high": 0.05},
     ),
-    # They clamp at epsilon_high itself.
+    # TRL and Liger clamp at epsilon_high itself.
     "cispo": ("cispo", {"high": 5.0}, "cispo", {}),
     "cispo-low": ("cispo", {"high": 1.1}, "cispo", {"clip_high": 0.1}),
     "sapo": ("sapo", {}, "sapo", {}),
@@ -78,7 +78,7 @@ policies = pytest.mark.parametrize("case", POLICY)
 
 
 def trl_trainer(logps: Tensor, **attributes: Any) -> SimpleNamespace:
-    """What a trainer's `_compute_loss` reads of itself."""
+    """Return a stub with the attributes that a trainer's `_compute_loss` reads."""
     accelerator = SimpleNamespace(
         num_processes=1,
         device="cpu",
@@ -152,7 +152,7 @@ def test_trl_grpo(case: str, old: bool) -> None:
         get_gamma_weights=module.GRPOTrainer.get_gamma_weights,
     )
     theirs = module.GRPOTrainer._compute_loss(trainer, None, trl_batch(inputs))
-    if name == "sapo":  # theirs rounds its temperatures to fp32
+    if name == "sapo":  # TRL rounds its temperatures to fp32
         hyper = {**hyper, "temperature_neg": float(torch.tensor(1.05))}
     ours = LOSSES[name](inputs, on_policy=not old, **hyper).loss
     check(ours, theirs, inputs.token_logps)
@@ -205,7 +205,7 @@ def test_liger_grpo(case: str) -> None:
 
 
 def test_liger_luspo_counts_padding_in_its_penalty() -> None:
-    """Why the table says so: what stands at padding changes their loss."""
+    """The difference that the table documents: values at padding change Liger's loss."""
     function = peer("liger_kernel.chunked_loss.grpo_loss").LigerFusedLinearGRPOFunction
     inputs = policy_inputs()
     mask = mask_of(inputs).double()
@@ -232,7 +232,7 @@ def test_liger_luspo_counts_padding_in_its_penalty() -> None:
 
 
 def preference_inputs(**options: Any) -> tuple[LossInputs, Tensor, Tensor]:
-    """Inputs, and chosen and rejected sequences."""
+    """Return inputs, and the chosen and rejected sequences."""
     inputs = make(lengths=LENGTHS, **options)
     inputs.token_logps.requires_grad_()
     chosen, rejected = (torch.tensor(column) for column in zip(*pairs(inputs), strict=True))
@@ -267,7 +267,7 @@ def test_trl_cpo(name: str, smoothing: float) -> None:
 
 
 def test_trl_orpo() -> None:
-    """The odds-ratio part; their likelihood is another (see the table), and theirs is fp32."""
+    """Compare the odds-ratio part; the likelihood differs (see the table), and TRL's is fp32."""
     module = peer("trl.experimental.orpo.orpo_trainer")
     inputs, chosen, rejected = preference_inputs()
     level, trainer = means(inputs), cpo_trainer(beta=0.3)
@@ -300,7 +300,7 @@ def test_trl_tpo(normalized: bool) -> None:
         trainer, lambda **inputs: SimpleNamespace(logits=logits), batch, False
     )
     scored = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    # Their rows are chosen, rejected and gold of two prompts.
+    # TRL's batch is chosen, rejected and gold of two prompts.
     inputs = LossInputs(
         token_logps=scored[mask[:, 1:]],
         segments=torch.repeat_interleave(lengths),
@@ -387,7 +387,7 @@ def test_liger_kto() -> None:
 
 
 def test_their_orpo_at_certainty() -> None:
-    """The bug ours has not: at p = 1 Liger's loss has no gradient that is a number."""
+    """At p = 1 the gradient of Liger's loss is NaN; ours is finite."""
     module = peer("liger_kernel.chunked_loss.orpo_loss")
     sure = torch.zeros(1, requires_grad=True)
     loss, *_ = module.LigerFusedLinearORPOFunction.preference_loss_fn(

@@ -19,7 +19,7 @@ B, E = 0.4, 0.2
 
 @dataclass(frozen=True)
 class Pair:
-    """What a formula may read: log-ratios, lengths, rewards under the loss's model and others."""
+    """Inputs of a formula: log-ratios, lengths, rewards under the loss's model and others."""
 
     dw: float
     dl: float
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Formula:
-    """value and (dL/dD_w, dL/dD_l) of one pair."""
+    """Value and (dL/dD_w, dL/dD_l) of one pair."""
 
     name: str
     hyper: dict[str, object]
@@ -54,7 +54,7 @@ def margin(
     value: Callable[[Pair], float],
     slope: Callable[[Pair], float],
 ) -> Formula:
-    """A function of u, from its derivative in u."""
+    """Return the formula of a function of u, given its derivative in u."""
     return Formula(name, {"beta": B, **hyper}, value, lambda p: (B * slope(p), -B * slope(p)))
 
 
@@ -67,7 +67,7 @@ def mean_margin(p: Pair) -> float:
 
 
 def kl(a: float, b: float) -> float:
-    """KL of Bernoulli(logistic(a)) to Bernoulli(logistic(b))."""
+    """Return the KL of Bernoulli(logistic(a)) to Bernoulli(logistic(b))."""
     return logistic(a) * (softplus(-b) - softplus(-a)) + logistic(-a) * (softplus(b) - softplus(a))
 
 
@@ -283,7 +283,7 @@ def test_value_and_gradient(formula: Formula, per_token: bool) -> None:
 
 
 def one_pair(dw: float, dl: float, dtype: torch.dtype = torch.float64) -> LossInputs:
-    """Two responses of one token with these log-ratios, exactly."""
+    """Return two responses of one token with exactly these log-ratios."""
     inputs = make((0, 0), lengths=(1, 1), preferred=(True, False))
     tokens = torch.tensor([-2e4, -2e4], dtype=dtype)
     ratio = torch.tensor([dw, dl], dtype=torch.float64)
@@ -307,7 +307,7 @@ EXTREME = [(1e4, 1e4), (1e4, -1e4), (-1e4, 1e4), (-1e4, -1e4), (0.0, 1e4), (-1e4
 @formulas
 @pytest.mark.parametrize(("dw", "dl"), EXTREME)
 def test_right_at_extreme_log_ratios(formula: Formula, dw: float, dl: float) -> None:
-    """In fp32, with a sum of log-probs that leaves no digit for an error."""
+    """In fp32, with sums of log-probs so large that any error shows."""
     if formula.name == "discopop" and dw < dl:
         pytest.skip("the formula itself overflows there; see the next test")
     inputs = one_pair(dw, dl, torch.float32)
@@ -358,7 +358,7 @@ def test_aot_of_one_pair_is_dpo() -> None:
 
 
 def test_pessimism_over_the_batch() -> None:
-    """One model for all pairs: the one nearest in the mean."""
+    """The minimum is over models, for the whole batch: the nearest one in the mean."""
     changes = []
     for seed in range(6):
         inputs = make(seed=seed)

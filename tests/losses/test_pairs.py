@@ -25,7 +25,7 @@ def logistic(x: float) -> float:
 
 @dataclass(frozen=True)
 class Preset:
-    """value(margin) and slope(margin), the margin being of the scores, and their scale."""
+    """Value(margin) and slope(margin) of a loss, and the scale of its scores."""
 
     name: str
     hyper: dict[str, object]

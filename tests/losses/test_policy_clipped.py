@@ -39,7 +39,7 @@ def test_defaults(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_clips(name: str) -> None:
-    """Bounds so narrow that both sides and, in some of the draws, the dual clip act."""
+    """Bounds are so narrow that both sides and, in some draws, the dual clip apply."""
     changes = []
     for seed in range(3, 9):
         inputs = cases(seed=seed)
@@ -72,7 +72,7 @@ def test_generation_budget() -> None:
 
 
 def test_bnpo_averages_within_its_batch() -> None:
-    """The normaliser counts sequences: a mean of batch means, where dapo's is over all tokens."""
+    """Batches under one normaliser give a mean of batch means, unlike DAPO's mean of tokens."""
     one, other = make(lengths=(5, 1) + (0,) * 4), make(lengths=(3, 3, 2, 4, 1, 1), seed=1)
     spec = LOSSES["bnpo"]
     total = sum(spec(part, normalizer=12).loss for part in (one, other))
@@ -193,7 +193,7 @@ def test_dual_clip_bounds_what_ppo_does_not() -> None:
 
 
 def test_penalty_far_from_the_reference() -> None:
-    """Far above the reference it is -d - 1; far below it pulls up rather than stopping."""
+    """Far above the reference it is -d - 1; far below it its gradient does not vanish."""
     (value,) = LOSSES["grpo"](extreme([1e4], [0.0]), kl_beta=1.0).values.tolist()
     assert value == pytest.approx(1e4 - 1)
     _, (slope,) = gradient("grpo", extreme([1e4], [0.0]), kl_beta=1.0)
@@ -203,7 +203,7 @@ def test_penalty_far_from_the_reference() -> None:
 
 
 def test_penalty_of_a_small_difference_keeps_its_digits() -> None:
-    """exp(d) - d - 1 in fp32 is noise at d = 1e-4; d^2 / 2 is what it means."""
+    """exp(d) - d - 1 in fp32 is rounding noise at d = 1e-4; its value is d^2 / 2."""
     inputs = extreme([0.0], [0.0])
     assert inputs.ref_token_logps is not None
     reference = torch.tensor([-1.0])
@@ -215,7 +215,7 @@ def test_penalty_of_a_small_difference_keeps_its_digits() -> None:
 
 
 def test_sequence_ratio_of_many_tokens_is_summed_exactly() -> None:
-    """fp32 sums of 60,000 log-ratios lose more than clip ranges of 3e-4 are wide."""
+    """fp32 sums of 60,000 log-ratios have errors above clip ranges of 3e-4."""
     generator = seeds.generator()
     tokens = -torch.rand(60_000, generator=generator) * 8
     old = tokens - 1e-4

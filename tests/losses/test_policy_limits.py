@@ -1,4 +1,4 @@
-"""What all policy gradients share: limits, symmetries, extremes, bad values."""
+"""Properties of all policy gradients: limits, symmetries, extremes, bad values."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_sign_of_the_advantage() -> None:
 
 @pytest.mark.parametrize("name", sorted({*LEVELS, "gmpo", "cispo", "sapo", "vespo"}))
 def test_groups_whose_rewards_are_all_equal_have_no_gradient(name: str) -> None:
-    """Exactly none: 0.1 three times has a mean that is not 0.1, and eps would magnify that."""
+    """Exactly 0: the mean of three times 0.1 is not 0.1, which eps would magnify."""
     for dtype in (torch.float64, torch.float32):
         inputs = cases(dtype=dtype)
         equal = replace(inputs, rewards=torch.full((6,), 0.1, dtype=dtype))

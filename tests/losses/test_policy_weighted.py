@@ -1,4 +1,4 @@
-"""Surrogates that hold the ratio in other ways than PPO's clip, against loops."""
+"""GMPO, CISPO, SAPO and VESPO against per-token loops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gmpo() -> None:
 
 
 def test_cispo() -> None:
-    """The weight ends at 1 + clip_high, not at clip_high, and has no gradient."""
+    """The weight is clipped at 1 + clip_high, not at clip_high, and has no gradient."""
     inputs = cases()
     for low, high in ((0.2, 0.2), (1.0, 4.0), (0.1, 0.05)):
         parts, expected = [], [0.0] * 20

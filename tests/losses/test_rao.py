@@ -89,7 +89,7 @@ def test_no_groups_means_one_prompt_each() -> None:
 
 @pytest.mark.parametrize(("log_z0", "warns"), [(50.0, True), (-50.0, True), ("auto", False)])
 def test_targets_of_one_sign_are_told(log_z0: float | str, warns: bool) -> None:
-    """log Z0 = 50 with rewards of 0 to 1 asks every response to lose probability."""
+    """log Z0 = 50 with rewards of 0 to 1 lowers the probability of every response."""
     inputs = replace(make(GROUPED), rewards=torch.linspace(0, 1, 6, dtype=torch.float64))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

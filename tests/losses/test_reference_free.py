@@ -26,7 +26,7 @@ def sigmoid(x: float) -> float:
 
 
 def found(name: str, inputs: LossInputs, **hyper: Any) -> tuple[list[float], list[float]]:
-    """Values, and the gradient each sequence's tokens share."""
+    """Return values, and the gradient that each sequence's tokens share."""
     tokens = inputs.token_logps.clone().requires_grad_()
     inputs = replace(inputs, token_logps=tokens)
     out = LOSSES[name](inputs, **hyper)
@@ -162,8 +162,7 @@ def test_orpo_near_certainty_and_far_from_it(level: float) -> None:
 
 @pytest.mark.parametrize("level", [-1e-3, -1e-6, -(2.0**-23), -(2.0**-24), -1e-9, -1e-30, 0.0])
 def test_orpo_of_a_rejected_response_down_to_the_limit_of_fp32(level: float) -> None:
-    """dL/dlbar_l = lam sigmoid(-z) / (1 - p): right up to the last p below 1, and from there on as
-    large, where it used to be 0."""
+    """dL/dlbar_l = lam sigmoid(-z) / (1 - p) up to the largest p below 1, and constant beyond."""
     inputs = make((0, 0), lengths=(1, 1), preferred=(True, False), dtype=torch.float32)
     tokens = torch.tensor([-0.5, level], requires_grad=True)
     inputs = replace(inputs, token_logps=tokens)
@@ -197,7 +196,7 @@ def triples(**options: Any) -> LossInputs:
 
 
 def triple(inputs: LossInputs) -> list[tuple[int, int, int]]:
-    """Gold, chosen, rejected of each group."""
+    """Return gold, chosen and rejected sequence of each group."""
     assert inputs.groups is not None and inputs.preferred is not None
     gold = inputs.gold.tolist() if inputs.gold is not None else []
     result = []

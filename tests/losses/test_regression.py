@@ -1,4 +1,4 @@
-"""Point-wise reward regressions against the formulas on Python floats, and their identities."""
+"""Point-wise reward regressions against formulas on Python floats, and their identities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference(inputs: LossInputs) -> list[float]:
     return found
 
 
-# Each gives residuals, the factor of their squares and the factor of D in them.
+# Each returns residuals, the factor of their squares and the factor of D in them.
 
 
 def dro_value(
@@ -80,8 +80,10 @@ def a2po(inputs: LossInputs, r: list[float], d: list[float]) -> tuple[list[float
 
 
 def qrpo(kind: str, clamp: str = "half_sample") -> Residuals:
-    """q away from 0 and 1 by half a sample or, as in the authors' code, by one; theirs is not held
-    away from 1 for the logarithm."""
+    """QRPO with q clamped by half a sample or, as in the authors' code, by one.
+
+    The authors' code does not clamp q away from 1 for the logarithm.
+    """
 
     def residuals(
         inputs: LossInputs, r: list[float], d: list[float]
@@ -133,7 +135,7 @@ def dgro_without_half(
 def dgro_of_the_soft_value(
     inputs: LossInputs, r: list[float], d: list[float]
 ) -> tuple[list[float], float, float]:
-    """At D = (beta1 / beta2) (r - V) the policy is normalised with V the soft value."""
+    """With V the soft value, the policy at D = (beta1 / beta2) (r - V) is normalised."""
     t = TAU / 1.5
     level = [t * math.log(x) for x in group_means([math.exp(x / t) for x in r])]
     return [1.5 * (a - b) - TAU * c for a, b, c in zip(r, level, d, strict=True)], 0.5 / TAU, TAU
@@ -317,7 +319,7 @@ def test_a_constant_on_the_rewards_of_a_prompt_changes_nothing(name: str) -> Non
     ("name", "knob"), [("dro_value", "tau"), ("kimi", "tau"), ("agro", "beta")]
 )
 def test_scaling_rewards_and_strength(name: str, knob: str) -> None:
-    """A square of reward units; Kimi is divided by tau."""
+    """The loss is a square of reward; Kimi's is divided by tau."""
     inputs = make(GROUPED)
     scaled = replace(
         inputs, rewards=4 * inputs.require("rewards"), values=4 * inputs.require("values")

@@ -1,4 +1,4 @@
-"""DFT against a loop; SFT's own tests are with the other losses of no family."""
+"""DFT against a loop. SFT is tested in test_other.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .cases import make
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_dft(labelled: bool) -> None:
-    """Each token's negative log-probability counts by its probability, a constant."""
+    """Each token's NLL is weighted by its probability, a constant."""
     inputs = make() if labelled else make(preferred=None)
     tokens = inputs.token_logps.requires_grad_()
     out = LOSSES["dft"](inputs)

@@ -1,15 +1,18 @@
-"""What every row of the table promises."""
+"""Properties of every row of the table."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
+import sys
 from dataclasses import replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 
+from rao_kernels import losses
 from rao_kernels.errors import InputError
 from rao_kernels.losses import LOSSES, LossInputs, meanings, reduce_units
 
@@ -36,10 +39,33 @@ def test_rows_describe_themselves() -> None:
         assert spec.paper
         assert spec.unit in ("prompt", "pair", "sequence", "token")
         assert {part for need in spec.needs for part in need.split("|")} <= known
-        waivers = [pair for pairs in spec.waived.values() for pair in pairs]
-        assert {hyper for hyper, _ in waivers} <= set(spec.defaults)
-        assert set(spec.waived) <= set(spec.needs)
+        settings = [pair for pairs in spec.needed_unless.values() for pair in pairs]
+        assert {hyper for hyper, _ in settings} <= set(spec.defaults)
+        assert set(spec.needed_unless) <= set(spec.needs)
         assert set(spec.optional) <= known
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_cite_their_source(name: str) -> None:
+    """Year and arXiv id agree, the function names the paper, and defaults have an origin."""
+    spec = LOSSES[name]
+    doc = inspect.getdoc(spec.terms) or ""
+    assert "Returns:\n" in doc
+    if arxiv := re.search(r"arXiv (\d\d)(\d\d)\.(\d{5})", spec.paper):
+        assert f"20{arxiv[1]}" in spec.paper.partition(", ")[0]
+        assert arxiv[0] in doc
+    assert bool(spec.defaults) == bool(spec.defaults_from)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_list_their_losses_by_title(name: str) -> None:
+    """A search for the name of a paper finds the file."""
+    module = sys.modules[LOSSES[name].terms.__module__]
+    title = " ".join(LOSSES[name].title.split())
+    for doc in (module.__doc__, losses.__doc__):
+        assert title in " ".join((doc or "").split())
+    assert f"(`{name}`)" in (module.__doc__ or "").replace("\n", " ")
+    assert f"{module.__name__.rpartition('.')[2]}.py" in (losses.__doc__ or "")
 
 
 @presets
@@ -140,7 +166,7 @@ POLICY = [name for name, spec in LOSSES.items() if "on_policy" in spec.defaults]
 
 @pytest.mark.parametrize("name", POLICY)
 def test_a_ratio_needs_what_it_is_taken_to(name: str) -> None:
-    """Without old log-probs it would be 1 on any data: REINFORCE under another name."""
+    """Without old log-probs every ratio would be 1: REINFORCE under another name."""
     inputs = replace(make_for(name, per_token=True), old_token_logps=None)
     with pytest.raises(InputError, match="`old_token_logps`.*policy that sampled.*on_policy=True"):
         LOSSES[name](inputs)
@@ -164,6 +190,7 @@ def test_each_hyperparameter_has_a_meaning_with_its_choices(name: str) -> None:
     hints = get_type_hints(inspect.unwrap(spec.terms))
     for key, text in found.items():
         assert len(text) > 3 and text != key
+        assert not re.match("(what|which|whether|how) ", text), key
         for choice in choices_of(hints.get(key)):
             assert f'"{choice}"' in text, (key, choice)
 

@@ -30,7 +30,7 @@ def slope(x: float) -> float:
 
 
 def unpaired(**options: Any) -> LossInputs:
-    """No groups: each response stands for itself."""
+    """Return inputs without groups: each response is its own."""
     return make(None, lengths=LENGTHS, **options)
 
 
@@ -49,7 +49,7 @@ def labels(inputs: LossInputs) -> list[bool]:
 
 @pytest.mark.parametrize("drift", [1.0, -50.0])
 def test_kto(drift: float) -> None:
-    """z0 is a mean of the batch's mismatched pairs, never below 0, and a constant."""
+    """z0 is the mean of the batch's mismatched pairs, at least 0, and a constant."""
     inputs, beta, wanted, unwanted = unpaired(), 0.3, 1.3, 0.7
     assert inputs.kl_logps is not None and inputs.ref_kl_logps is not None
     inputs = replace(inputs, ref_kl_logps=inputs.ref_kl_logps - drift)

@@ -1,11 +1,11 @@
-// dz of a tile, and dweight and dbias from it.
+// dz of a tile, and dweight and dbias from it; logit_gradient.h has the layout of dz.
 #pragma once
 
 #include "grad_memory.h"
 
 namespace rao::RAO_ISA {
 
-// The gradient of the weight's rows that belong to a block of panels.
+// dweight of a block of panels: dz^T @ hidden.
 template <class Source>
 class WeightGradient {
  public:
@@ -15,7 +15,7 @@ class WeightGradient {
                  const GradMemory<Source>& memory, const Cut& cut)
       : head_(head), out_(out), hidden_(hidden), memory_(memory), cut_(cut) {}
 
-  // The part of the sums that strips `rows` have.
+  // Adds the products over strips `rows`; with the last strip, writes the sums to dweight.
   void add(const LogitGradient<kParts>& dz, Range panels, Range rows) const {
     const bool first = rows.begin == 0, last = rows.end == hidden_.depth;
     multiply_stationary<kParts>(
@@ -53,13 +53,13 @@ class WeightGradient {
   RAO_INLINE void write_rows(const float* block, int64_t panel, int64_t strip) const {
     using Storage = typename Target::Storage;
     const int64_t first = panel * kBlock, column = strip * kBlock;
-    const int64_t count = smaller<int64_t>(kBlock, head_.words - first);
+    const int64_t count = smaller<int64_t>(kBlock, head_.entries - first);
     const int64_t columns = smaller<int64_t>(kBlock, head_.size - column);
     for (int64_t i = 0; i < count; ++i) {
       const Floats low = load<Floats>(block + i * kBlock) * out_.unscale;
       const Floats high = load<Floats>(block + i * kBlock + kLanes) * out_.unscale;
       Storage* target = static_cast<Storage*>(out_.dweight) +
-                        place(out_.dweight_rows, first + i) * head_.size + column;
+                        row_at(out_.dweight_rows, first + i) * head_.size + column;
       if (columns == kBlock) {
         store_row<Target>(target, low, high);
       } else {
@@ -89,7 +89,7 @@ class BiasGradient {
       for (int64_t tile = 0; tile < strips * 2 * kParts; tile += 2 * kParts) {
         for (int part = 0; part < kParts; ++part) {
           Floats low, high;
-          from_bf16(load<Words>(row + (tile + part) * kTileBytes), &low, &high);
+          from_bf16(load<Uints>(row + (tile + part) * kTileBytes), &low, &high);
           total += low + high;
         }
       }
@@ -100,8 +100,8 @@ class BiasGradient {
              int64_t panels) const {
     for (int64_t i = 0; i < panels * kBlock; ++i) {
       const int64_t entry = first_panel * kBlock + i;
-      if (entry < head.words) {
-        out.dbias[place(out.dweight_rows, entry)] = sums_[i] * out.unscale;
+      if (entry < head.entries) {
+        out.dbias[row_at(out.dweight_rows, entry)] = sums_[i] * out.unscale;
       }
     }
   }
@@ -110,7 +110,7 @@ class BiasGradient {
   float sums_[kGroup] = {};
 };
 
-// What forms dz, and multiplies it for dweight.
+// Forms dz of a thread's panels, then dweight and dbias from it.
 template <class Source>
 class EntryGradients {
  public:
@@ -129,7 +129,7 @@ class EntryGradients {
 
   template <bool kPlain, bool kRestored>
   void operator()(const Parallel& parallel) const {
-    const int64_t panels = blocks_of(head_.words);
+    const int64_t panels = blocks_of(head_.entries);
     const int64_t rounds = ceil_div(panels, parallel.parts * cut_.panels);
     const int64_t block = ceil_div(panels, parallel.parts * rounds);
     parallel([&](int part) {
@@ -188,7 +188,7 @@ class EntryGradients {
       }
     } else {
       const int64_t depth = hidden_.by_rows.depth;
-      // What dz of few rows leaves of the cache takes more strips: a panel is loaded less often.
+      // Where dz has few rows, the rest of its cache holds strips: panels are loaded less often.
       const int64_t dz_bytes =
           LogitGradient<kParts>::bytes(panels.end - panels.begin, rows.end - rows.begin);
       const int64_t set = strips_within<kParts>(kHiddenBytes + kGradientBytes - dz_bytes, depth);

@@ -1,4 +1,4 @@
-// The kernels of another instruction set, for operands that bf16 parts cannot hold.
+// The kernels of another instruction set, for operands that bf16 parts do not represent exactly.
 #pragma once
 
 #include "../tile_kernels_isa.h"
@@ -31,7 +31,7 @@ RAO_INLINE auto with_source(DType dtype, const Body& body) {
 
 RAO_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// What either kernels need; bf16 never falls back.
+// Scratch that suffices for both sets of kernels; bf16 never falls back.
 RAO_INLINE ScratchSizes with_fallback(const ScratchSizes& own, const ScratchSizes& other) {
   return {larger(own.packed_weight, other.packed_weight),
           round_up(own.packed_hidden, 64) + other.packed_hidden, larger(own.rows, other.rows),

@@ -1,17 +1,16 @@
-// Memory on its way to the second-level cache.
-//
-// It comes a few lines at a time, while tiles are multiplied: a burst would hold up their loads.
+// Prefetches into the second-level cache, spread over the multiplication of tiles: a burst of them
+// would delay the loads of tiles.
 #pragma once
 
 #include "../product.h"
 
 namespace rao::RAO_ISA {
 
-// Fetches memory into the second-level cache, some lines at a time.
+// Prefetches a range of memory, a few lines at each call.
 class Fetch {
  public:
   Fetch() = default;
-  // Few enough lines at each of `calls` calls to have them all at the end.
+  // The lines are spread over `calls` calls.
   Fetch(const void* data, int64_t bytes, int64_t calls)
       : at_(static_cast<const char*>(data)),
         end_(at_ + bytes),

@@ -1,4 +1,4 @@
-// How grad_tile cuts up its work, and a thread's memory for it.
+// The sizes of grad_tile's chunks and blocks, and the layout of a thread's memory.
 #pragma once
 
 #include "fallback.h"
@@ -6,18 +6,18 @@
 
 namespace rao::RAO_ISA {
 
-// Of the second-level cache: dz of a block of panels, beside which some strips of hidden pass; the
-// packed weight that dz of all rows passes.
+// Shares of the second-level cache. For dweight: dz of a block of panels, and strips of hidden
+// beside it. For dhidden: the packed weight of some columns.
 constexpr int64_t kGradientBytes = 1310720;
 constexpr int64_t kHiddenBytes = 1 << 18;
 constexpr int64_t kWeightBytes = 1228800;
-// Sums of dweight that wait for the next rows.
+// Partial sums of dweight that are kept in memory until the next chunk of rows.
 constexpr int64_t kWaitingBytes = 2621440;
 
-// How rows and entries are cut up for dweight.
+// The sizes into which rows and entries are cut for dweight.
 struct Cut {
-  int64_t strips;  // whose dz is formed before it is multiplied
-  int64_t chunks;  // of so many strips
+  int64_t strips;  // of a chunk, whose dz is formed before it is multiplied
+  int64_t chunks;  // of all rows
   int64_t panels;  // of a block, at most
 
   // Most strips of a chunk.
@@ -36,7 +36,7 @@ struct Cut {
   }
 };
 
-// A thread's memory.
+// A thread's memory, in the order of the fields.
 template <class Source>
 struct GradMemory {
   static constexpr int kParts = kPartsOf<Source>;
@@ -48,9 +48,9 @@ struct GradMemory {
   std::byte* restored;
   float* sums;  // a block for each panel or column strip of a product
   std::byte* logit_gradient;
-  float* waiting;  // of dweight, where rows come in chunks: [column strips][panels] blocks
+  float* waiting;  // partial sums of dweight between chunks: [column strips][panels] blocks
 
-  // Column strips of the weight that dhidden's products pass at once.
+  // Column strips of the weight that stay in cache together for dhidden.
   static int64_t columns(int64_t panels, int64_t size) {
     const int64_t fitting = kWeightBytes / Packed<kParts>::bytes(1, panels);
     return smaller(blocks_of(size), larger(1, fitting));
@@ -58,7 +58,7 @@ struct GradMemory {
   static int64_t sum_blocks(int64_t panels, int64_t size) {
     return larger(kGroupPanels, columns(panels, size));
   }
-  // Never less for more rows: smaller passes use the same memory.
+  // Does not shrink as rows grow: passes over fewer rows use the same memory.
   static int64_t bytes(int64_t rows, int64_t entries, int64_t size) {
     const Cut cut = Cut::of<kParts>(rows, size);
     const int64_t waiting = cut.chunks > 1 ? blocks_of(size) * cut.panels : 0;
@@ -72,7 +72,7 @@ struct GradMemory {
     found.pairs = memory + BlockMemory::bytes<kParts>(blocks_of(head.size));
     found.restored = found.pairs + kPairs;
     found.sums = reinterpret_cast<float*>(found.restored + kRestored);
-    float* end = found.sums + kBlockFloats * sum_blocks(blocks_of(head.words), head.size);
+    float* end = found.sums + kBlockFloats * sum_blocks(blocks_of(head.entries), head.size);
     found.logit_gradient = reinterpret_cast<std::byte*>(end);
     const int64_t bytes =
         LogitGradient<kParts>::bytes(kGroupPanels, Cut::fitting<kParts>(head.rows));
@@ -81,7 +81,8 @@ struct GradMemory {
   }
 };
 
-RAO_INLINE int64_t place(const int64_t* index, int64_t i) {
+// The row of an output that belongs to row i.
+RAO_INLINE int64_t row_at(const int64_t* index, int64_t i) {
   return index == nullptr ? i : index[i];
 }
 

@@ -1,9 +1,8 @@
-// grad_tile on the tile unit: a tile's logit gradient, block by block of entries, and the two
-// gradient products on it.
+// grad_tile on AMX: a tile's logit gradient dz, by blocks of entries, and its two products.
 //
-// A thread forms dz of some panels with all rows and multiplies it by hidden, for dweight, while it
-// is in its second-level cache. Then all threads multiply dz by the weight, for dhidden, a strip of
-// rows at a time.
+// Each thread forms dz of some panels against all rows and multiplies it by hidden, for dweight,
+// while it is in the second-level cache. Then all threads multiply dz by the weight, for dhidden, a
+// strip of rows at a time.
 #include "entry_gradients.h"
 #include "fallback.h"
 #include "hidden_gradient.h"
@@ -17,7 +16,7 @@ void form_gradients(const HeadTile& head, const GradContext<Source>& context, co
                     const Packed<kPartsOf<Source>>& by_rows, const Scratch& scratch,
                     const Parallel& parallel) {
   const EntryGradients<Source> form(head, context, out, hidden, by_rows, scratch);
-  const bool plain = context.logits.identity() && context.rows.mass_grad == nullptr;
+  const bool plain = context.logits.identity() && context.rows.p_factor == nullptr;
   const bool restored = context.retained.filled();
   if (plain) {
     restored ? form.template operator()<true, true>(parallel)
@@ -28,7 +27,7 @@ void form_gradients(const HeadTile& head, const GradContext<Source>& context, co
   }
 }
 
-// Nothing is retained where the scores fell back: the products are formed again.
+// Recomputes the products: where score_tile fell back, nothing was retained.
 void grad_by_fallback(const HeadTile& head, const RowGradients& rows, const Gradients& out,
                       const Scratch& scratch, int64_t own_bytes, const Parallel& parallel) {
   Scratch other = scratch;
@@ -38,11 +37,11 @@ void grad_by_fallback(const HeadTile& head, const RowGradients& rows, const Grad
   RAO_FALLBACK_ISA::grad_tile(head, rows, kNothingRetained, out, other, parallel);
 }
 
-// Memory for dz by rows, row factors and places of targets.
+// Bytes of dz by rows, of row factors and of the targets' positions.
 template <int kParts>
 int64_t row_bytes(int64_t rows, int64_t entries) {
   return Packed<kParts>::bytes(blocks_of(rows), blocks_of(entries)) + PaddedFactors::bytes(rows) +
-         TargetPlaces::bytes(rows);
+         TargetPositions::bytes(rows);
 }
 
 template <class Source>
@@ -51,17 +50,18 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
   constexpr int kParts = kPartsOf<Source>;
   const auto hidden = PackedHidden<kParts>::of(scratch.packed_hidden, head.rows, head.size);
   const Rows<typename Source::Storage> weight = weight_rows<typename Source::Storage>(head);
-  const int64_t panels = blocks_of(head.words), strips = blocks_of(head.rows);
+  const int64_t panels = blocks_of(head.entries), strips = blocks_of(head.rows);
   std::byte* factors = scratch.rows + Packed<kParts>::bytes(strips, panels);
-  const GradContext<Source> context{rows,
-                                    RowLogits(head),
-                                    PaddedFactors(factors, rows, head.rows, head.scale),
-                                    TargetPlaces(factors + PaddedFactors::bytes(head.rows), head),
-                                    RetainedBlocks<Source>(slot, head.words),
-                                    head.rows,
-                                    head.words};
+  const GradContext<Source> context{
+      rows,
+      RowLogits(head),
+      PaddedFactors(factors, rows, head.rows, head.scale),
+      TargetPositions(factors + PaddedFactors::bytes(head.rows), head),
+      RetainedBlocks<Source>(slot, head.entries),
+      head.rows,
+      head.entries};
   const bool exact = kParts == 1 || (*hidden.exact && context.factors.in_range() &&
-                                     is_exact<Source>(weight, head.words, parallel));
+                                     is_exact<Source>(weight, head.entries, parallel));
   if (!exact) {
     const int64_t own = PackedHidden<kParts>::bytes(head.rows, head.size, true);
     return grad_by_fallback(head, rows, out, scratch, own, parallel);
@@ -74,7 +74,7 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
     parallel([&](int part) {
       const Range mine = share(panels, part, parallel.parts);
       for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-        pack_rows_of<Source>(weight, head.words, panel, packed);
+        pack_rows_of<Source>(weight, head.entries, panel, packed);
       }
     });
     HiddenGradient<Source>(head, out, by_rows, packed, scratch)(parallel);
@@ -83,19 +83,19 @@ void grad(const HeadTile& head, const RowGradients& rows, const RetainedSlot& sl
 
 }  // namespace
 
-ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+ScratchSizes grad_scratch(DType dtype, int64_t rows, int64_t entries, int64_t size) {
   return with_source(dtype, [&](auto source) {
     using Source = decltype(source);
     constexpr int kParts = kPartsOf<Source>;
     ScratchSizes sizes{};
-    sizes.packed_weight = Packed<kParts>::bytes(blocks_of(size), blocks_of(words));
+    sizes.packed_weight = Packed<kParts>::bytes(blocks_of(size), blocks_of(entries));
     sizes.packed_hidden = PackedHidden<kParts>::bytes(rows, size, true);
-    sizes.rows = row_bytes<kParts>(rows, words);
-    sizes.thread = GradMemory<Source>::bytes(rows, words, size);
+    sizes.rows = row_bytes<kParts>(rows, entries);
+    sizes.thread = GradMemory<Source>::bytes(rows, entries, size);
     if (kParts == 1) {
       return sizes;
     }
-    return with_fallback(sizes, RAO_FALLBACK_ISA::grad_scratch(dtype, rows, words, size));
+    return with_fallback(sizes, RAO_FALLBACK_ISA::grad_scratch(dtype, rows, entries, size));
   });
 }
 

@@ -1,12 +1,12 @@
-// dhidden from the logit gradient of a tile.
+// dhidden from the logit gradient of a tile, in blocks of 32 rows by 32 columns.
 #pragma once
 
 #include "grad_memory.h"
 
 namespace rao::RAO_ISA {
 
-// dhidden += dz @ weight: the packed weight of some columns stays in the second-level cache and is
-// streamed; dz and dhidden pass once for them.
+// dhidden += dz @ weight. The packed weight of some columns stays in the second-level cache and is
+// streamed; for these columns dz and dhidden are read once.
 template <class Source>
 class HiddenGradient {
  public:
@@ -19,7 +19,7 @@ class HiddenGradient {
   void operator()(const Parallel& parallel) const {
     const int64_t strips = blocks_of(head_.rows), all = blocks_of(head_.size);
     const int64_t fitting = GradMemory<Source>::columns(dz_.depth, head_.size);
-    // Few strips: fewer columns, so that every part has some.
+    // Where there are few strips, fewer columns at a time give every part some work.
     const int64_t shared = larger(1, all * strips / (4 * parallel.parts));
     const int64_t columns = smaller(fitting, shared);
     const int64_t slabs = ceil_div(all, columns);
@@ -36,7 +36,7 @@ class HiddenGradient {
   }
 
  private:
-  // more: the next strip follows, with the same columns if there is one.
+  // more: the part goes on, with the next strip of the same columns if there is one.
   void add(int64_t strip, Range columns, bool more, float* sums) const {
     constexpr int64_t kLongest = 19 / kParts;
     const int64_t depth = dz_.depth, step = ceil_div(depth, ceil_div(depth, kLongest));
@@ -77,14 +77,15 @@ class HiddenGradient {
     }
   }
 
-  // Whole blocks are summed where they are; parts by themselves, as rounding grows with the length
-  // of a sum and is all the error there is.
+  // Whether a block is summed in dhidden itself: a whole block, of one part. Sums over parts start
+  // from zero and are added, because rounding grows with the length of a sum and is their only
+  // error.
   RAO_INLINE bool in_place(int64_t strip, int64_t column) const {
     return kParts == 1 && out_.dhidden_rows == nullptr && (strip + 1) * kBlock <= head_.rows &&
            (column + 1) * kBlock <= head_.size;
   }
   RAO_INLINE float* target(int64_t row, int64_t column) const {
-    return out_.dhidden + place(out_.dhidden_rows, row) * head_.size + column * kBlock;
+    return out_.dhidden + row_at(out_.dhidden_rows, row) * head_.size + column * kBlock;
   }
 
   RAO_INLINE void prefetch_sums(int64_t strip, int64_t column, int64_t first, int64_t end) const {

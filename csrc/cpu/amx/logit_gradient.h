@@ -1,4 +1,4 @@
-// The logit gradient of a block, in the two forms that its products take it.
+// dz, the logit gradient of a block, in the layouts of its two products.
 #pragma once
 
 #include "rao/logit.h"
@@ -7,7 +7,8 @@
 
 namespace rao::RAO_ISA {
 
-// Row factors, padded to whole strips: a row beyond the last has no gradient.
+// Row factors, [4][rows], padded to whole strips; the factors of a padding row give a gradient of
+// 0.
 class PaddedFactors {
  public:
   static constexpr int kCount = 4;
@@ -20,8 +21,8 @@ class PaddedFactors {
         const RowFactors factors(rows, n, scale);
         set(n, factors.row_max, factors.log_sum, factors.p, factors.p_log_p);
         in_range_ = in_range_ && in_range(scale * rows.logp_grad[n]) &&
-                    (rows.mass_grad == nullptr || (in_range(scale * rows.mass_grad[n]) &&
-                                                   in_range(scale * rows.log_mass_grad[n])));
+                    (rows.p_factor == nullptr || (in_range(scale * rows.p_factor[n]) &&
+                                                  in_range(scale * rows.p_log_p_factor[n])));
       } else {
         set(n, 0.0f, __builtin_inff(), 0.0f, 0.0f);
       }
@@ -33,8 +34,8 @@ class PaddedFactors {
   RAO_INLINE Floats p(int64_t n) const { return load<Floats>(data_ + 2 * stride_ + n); }
   RAO_INLINE Floats p_log_p(int64_t n) const { return load<Floats>(data_ + 3 * stride_ + n); }
 
-  // Whether three parts hold the gradient to fp32's precision: what is lost of it, below 2^-126,
-  // is then below the rounding of the row's sums.
+  // Whether three parts represent the gradients to fp32's precision: what they lose, below 2^-126,
+  // is then less than the rounding of the row's sums.
   bool in_range() const { return in_range_; }
 
  private:
@@ -74,19 +75,19 @@ struct LogitGradient {
   }
 };
 
-// What the blocks of one tile share.
+// The inputs that the blocks of one tile share.
 template <class Source>
 struct GradContext {
   const RowGradients& rows;
   RowLogits logits;
   PaddedFactors factors;
-  TargetPlaces targets;
+  TargetPositions targets;
   RetainedBlocks<Source> retained;
   int64_t row_count;
   int64_t entries;
 };
 
-// A block's products as the retained tile has them.
+// A block's products, restored from the retained tile.
 template <class Source>
 class RestoredBlock {
  public:
@@ -95,7 +96,7 @@ class RestoredBlock {
       kBlockFloats * static_cast<int64_t>(sizeof(Storage)) + 4 * kBlock;
 
   RestoredBlock() = default;
-  // memory: for rows that lie elsewhere in the retained tile.
+  // memory: kBytes, for rows that are gathered by retained_row.
   RAO_INLINE RestoredBlock(const GradContext<Source>& context, int64_t panel, int64_t strip,
                            std::byte* memory)
       : values_(context.retained.values(panel, strip)),
@@ -132,16 +133,16 @@ class RestoredBlock {
   const float* maxima_;
 };
 
-// kPlain: logits are the products and there is no gradient from the entropy.
+// dz of one block. kPlain: logits are the products, and p_factor is null.
 template <class Source, bool kPlain, bool kRestored>
 class GradBlock {
  public:
   static constexpr int kParts = kPartsOf<Source>;
-  // Beside the block: pairs of entries, [parts][2][16 pairs][16 rows].
+  // Scratch: pairs of entries, [parts][2][16 pairs][16 rows].
   static constexpr int64_t kPairBytes = 2 * kParts * kTileBytes;
 
   GradBlock() = default;
-  // panel, strip: of the tile; entries, rows: where the two forms of the block belong.
+  // panel, strip: of the tile. entries, rows: where the two layouts of the block are written.
   RAO_INLINE GradBlock(const GradContext<Source>& context, int64_t panel, int64_t strip,
                        const float* block, const RestoredBlock<Source>& restored,
                        std::byte* entries, std::byte* rows, int64_t row_half, std::byte* pairs)
@@ -158,7 +159,7 @@ class GradBlock {
 
   RAO_INLINE int units() const { return kTileRows + (rows_ == nullptr ? 0 : 2 * kParts); }
 
-  // Before the first unit.
+  // Called before the first unit.
   RAO_INLINE void start() {
     for (int half = 0; half < 2; ++half) {
       const int64_t n = strip_ * kBlock + half * kLanes;
@@ -199,7 +200,7 @@ class GradBlock {
   RAO_INLINE Floats gradient(int entry, int half) const {
     Floats z = product(entry, half), slope;
     if (!kPlain) {
-      const int64_t last = context_->entries - 1;  // of which alone there is a bias
+      const int64_t last = context_->entries - 1;  // the bias has no padding
       z = context_->logits(z, smaller(panel_ * kBlock + entry, last), &slope);
     }
     const Floats log_p = (z - row_max_[half]) - log_sum_[half];
@@ -212,8 +213,8 @@ class GradBlock {
     return dz;
   }
 
-  // Entries beyond the tile's last are formed too, and zeroed at the end.
-  RAO_INLINE void form_entry(int entry, Words (&parts)[kParts]) const {
+  // Entries beyond the tile's last are computed too; finish() zeroes them.
+  RAO_INLINE void form_entry(int entry, Uints (&parts)[kParts]) const {
     split(gradient(entry, 0), gradient(entry, 1), parts);
 #pragma GCC unroll 3
     for (int part = 0; part < kParts; ++part) {
@@ -222,12 +223,12 @@ class GradBlock {
   }
 
   RAO_INLINE void form_pair(int pair) const {
-    Words even[kParts], odd[kParts];
+    Uints even[kParts], odd[kParts];
     form_entry(2 * pair, even);
     form_entry(2 * pair + 1, odd);
 #pragma GCC unroll 3
     for (int part = 0; part < kParts; ++part) {
-      Words low, high;
+      Uints low, high;
       interleave_rows(even[part], odd[part], &low, &high);
       store(pairs_ + 2 * part * kTileBytes + pair * 64, low);
       store(pairs_ + (2 * part + 1) * kTileBytes + pair * 64, high);
@@ -235,10 +236,10 @@ class GradBlock {
   }
 
   RAO_INLINE void transpose_pairs(int which) const {
-    Words rows[kTileRows];
+    Uints rows[kTileRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      rows[i] = load<Words>(pairs_ + which * kTileBytes + i * 64);
+      rows[i] = load<Uints>(pairs_ + which * kTileBytes + i * 64);
     }
     transpose(rows);
     std::byte* target = rows_ + which % 2 * row_half_ + which / 2 * kTileBytes;
@@ -248,7 +249,7 @@ class GradBlock {
     }
   }
 
-  // Where an entry's gradients of all rows stand, and a row's of all entries.
+  // The addresses of an entry's gradients of all rows, and of a row's gradients of all entries.
   RAO_INLINE std::byte* entry_row(int entry, int part) const {
     if (kParts == 1) {
       return entries_ + entry * 64;
@@ -270,7 +271,7 @@ class GradBlock {
     }
   }
 
-  // The target's gradient comes from its log-prob.
+  // Overwrites the target's gradient with the one that is computed from its log-prob.
   void put_target(int row, int entry) const {
     const int64_t n = strip_ * kBlock + row;
     Floats slope = broadcast(1.0f);
@@ -279,7 +280,7 @@ class GradBlock {
     }
     const float value =
         target_gradient(context_->rows, n) * context_->logits.scale() * slope[row % kLanes];
-    Words parts[kParts];
+    Uints parts[kParts];
     split(broadcast(value), broadcast(value), parts);
     for (int part = 0; part < kParts; ++part) {
       const uint32_t bits = parts[part][0];

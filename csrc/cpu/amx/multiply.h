@@ -1,11 +1,12 @@
-// The product of tiles: blocks of 32 x 32 sums.
+// The products of tiles: blocks of 32 x 32 fp32 sums, held in tiles 0 to 3.
 #pragma once
 
 #include "operands.h"
 
 namespace rao::RAO_ISA {
 
-// Which operand comes from the second-level cache, past the first one, which holds the other.
+// The operand that is loaded from the second-level cache, bypassing the first-level cache, which
+// holds the other operand.
 enum class Streamed { kLeft, kRight };
 
 RAO_INLINE void zero_sums() {
@@ -15,7 +16,7 @@ RAO_INLINE void zero_sums() {
   RAO_TILE_ZERO(3);
 }
 
-// [32][stride floats] in memory.
+// The sums in memory: [32][stride floats].
 RAO_INLINE void load_sums(const float* c, int64_t stride) {
   tile_fence();
   RAO_TILE_LOAD(0, c, stride * 4);
@@ -33,9 +34,9 @@ RAO_INLINE void store_sums(float* c, int64_t stride) {
   tile_fence();
 }
 
-// Sums that go on from a block in memory (null: from nothing). The unit goes on where operands have
-// one part; sums over parts start anew and are added, because fp32's rounding grows with the length
-// of a sum and is all the error there is.
+// Begins sums that continue those of a block in memory (null: that start from zero). Operands of
+// one part continue in the tiles. Sums over parts start from zero and are added by close_sums,
+// because rounding grows with the length of a sum and is the only error of fp32.
 template <int kParts>
 RAO_INLINE void open_sums(const float* from) {
   if (kParts == 1 && from != nullptr) {
@@ -45,7 +46,7 @@ RAO_INLINE void open_sums(const float* from) {
   }
 }
 
-// Stores what began with open_sums(from) in `to`, which may be the same.
+// Stores the sums that open_sums(from) began in `to`, which may be `from`.
 template <int kParts>
 RAO_INLINE void close_sums(const float* from, float* to) {
   if (kParts == 1 || from == nullptr) {
@@ -64,7 +65,7 @@ class Multiplier {
  public:
   RAO_INLINE Multiplier(const Operand& left, const Operand& right) : left_(left), right_(right) {}
 
-  // A tile of K whose operands have one part.
+  // Multiplies one tile of K whose operands have one part.
   RAO_INLINE void whole(int64_t k) const {
     const std::byte* a = left_.first + k * left_.step;
     const std::byte* b = right_.first + k * right_.step;
@@ -78,7 +79,8 @@ class Multiplier {
     RAO_TILE_MULTIPLY(3, 5, 7);
   }
 
-  // Small products first; each step but the first loads one operand only.
+  // Multiplies one tile of K, the products of small parts first; every step but the first loads
+  // only one operand.
   template <int kParts>
   RAO_INLINE void parts(int64_t k) const {
     if constexpr (kParts == 2) {
@@ -158,8 +160,8 @@ class Multiplier {
   const Operand& right_;
 };
 
-// Adds left @ right over `depth` tiles of K to the sums. side(k) is vector work that runs while the
-// unit multiplies: a tile of K takes it 64 cycles a pair of parts.
+// Adds left @ right over `depth` tiles of K to the sums. side(k): vector work that runs while the
+// tile unit multiplies, which takes 64 cycles for each pair of parts of a tile of K.
 template <int kParts, Streamed kStreamed, class Side>
 RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_t depth,
                                Side&& side) {
@@ -178,13 +180,14 @@ RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_
 
 // C = A B, block by block: A is `panels` blocks of 32 rows that stay in the second-level cache and
 // are streamed; B is `strips` blocks of 32 columns, of which as many tiles of K as fit stay in the
-// first. Sums wait in `sums`, a block for each panel. begin(strip, panel) gives the block that the
-// sums go on from, or null; end(strip, panel, block) takes them.
+// first. Partial sums are kept in `sums`, a block for each panel. begin(strip, panel) returns the
+// block whose sums are continued, or null; end(strip, panel, block) receives the results.
 template <int kParts, class LeftOf, class Begin, class End>
 RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
                                     const Packed<kParts>& right, int64_t first_k, int64_t depth,
                                     Range strips, float* sums, const Begin& begin, const End& end) {
-  constexpr int64_t kLongest = 19 / kParts;  // tiles of K whose strip leaves room in 48 KiB
+  // Tiles of K: a strip of them leaves some of the first-level cache's 48 KiB free.
+  constexpr int64_t kLongest = 19 / kParts;
   const int64_t step = ceil_div(depth, ceil_div(depth, kLongest));
   for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
     for (int64_t k = 0; k < depth; k += step) {

@@ -1,8 +1,7 @@
-// Operands as tiles, and how they are packed.
+// The layout of operands as tiles, and their packing.
 //
 // Legend: a strip is 32 rows of hidden or 32 of its columns, a panel 32 entries of the vocabulary;
-// the last one of each is filled up with zeros. A tile is 1 KiB; the parts of a tile of K stand one
-// after the other.
+// the last of each is padded with zeros. A tile is 1 KiB; the parts of a tile of K are adjacent.
 #pragma once
 
 #include "fetch.h"
@@ -11,11 +10,11 @@
 namespace rao::RAO_ISA {
 
 constexpr int64_t kInPlaceAlignment = 64;
-constexpr int64_t kPageStride = 4096;  // rows so far apart share one set of the first-level cache
+constexpr int64_t kPageStride = 4096;  // rows this far apart share one set of the first-level cache
 
 RAO_INLINE int64_t blocks_of(int64_t elements) { return ceil_div(elements, kBlock); }
 
-// Half of 32 rows (of a left operand) or columns (of a right one): where its tiles are.
+// The addresses of the tiles of 32 rows of a left operand, or of 32 columns of a right one.
 struct Operand {
   const std::byte* first;
   int64_t half;                             // bytes to the tiles of rows (or columns) 16 to 31
@@ -42,7 +41,7 @@ struct Packed {
   }
 };
 
-// Left operand of `count` tiles of K, from tile `k` on: rows [first, first + 32) as they are.
+// Packs a left operand of `count` tiles of K, from tile `k` on: rows [first, first + 32).
 template <class Source>
 RAO_INLINE void pack_rows(const Rows<typename Source::Storage>& matrix, int64_t rows, int64_t first,
                           int64_t k, int64_t count, std::byte* target) {
@@ -50,7 +49,7 @@ RAO_INLINE void pack_rows(const Rows<typename Source::Storage>& matrix, int64_t 
   for (int i = 0; i < kBlock; ++i) {
     std::byte* row = target + i / kTileRows * count * kParts * kTileBytes + i % kTileRows * 64;
     for (int64_t tile = 0; tile < count; ++tile) {
-      Words parts[kParts] = {};
+      Uints parts[kParts] = {};
       if (first + i < rows) {
         split_row<Source>(matrix[first + i], matrix.size, (k + tile) * kTileDepth, parts);
       }
@@ -62,17 +61,18 @@ RAO_INLINE void pack_rows(const Rows<typename Source::Storage>& matrix, int64_t 
   }
 }
 
-// Right operand whose columns are the matrix's rows, K its columns: rows [16 unit, 16 unit + 16).
+// Packs a right operand whose columns are the matrix's rows, and K its columns: rows [16 unit, 16
+// unit + 16).
 template <class Source>
 void pack_columns_of(const Rows<typename Source::Storage>& matrix, int64_t rows, int64_t unit,
                      const Packed<kPartsOf<Source>>& packed) {
   constexpr int kParts = kPartsOf<Source>;
   for (int64_t k = 0; k < packed.depth; ++k) {
-    Words pairs[kParts][kTileRows] = {};
+    Uints pairs[kParts][kTileRows] = {};
     for (int i = 0; i < kTileRows; ++i) {
       const int64_t row = unit * kTileRows + i;
       if (row < rows) {
-        Words parts[kParts];
+        Uints parts[kParts];
         split_row<Source>(matrix[row], matrix.size, k * kTileDepth, parts);
         for (int part = 0; part < kParts; ++part) {
           pairs[part][i] = parts[part];
@@ -90,16 +90,17 @@ void pack_columns_of(const Rows<typename Source::Storage>& matrix, int64_t rows,
   }
 }
 
-// Right operand whose columns are the matrix's columns, K its rows: rows [32 k, 32 k + 32).
+// Packs a right operand whose columns are the matrix's columns, and K its rows:
+// rows [32 k, 32 k + 32).
 template <class Source>
 void pack_rows_of(const Rows<typename Source::Storage>& matrix, int64_t rows, int64_t k,
                   const Packed<kPartsOf<Source>>& packed) {
   constexpr int kParts = kPartsOf<Source>;
   const int64_t first = k * kBlock;
-  // Whole tiles: a power of two between two stores is slow.
+  // Tile by tile: stores a power of two apart would be slow.
   for (int64_t block = 0; block < blocks_of(matrix.size); ++block) {
     for (int i = 0; i < kTileRows; ++i) {
-      Words even[kParts] = {}, odd[kParts] = {};
+      Uints even[kParts] = {}, odd[kParts] = {};
       if (first + 2 * i < rows) {
         split_row<Source>(matrix[first + 2 * i], matrix.size, block * kBlock, even);
       }
@@ -108,7 +109,7 @@ void pack_rows_of(const Rows<typename Source::Storage>& matrix, int64_t rows, in
       }
 #pragma GCC unroll 3
       for (int part = 0; part < kParts; ++part) {
-        Words low, high;
+        Uints low, high;
         interleave_rows(even[part], odd[part], &low, &high);
         store(packed.tile(block, 0, k) + part * kTileBytes + i * 64, low);
         store(packed.tile(block, 1, k) + part * kTileBytes + i * 64, high);
@@ -117,14 +118,14 @@ void pack_rows_of(const Rows<typename Source::Storage>& matrix, int64_t rows, in
   }
 }
 
-// Hidden as both passes want it, packed once.
+// Hidden, packed once a pass: a header, then one or two layouts.
 template <int kParts>
 struct PackedHidden {
   static constexpr int64_t kHeader = 64;
 
-  bool* exact;              // the operands are the matrix
-  Packed<kParts> by_rows;   // columns are rows of hidden: products with the weight
-  Packed<kParts> by_depth;  // K is rows of hidden: dweight
+  bool* exact;              // the parts represent hidden exactly
+  Packed<kParts> by_rows;   // columns are rows of hidden: for products with the weight
+  Packed<kParts> by_depth;  // K is rows of hidden: for dweight
 
   static int64_t bytes(int64_t rows, int64_t size, bool backward) {
     const int64_t one = Packed<kParts>::bytes(blocks_of(rows), blocks_of(size));
@@ -139,7 +140,7 @@ struct PackedHidden {
   }
 };
 
-// The weight's rows of a tile, a panel of which is a left operand: where it is, or copied.
+// The weight's rows of a tile. A panel of them is a left operand, used in place or packed.
 template <class Source>
 class WeightPanels {
  public:
@@ -148,14 +149,14 @@ class WeightPanels {
 
   explicit WeightPanels(const HeadTile& head)
       : rows_{static_cast<const Storage*>(head.weight), head.size, head.weight_rows},
-        entries_(head.words) {
+        entries_(head.entries) {
     const int64_t bytes = head.size * static_cast<int64_t>(sizeof(Storage));
     const auto address = reinterpret_cast<uintptr_t>(head.weight);
     in_place_ = kParts == 1 && head.weight_rows == nullptr && head.size % kTileDepth == 0 &&
                 bytes % kPageStride != 0 && address % kInPlaceAlignment == 0;
   }
 
-  // `count` tiles of K from tile k on; `copy` has room for them.
+  // `count` tiles of K from tile k on; copy: memory for them.
   RAO_INLINE Operand operand(int64_t panel, int64_t k, int64_t count, std::byte* copy) const {
     const int64_t first = panel * kBlock;
     if (in_place_ && first + kBlock <= entries_) {
@@ -170,15 +171,15 @@ class WeightPanels {
   const Rows<Storage>& rows() const { return rows_; }
   int64_t entries() const { return entries_; }
 
-  // Whether the rows of a panel follow each other in memory.
+  // Whether the rows of a panel are adjacent in memory.
   bool contiguous() const { return rows_.index == nullptr; }
-  // Fetches a panel at so many calls.
+  // A prefetch of a panel, spread over so many calls.
   RAO_INLINE Fetch fetch(int64_t panel, int64_t calls) const {
     const int64_t rows = smaller<int64_t>(kBlock, entries_ - panel * kBlock);
     return {rows_[panel * kBlock], rows * rows_.size * static_cast<int64_t>(sizeof(Storage)),
             calls};
   }
-  // Fetches tiles of K of some of a panel's rows into the second-level cache.
+  // Prefetches tiles of K of some of a panel's rows into the second-level cache.
   RAO_INLINE void prefetch(int64_t panel, Range rows, int64_t k, int64_t tiles) const {
     const int64_t first = panel * kBlock;
     const int64_t columns = smaller(tiles * kTileDepth, rows_.size - k * kTileDepth);

@@ -1,4 +1,4 @@
-// A retained tile: products minus their block's maximum for the row, block by block.
+// The layout of a retained tile: products minus the maximum of their row in their block.
 #pragma once
 
 #include "operands.h"
@@ -25,7 +25,7 @@ class RetainedBlocks {
         blocks_(strips_ * blocks_of(entries)) {}
 
   bool has_memory() const { return memory_ != nullptr; }
-  // Whether the pass that had the slot filled it.
+  // Whether score_tile filled the slot: not where it fell back.
   bool filled() const { return has_memory() && *reinterpret_cast<const bool*>(memory_); }
   void set_filled(bool filled) const {
     if (has_memory()) {

@@ -1,5 +1,5 @@
-// score_tile on the tile unit: blocks of products, folded into the statistics of the rows while the
-// unit multiplies the next block.
+// score_tile on AMX: blocks of products, whose statistics are computed while the tile unit
+// multiplies the next block. walk.h has the layout of a block.
 #include "../statistics.h"
 #include "fallback.h"
 #include "retained.h"
@@ -8,21 +8,20 @@
 namespace rao::RAO_ISA {
 namespace {
 
-constexpr int64_t kHiddenBytes = 1 << 20;  // of the second-level cache
+constexpr int64_t kHiddenBytes = 1 << 20;  // packed hidden's share of the second-level cache
 
-// What the blocks of one tile share.
+// The inputs and outputs that the blocks of one tile share.
 template <class Source>
 struct ScoreContext {
   const RowState& state;
   RowLogits logits;
   GroupStatistics statistics;
-  TargetPlaces targets;
+  TargetPositions targets;
   RetainedBlocks<Source> retained;
   int64_t entries;
 };
 
-// Statistics of a block. kPlain: logits are the products, and no sums but that of the probabilities
-// are wanted.
+// Statistics of a block. kPlain: logits are the products, and the last three of RowState are null.
 template <class Source, bool kPlain>
 class ScoreBlock {
  public:
@@ -38,7 +37,7 @@ class ScoreBlock {
 
   RAO_INLINE int units() const { return transforms_ + count_; }
 
-  // Before the first unit.
+  // Called before the first unit.
   RAO_INLINE void start() {
     retains_ = context_->retained.has_memory();
     if (kPlain || transforms_ == 0) {
@@ -90,7 +89,7 @@ class ScoreBlock {
   }
 
   RAO_INLINE Floats maximum_of(int half) const {
-    // Two chains, as one would wait for itself.
+    // Two chains: in one, each maximum would wait for the one before.
     Floats even = broadcast(-kInfinity), odd = even;
     int entry = 0;
     for (; entry + 2 <= count_; entry += 2) {
@@ -103,7 +102,7 @@ class ScoreBlock {
     return maximum(even, odd);
   }
 
-  // The block's maxima join the group's; the logits are shifted by those.
+  // Merges the block's maxima into the group's, which the logits are shifted by.
   RAO_INLINE void find_maxima() {
     const int64_t group = panel_ / kGroupPanels;
     for (int half = 0; half < 2; ++half) {
@@ -111,7 +110,7 @@ class ScoreBlock {
       if (kPlain || transforms_ == 0) {
         set_retained_maximum(half, top);
       }
-      const float* before = context_->statistics.max(group) + place(half);
+      const float* before = context_->statistics.max(group) + first_row(half);
       max_[half] = is_first() ? top : maximum(top, load<Floats>(before));
       shift_[half] = shift_of(max_[half]);
       sums_[half] = {max_[half], Floats{}, Floats{}, Floats{}};
@@ -124,13 +123,13 @@ class ScoreBlock {
     for (int half = 0; half < 2; ++half) {
       z[half] = load<Floats>(at(entry, half));
       const Floats centred = z[half] - shift_[half];
-      // Three parts are as precise as fp32, and only this one is exactly 0 where -inf is.
+      // Three parts have fp32's precision; and only exponential is exactly 0 at -inf.
       const Floats e =
           kPlain && kPartsOf<Source> < 3 ? quick_exponential(centred) : exponential(centred);
       sums_[half].sum += e;
       if (!kPlain) {
         sums_[half].entropy_sum += e == 0.0f ? Floats{} : e * centred;
-        sums_[half].square_sum += e * e;
+        sums_[half].sum_sq_probs += e * e;
         logit_sum_[half] += z[half];
       }
     }
@@ -139,22 +138,22 @@ class ScoreBlock {
     }
   }
 
-  // The block is summed by itself: a sum over many entries at once would lose digits.
+  // Adds the block's sums to the group's: one long sum would lose digits.
   RAO_INLINE void join_group() const {
     const GroupStatistics& statistics = context_->statistics;
     const int64_t group = panel_ / kGroupPanels;
     for (int half = 0; half < 2; ++half) {
-      const int64_t n = place(half);
+      const int64_t n = first_row(half);
       Sums sums = sums_[half];
       Floats logits = logit_sum_[half];
       if (!is_first()) {
         const Sums before{load<Floats>(statistics.max(group) + n),
                           load<Floats>(statistics.sum(group) + n),
                           !kPlain ? load<Floats>(statistics.entropy_sum(group) + n) : Floats{},
-                          !kPlain ? load<Floats>(statistics.square_sum(group) + n) : Floats{}};
+                          !kPlain ? load<Floats>(statistics.sum_sq_probs(group) + n) : Floats{}};
         const Sums moved = with_max(before, sums.max);
         sums = {sums.max, sums.sum + moved.sum, sums.entropy_sum + moved.entropy_sum,
-                sums.square_sum + moved.square_sum};
+                sums.sum_sq_probs + moved.sum_sq_probs};
         if (!kPlain) {
           logits += load<Floats>(statistics.logit_sum(group) + n);
         }
@@ -163,7 +162,7 @@ class ScoreBlock {
       store(statistics.sum(group) + n, sums.sum);
       if (!kPlain) {
         store(statistics.entropy_sum(group) + n, sums.entropy_sum);
-        store(statistics.square_sum(group) + n, sums.square_sum);
+        store(statistics.sum_sq_probs(group) + n, sums.sum_sq_probs);
         store(statistics.logit_sum(group) + n, logits);
       }
     }
@@ -179,7 +178,7 @@ class ScoreBlock {
     store_row<Source>(context_->retained.values(panel_, strip_) + entry * kBlock, low - top_[0],
                       high - top_[1]);
   }
-  // The products, before they become logits.
+  // Retains the products, before transform() overwrites them with logits.
   RAO_INLINE void retain_all() {
     for (int half = 0; half < 2; ++half) {
       set_retained_maximum(half, maximum_of(half));
@@ -188,14 +187,14 @@ class ScoreBlock {
       retain(entry, load<Floats>(at(entry, 0)), load<Floats>(at(entry, 1)));
     }
   }
-  // Beyond the tile's last entry, so that equal inputs give equal memory.
+  // Zeroes the values beyond the tile's last entry, so that equal inputs give equal memory.
   RAO_INLINE void zero_retained_rest() const {
     auto* values = context_->retained.values(panel_, strip_);
     std::memset(values + count_ * kBlock, 0, (kBlock - count_) * kBlock * sizeof(values[0]));
   }
 
   RAO_INLINE bool is_first() const { return panel_ % kGroupPanels == 0; }
-  RAO_INLINE int64_t place(int half) const { return strip_ * kBlock + half * kLanes; }
+  RAO_INLINE int64_t first_row(int half) const { return strip_ * kBlock + half * kLanes; }
 
   const ScoreContext<Source>* context_;
   float* block_;
@@ -212,13 +211,13 @@ class ScoreBlock {
   Floats logit_sum_[2];
 };
 
-// Strips that meet the panels of a group while their tiles stay in the second-level cache; as many
-// sets of them as the parts can share.
+// Strips of a set, whose tiles stay in the second-level cache for all panels of a group. The sets
+// are of equal size and as many as the parts can share.
 int64_t strips_at_once(int64_t strips, int64_t fitting, int parts) {
   return ceil_div(strips, parts * ceil_div(strips, parts * fitting));
 }
 
-// The part's share of all (set of strips, group, strip), set by set: body(group, strips).
+// Calls body(group, strips) for the part's share of all (set of strips, group, strip), set by set.
 template <class Body>
 RAO_INLINE void for_sets(int part, int parts, int64_t strips, int64_t set, int64_t groups,
                          const Body& body) {
@@ -241,7 +240,7 @@ void score_blocks(const HeadTile& head, const ScoreContext<Source>& context,
   constexpr int kParts = kPartsOf<Source>;
   using Block = ScoreBlock<Source, kPlain>;
   const int64_t depth = hidden.by_rows.depth;
-  const int64_t strips = blocks_of(head.rows), panels = blocks_of(head.words);
+  const int64_t strips = blocks_of(head.rows), panels = blocks_of(head.entries);
   const int64_t set =
       strips_at_once(strips, strips_within<kParts>(kHiddenBytes, depth), parallel.parts);
   parallel([&](int part) {
@@ -266,19 +265,19 @@ void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot
   constexpr int kParts = kPartsOf<Source>;
   const auto hidden = PackedHidden<kParts>::of(scratch.packed_hidden, head.rows, head.size);
   const Rows<typename Source::Storage> weight = weight_rows<typename Source::Storage>(head);
-  const RetainedBlocks<Source> retained(slot, head.words);
-  const bool exact = *hidden.exact && is_exact<Source>(weight, head.words, parallel);
+  const RetainedBlocks<Source> retained(slot, head.entries);
+  const bool exact = *hidden.exact && is_exact<Source>(weight, head.entries, parallel);
   retained.set_filled(exact);
   if (!exact) {
     return RAO_FALLBACK_ISA::score_tile(head, state, kNothingRetained, scratch, parallel);
   }
-  const int64_t groups = ceil_div(head.words, kGroup);
+  const int64_t groups = ceil_div(head.entries, kGroup);
   const GroupStatistics statistics(scratch.rows, head.rows);
-  std::byte* places = scratch.rows + GroupStatistics::bytes(groups, head.rows);
+  std::byte* positions = scratch.rows + GroupStatistics::bytes(groups, head.rows);
   const ScoreContext<Source> context{
-      state, RowLogits(head), statistics, TargetPlaces(places, head), retained, head.words};
+      state, RowLogits(head), statistics, TargetPositions(positions, head), retained, head.entries};
   const bool more =
-      state.entropy_sum != nullptr || state.square_sum != nullptr || state.logit_sum != nullptr;
+      state.entropy_sum != nullptr || state.sum_sq_probs != nullptr || state.logit_sum != nullptr;
   if (context.logits.identity() && !more) {
     score_blocks<Source, true>(head, context, hidden, scratch, parallel);
   } else {
@@ -289,22 +288,23 @@ void score(const HeadTile& head, const RowState& state, const RetainedSlot& slot
 
 }  // namespace
 
-int64_t retained_bytes(DType dtype, int64_t rows, int64_t words) {
+int64_t retained_bytes(DType dtype, int64_t rows, int64_t entries) {
   return with_source(
-      dtype, [&](auto source) { return RetainedBlocks<decltype(source)>::bytes(rows, words); });
+      dtype, [&](auto source) { return RetainedBlocks<decltype(source)>::bytes(rows, entries); });
 }
 
-ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t words, int64_t size) {
+ScratchSizes score_scratch(DType dtype, int64_t rows, int64_t entries, int64_t size) {
   return with_source(dtype, [&](auto source) {
     constexpr int kParts = kPartsOf<decltype(source)>;
     ScratchSizes sizes{};
     sizes.packed_hidden = PackedHidden<kParts>::bytes(rows, size, false);
-    sizes.rows = GroupStatistics::bytes(ceil_div(words, kGroup), rows) + TargetPlaces::bytes(rows);
+    sizes.rows =
+        GroupStatistics::bytes(ceil_div(entries, kGroup), rows) + TargetPositions::bytes(rows);
     sizes.thread = BlockMemory::bytes<kParts>(blocks_of(size));
     if (kParts == 1) {
       return sizes;
     }
-    return with_fallback(sizes, RAO_FALLBACK_ISA::score_scratch(dtype, rows, words, size));
+    return with_fallback(sizes, RAO_FALLBACK_ISA::score_scratch(dtype, rows, entries, size));
   });
 }
 

@@ -1,9 +1,9 @@
-// Stands in for the tile unit on a processor without it: the same results bit for bit, but for the
-// payload of a NaN. Included by tiles.h only.
+// Emulates the tile unit on a processor without it: the same bits, except for the payload of a NaN.
+// Included by tiles.h only.
 //
-// The unit's product counts denormals as zero, as operands, as results and in between, and rounds
-// to nearest even. Of a row of a and a column of b, the even elements make one chain of fused
-// multiply-adds from zero and the odd elements another; their sum is added to c.
+// The unit treats denormals as zero (operands, intermediate values and results) and rounds to
+// nearest even. For a row of a and a column of b, the products of even elements are one chain of
+// fused multiply-adds from zero, those of odd elements another; the sum of both is added to c.
 #pragma once
 
 #include <cmath>

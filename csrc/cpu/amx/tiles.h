@@ -5,7 +5,7 @@
 // RAO_TILE_MULTIPLY(c, a, b) adds a product to c: a holds [16 rows][32 bf16 of K], b holds
 // [16 pairs of K][16 columns][2].
 //
-// RAO_TILES_EMULATED: the same results, bit for bit, on a processor without the unit.
+// RAO_TILES_EMULATED: emulated tiles, with the same bits, for processors without the unit.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@
 
 #define RAO_TILE_ZERO(tile) _tile_zero(tile)
 #define RAO_TILE_LOAD(tile, source, stride) _tile_loadd(tile, source, stride)
-// Does not displace what the first-level cache holds.
+// Bypasses the first-level cache.
 #define RAO_TILE_STREAM(tile, source, stride) _tile_stream_loadd(tile, source, stride)
 #define RAO_TILE_STORE(tile, target, stride) _tile_stored(tile, target, stride)
 #define RAO_TILE_MULTIPLY(c, a, b) _tile_dpbf16ps(c, a, b)
@@ -33,11 +33,12 @@ struct TileConfiguration {
   uint8_t rows[16];
 };
 
-// In memory from the start: compilers do not see that the instruction reads all of it.
+// A constant in memory: compilers do not see that the instruction reads all of it.
 alignas(64) inline constexpr TileConfiguration kTileConfiguration{
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-// The thread's tiles while it lives. Other users of the unit, such as oneDNN, configure it anew.
+// Configures the thread's tiles and releases them at the end of the scope: other users of the unit,
+// such as oneDNN, configure it anew.
 class TileScope {
  public:
   TileScope() { _tile_loadconfig(&kTileConfiguration); }
@@ -58,7 +59,7 @@ constexpr int kBlock = 32;      // rows and columns of a block of sums
 constexpr int64_t kBlockFloats = kBlock * kBlock;
 
 // Compilers do not see that tile loads read memory, nor that tile stores write it: no access to
-// memory moves across this.
+// memory may move across this.
 inline __attribute__((always_inline)) void tile_fence() { asm volatile("" ::: "memory"); }
 
 }  // namespace rao::RAO_ISA

@@ -1,5 +1,5 @@
-// Blocks of logits: products of panels with strips, and work on each block while the unit
-// multiplies the next one.
+// Blocks of logits: products of panels with strips, and vector work on each block while the tile
+// unit multiplies the next one.
 //
 // A block is z^T: [32 entries][32 rows]. Lanes are rows, so that maxima, sums and row factors are
 // vectors and nothing is reduced across lanes.
@@ -12,9 +12,9 @@
 namespace rao::RAO_ISA {
 
 constexpr int kGroupPanels = kGroup / kBlock;
-// Longer rows go by some tiles of K at a time, or a panel's copy would leave the first-level cache,
-// and sums over parts would lose digits. Sums wait in memory then, and fewer strips' tiles fit
-// beside them.
+// Rows of more tiles of K are "deep": they are multiplied kDepthStep tiles at a time, because a
+// panel's copy would not stay in the first-level cache and sums over parts would lose digits.
+// Partial sums are then kept in memory, beside which fewer strips fit.
 template <int kParts>
 constexpr int64_t kLongestDepth = kParts == 1 ? 48 : 18;
 constexpr int64_t kDepthStep = 16;
@@ -37,7 +37,7 @@ int64_t strips_within(int64_t bytes, int64_t depth) {
   return fitting < 1 ? 1 : smaller(fitting, most);
 }
 
-// What turns products into logits: lanes are rows, and the bias is the entry's.
+// Turns products into logits. Lanes are rows, so the bias is one number.
 class RowLogits {
  public:
   explicit RowLogits(const HeadTile& head)
@@ -46,7 +46,7 @@ class RowLogits {
   bool identity() const { return bias_ == nullptr && function_.identity(); }
   float scale() const { return function_.scale(); }
 
-  // Logit, and the derivative of the softcap (1 if there is none).
+  // Returns the logit; slope: the derivative of the softcap (1 if there is none).
   RAO_INLINE Floats operator()(Floats product, int64_t entry, Floats* slope) const {
     *slope = broadcast(1.0f);
     return function_(bias_ == nullptr ? product : product + bias_[entry], slope);
@@ -57,8 +57,8 @@ class RowLogits {
   const float* bias_;
 };
 
-// Which of 16 lanes are below a limit, a bit each.
-RAO_INLINE uint32_t lanes_below(Words values, uint32_t limit) {
+// A bit for each of 16 lanes: whether it is below a limit.
+RAO_INLINE uint32_t lanes_below(Uints values, uint32_t limit) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epu32_mask((__m512i)values, _mm512_set1_epi32(static_cast<int>(limit)));
 #else
@@ -70,34 +70,35 @@ RAO_INLINE uint32_t lanes_below(Words values, uint32_t limit) {
 #endif
 }
 
-// Where in the tile each row's target is, [strips * 32] and far outside where it is elsewhere.
-class TargetPlaces {
+// Each row's target as a position in the tile, [strips * 32]; ~0 where it is in another tile.
+class TargetPositions {
  public:
   static int64_t bytes(int64_t rows) { return 4 * blocks_of(rows) * kBlock; }
 
-  TargetPlaces(std::byte* memory, const HeadTile& head)
-      : places_(reinterpret_cast<uint32_t*>(memory)) {
+  TargetPositions(std::byte* memory, const HeadTile& head)
+      : positions_(reinterpret_cast<uint32_t*>(memory)) {
     for (int64_t n = 0; n < blocks_of(head.rows) * kBlock; ++n) {
-      const int64_t place = n < head.rows ? head.targets[n] - head.first_word : -1;
-      places_[n] = place >= 0 && place < head.words ? static_cast<uint32_t>(place) : ~0u;
+      const int64_t position = n < head.rows ? head.targets[n] - head.first_entry : -1;
+      positions_[n] =
+          position >= 0 && position < head.entries ? static_cast<uint32_t>(position) : ~0u;
     }
   }
 
-  // Calls body(row, entry) for each of the block's targets, by their places in it.
+  // Calls body(row, entry) for each of the block's targets, by its position in the block.
   template <class Body>
   RAO_INLINE void for_each(int64_t panel, int64_t strip, const Body& body) const {
-    const uint32_t* places = places_ + strip * kBlock;
+    const uint32_t* positions = positions_ + strip * kBlock;
     const auto first = static_cast<uint32_t>(panel * kBlock);
-    uint32_t found = lanes_below(load<Words>(places) - first, kBlock) |
-                     lanes_below(load<Words>(places + kLanes) - first, kBlock) << kLanes;
+    uint32_t found = lanes_below(load<Uints>(positions) - first, kBlock) |
+                     lanes_below(load<Uints>(positions + kLanes) - first, kBlock) << kLanes;
     for (; __builtin_expect(found != 0, 0); found &= found - 1) {
       const int row = __builtin_ctz(found);
-      body(row, static_cast<int>(places[row] - first));
+      body(row, static_cast<int>(positions[row] - first));
     }
   }
 
  private:
-  uint32_t* places_;
+  uint32_t* positions_;
 };
 
 // A thread's memory for blocks of logits.
@@ -121,7 +122,8 @@ struct BlockMemory {
   }
 };
 
-// Work: start(), then units() pieces of vector work on a block, each done by unit(), then finish().
+// Walks the blocks of a tile. Work: the vector work on a block, called as start(), then unit()
+// units() times while the tile unit multiplies, then finish().
 template <class Source, class Work>
 class BlockWalk {
  public:
@@ -130,13 +132,14 @@ class BlockWalk {
   RAO_INLINE BlockWalk(const HeadTile& head, const Packed<kParts>& hidden,
                        const BlockMemory& memory)
       : weight_(head),
-        panels_(blocks_of(head.words)),
+        panels_(blocks_of(head.entries)),
         hidden_(hidden),
         memory_(memory),
         step_(depth_step<kParts>(hidden.depth)) {}
 
-  // Every block of at most kGroupPanels panels with strips (at most kDeepStrips of deep rows).
-  // make(panel, strip, block) gives the work on a block. ahead: what the caller will want next.
+  // Computes the blocks of at most kGroupPanels panels with strips (at most kDeepStrips of deep
+  // rows). make(panel, strip, block) returns the work on a block. ahead: a prefetch of the
+  // caller's.
   template <class Make>
   RAO_INLINE void operator()(Range panels, Range strips, Fetch ahead, const Make& make) {
     const int64_t count = strips.end - strips.begin;
@@ -175,7 +178,7 @@ class BlockWalk {
     }
   }
 
-  // The work on the last block.
+  // Does the work on the last block.
   RAO_INLINE void finish() {
     if (pending_) {
       work_.start();
@@ -186,7 +189,7 @@ class BlockWalk {
   }
 
  private:
-  // Tiles of K of a panel, from k on. whole: all of them, with rows that follow each other.
+  // Tiles of K of a panel, from k on. whole: all of them, with adjacent rows.
   struct Tiles {
     int64_t panel;
     int64_t k;
@@ -212,7 +215,7 @@ class BlockWalk {
     work.finish();
   }
 
-  // The tiles that come after a panel's; after a group's last ones the first of the next group.
+  // The tiles that follow a panel's; after a group's last panel, the first of the next group.
   RAO_INLINE Tiles after(Range panels, int64_t panel, int64_t k) const {
     Tiles next{panel + 1, k, false};
     if (next.panel == panels.end) {

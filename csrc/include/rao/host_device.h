@@ -1,7 +1,7 @@
-// Functions that the kernels of every device share.
+// RAO_SHARED: a function that CPU and CUDA kernels share.
 #pragma once
 
-// Always inline: on a CPU the linker must not hand one instruction set's copy to another.
+// Always inline: on a CPU the linker could otherwise give one instruction set another's copy.
 #if defined(__CUDACC__)
 #define RAO_SHARED __host__ __device__ __forceinline__
 #else

@@ -1,4 +1,4 @@
-// From a product to its logit, and from a logit to the gradient of its product.
+// The arithmetic of one element, for every device: product to logit, logit to product gradient.
 #pragma once
 
 #include <cmath>
@@ -17,18 +17,19 @@ class LogitTransform {
         inverse_softcap_(softcap == 0.0f ? 0.0f : 1.0f / softcap) {}
 
   RAO_SHARED float scale() const { return scale_; }
-  RAO_SHARED bool bends() const { return softcap_ != 0.0f; }
+  RAO_SHARED bool has_softcap() const { return softcap_ != 0.0f; }
 
-  // slope: d logit / d product, without the scale. kMayBend: false where there is no softcap.
-  template <bool kMayBend>
+  // Returns the logit. slope: d logit / d product, without the scale. kSoftcap: false compiles the
+  // softcap out.
+  template <bool kSoftcap>
   RAO_SHARED float logit(float biased_product, float* slope) const {
     *slope = 1.0f;
-    if (!kMayBend || !bends()) {
+    if (!kSoftcap || !has_softcap()) {
       return biased_product * scale_;
     }
-    const float bend = tanhf(biased_product * inverse_softcap_);
-    *slope = 1.0f - bend * bend;
-    return bend * (softcap_ * scale_);
+    const float capped = tanhf(biased_product * inverse_softcap_);
+    *slope = 1.0f - capped * capped;
+    return capped * (softcap_ * scale_);
   }
 
  private:
@@ -37,21 +38,21 @@ class LogitTransform {
   float inverse_softcap_;
 };
 
-// The row's part of the formula of RowGradients, times the scale.
+// What a row contributes to product_gradient: the formula of RowGradients, times the scale.
 struct RowFactors {
   float row_max;
   float log_sum;
-  float p;        // factor of p: mass_grad - logp_grad
+  float p;        // factor of p: p_factor - logp_grad
   float p_log_p;  // factor of p log p
 
   RAO_SHARED RowFactors(const RowGradients& rows, int64_t n, float scale)
       : row_max(rows.row_max[n]),
         log_sum(rows.log_sum[n]),
-        p(scale * ((rows.mass_grad == nullptr ? 0.0f : rows.mass_grad[n]) - rows.logp_grad[n])),
-        p_log_p(rows.mass_grad == nullptr ? 0.0f : scale * rows.log_mass_grad[n]) {}
+        p(scale * ((rows.p_factor == nullptr ? 0.0f : rows.p_factor[n]) - rows.logp_grad[n])),
+        p_log_p(rows.p_factor == nullptr ? 0.0f : scale * rows.p_log_p_factor[n]) {}
 };
 
-// Gradient of a product whose word is not the target, without the slope.
+// Gradient of the product of an entry that is not the target, without the slope.
 template <bool kEntropy>
 RAO_SHARED float product_gradient(float z, const RowFactors& row) {
   const float log_p = (z - row.row_max) - row.log_sum;
@@ -60,13 +61,13 @@ RAO_SHARED float product_gradient(float z, const RowFactors& row) {
   return kEntropy && p != 0.0f ? dz + (p * log_p) * row.p_log_p : dz;
 }
 
-// The target's logit gradient: p and 1 - p come from logp, which is more precise than its logit.
+// Gradient of the target's logit. p and 1 - p come from logp, which is more precise than the logit.
 RAO_SHARED float target_gradient(const RowGradients& rows, int64_t n) {
   const float logp = rows.logp[n];
   float dz = rows.logp_grad[n] * -expm1f(logp);
-  if (rows.mass_grad != nullptr) {
+  if (rows.p_factor != nullptr) {
     const float p = expf(logp);
-    dz += rows.mass_grad[n] * p + (p == 0.0f ? 0.0f : rows.log_mass_grad[n] * (p * logp));
+    dz += rows.p_factor[n] * p + (p == 0.0f ? 0.0f : rows.p_log_p_factor[n] * (p * logp));
   }
   return dz;
 }

@@ -1,4 +1,4 @@
-// A row's softmax statistics over words that come a few at a time.
+// A row's softmax statistics, updated a few entries at a time (online softmax).
 #pragma once
 
 #include <cmath>
@@ -9,18 +9,18 @@ namespace rao {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-// Over the logits z so far, with e = exp(z - max). The last three only where they are wanted.
+// Sums over the logits z so far, with e = exp(z - max). The last three are optional.
 struct RowSums {
   float max;
-  float sum;          // of e
-  float entropy_sum;  // of e (z - max)
-  float square_sum;   // of e^2
-  float logit_sum;    // of z
+  float sum;           // of e
+  float entropy_sum;   // of e (z - max)
+  float sum_sq_probs;  // of e^2
+  float logit_sum;     // of z
 };
 
 RAO_SHARED RowSums no_sums() { return {kMinusInfinity, 0.0f, 0.0f, 0.0f, 0.0f}; }
 
-// What logits are shifted by. A row that is all -inf has no probabilities: by 0, not by -inf.
+// The number subtracted from logits: the maximum, or 0 where all are -inf (-inf - -inf is NaN).
 RAO_SHARED float shift_of(float max) { return max == kMinusInfinity ? 0.0f : max; }
 
 // Adds a logit that is at most sums.max.
@@ -31,19 +31,19 @@ RAO_SHARED void add_logit(RowSums& sums, float z) {
   sums.sum += e;
   if (kMore) {
     sums.entropy_sum += e == 0.0f ? 0.0f : e * centred;
-    sums.square_sum += e * e;
+    sums.sum_sq_probs += e * e;
     sums.logit_sum += z;
   }
 }
 
-// Moves the maximum up, so that sums with the same maximum can be added.
+// Rescales the sums to a larger maximum; sums with the same maximum can be added.
 template <bool kMore>
 RAO_SHARED void raise_max(RowSums& sums, float max) {
   const float moved = sums.max == kMinusInfinity ? 0.0f : sums.max - shift_of(max);
   const float decay = expf(moved);
   if (kMore) {
     sums.entropy_sum = (sums.entropy_sum + sums.sum * moved) * decay;
-    sums.square_sum *= decay * decay;
+    sums.sum_sq_probs *= decay * decay;
   }
   sums.sum *= decay;
   sums.max = max;

@@ -1,11 +1,12 @@
-// Work split over threads without knowing whose threads they are.
+// Work split into parts that run on the caller's threads, whatever library owns them.
 #pragma once
 
 #include <cstdint>
 
 namespace rao {
 
-// Runs body(part) once for every part in [0, parts), in any order, at once where threads allow.
+// Runs body(part) once for every part in [0, parts), in any order, concurrently where threads
+// allow.
 struct Parallel {
   int parts;
   void (*run)(int parts, void (*body)(int part, void* context), void* context);
@@ -23,8 +24,8 @@ struct Range {
   int64_t end;
 };
 
-// The share of [0, total) that belongs to `part`; shares differ by at most one. Never a function of
-// its own, so that the linker cannot hand one instruction set's copy to another.
+// The share of [0, total) that belongs to `part`; shares differ by at most one. Always inline: the
+// linker could otherwise give one instruction set another's copy.
 __attribute__((always_inline)) inline Range share(int64_t total, int part, int parts) {
   return {total * part / parts, total * (part + 1) / parts};
 }

@@ -1,6 +1,6 @@
-// The two tile operations of the CPU backend: problems on raw pointers, and their entry points.
+// The two tile operations of the CPU backend on raw pointers, and the table of their entry points.
 //
-// Legend: N rows, V vocabulary, D hidden size, W words of a tile, G = kGroup. All arrays are
+// Legend: N rows, V vocabulary, D hidden size, W entries of a tile, G = kGroup. All arrays are
 // row-major and, unless a stride says otherwise, contiguous.
 #pragma once
 
@@ -12,26 +12,26 @@
 
 namespace rao {
 
-// logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the words
-// [first_word, first_word + W).
+// logits = softcap * tanh((hidden @ weight^T + bias) / softcap) * scale, of the entries
+// [first_entry, first_entry + W).
 struct HeadTile {
   DType dtype;                 // of hidden and weight
   const void* hidden;          // [N, D]
   const void* weight;          // [W, D], or with weight_rows any number of rows
-  const int64_t* weight_rows;  // [W] the row of weight of each word, or null: word i is row i
+  const int64_t* weight_rows;  // [W] each entry's row of weight, or null: entry i is row i
   const float* bias;           // [W] or null
   const int64_t* targets;      // [N]
   int64_t rows;                // N
-  int64_t words;               // W
+  int64_t entries;             // W
   int64_t size;                // D
-  int64_t first_word;
+  int64_t first_entry;
   float scale;
   float softcap;  // 0 = none
 };
 
 // Outputs; null = not wanted. dhidden [N, D] is added to; dweight [W, D] and dbias [W] are written.
-// The rows of the pass and the words of the tile may lie elsewhere in them: row n in
-// dhidden_rows[n] and word i in dweight_rows[i], where these are not null.
+// Row n of the pass is row dhidden_rows[n] of dhidden, and entry i of the tile is row
+// dweight_rows[i] of dweight and dbias, where these indices are not null.
 struct Gradients {
   float* dhidden;
   const int64_t* dhidden_rows;
@@ -42,8 +42,8 @@ struct Gradients {
   float unscale;  // factor of dweight and dbias
 };
 
-// What one tile retains from forward to backward: TileKernels::retained_bytes long, aligned to 64
-// bytes, in a layout of the kernels' own.
+// Memory in which a tile is retained from forward to backward: TileKernels::retained_bytes long,
+// aligned to 64 bytes. Each instruction set has its own layout.
 struct RetainedSlot {
   std::byte* memory;  // null: none
   int64_t rows;       // of the pass that retained it
@@ -52,9 +52,9 @@ struct RetainedSlot {
 // Buffers that one pass reuses for every tile; sizes in bytes from TileKernels::*_scratch.
 struct Scratch {
   std::byte* packed_weight;
-  std::byte* packed_hidden;  // filled once a pass by pack_hidden; its size is that for any tile
+  std::byte* packed_hidden;  // filled once a pass by pack_hidden; of one size for every tile
   std::byte* rows;           // forward: statistics of each group; backward: the logit gradient
-  std::byte* threads;        // one block for each part of the work
+  std::byte* threads;        // one block for each part of the work, thread_bytes apart
   int64_t thread_bytes;
 };
 
@@ -65,15 +65,16 @@ struct ScratchSizes {
   int64_t thread;
 };
 
+// Instruction sets, in the order of ISAS in rao_kernels/_native.py.
 enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
 constexpr int kIsaCount = 5;
 
 struct TileKernels {
-  // Bytes of a RetainedSlot for a tile of so many words.
-  int64_t (*retained_bytes)(DType dtype, int64_t rows, int64_t words);
-  ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
-  ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t words, int64_t size);
-  // Before the first tile of a pass, and when its rows have changed.
+  // Bytes of a RetainedSlot for a tile of so many entries.
+  int64_t (*retained_bytes)(DType dtype, int64_t rows, int64_t entries);
+  ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t entries, int64_t size);
+  ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t entries, int64_t size);
+  // Called before the first tile of a pass, and when its rows have changed.
   void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size, bool backward,
                       std::byte* packed, const Parallel& parallel);
   void (*score_tile)(const HeadTile& head, const RowState& state, const RetainedSlot& retained,
@@ -85,7 +86,7 @@ struct TileKernels {
 // Whether this processor (and this build) can run `isa`.
 bool host_has(Isa isa);
 
-// Why this processor (and this build) cannot run kAvx512Amx, or null.
+// The reason why this processor (or this build) cannot run kAvx512Amx, or null.
 const char* amx_problem();
 
 // The kernels built for `isa`, which the host must have.

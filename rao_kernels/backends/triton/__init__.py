@@ -1,7 +1,7 @@
-"""The Triton backend: the vendor's products and a row kernel behind them, or one fused kernel.
+"""The Triton backend: the vendor's products followed by a row kernel, or one fused kernel.
 
-Importing it imports no triton: the kernels' modules are loaded when a tile operation first runs.
-Legend: N rows, W words of a tile.
+Importing it does not import triton: the kernels' modules load when a tile operation first runs.
+Legend: N rows, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _installed() -> bool:
 
 @cache
 def _interpreting() -> bool:
-    """Whether Triton runs kernels on the CPU, one program after another."""
+    """Return True if Triton interprets kernels on the CPU (TRITON_INTERPRET=1)."""
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
@@ -71,7 +71,7 @@ def retained_bytes(rows: int, width: int, precision: Precision) -> int:
 
 
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
-    """Forward: the products of a tile, or the statistics of its groups. Backward: dz."""
+    """Return memory for a tile's products or groups' statistics (forward), or dz (backward)."""
     from . import blocks
     from . import score_tile_kernels as kernels
 

@@ -1,7 +1,7 @@
 """Helpers of the Triton kernels: order of blocks, products, logits, statistics, gradients.
 
-A block's words are one group of a retained tile, so that a block of products knows the maximum it
-is retained with. Legend: N rows, W words of a tile, D hidden size, S groups of a tile.
+A block's entries are one group of a retained tile, so that a block of products has the maximum that
+it is retained with. Legend: N rows, W entries of a tile, D hidden size, S groups of a tile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from ..tiles import GROUP
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-WORDS = tl.constexpr(GROUP)  # words of a block
-STATISTICS = 5  # of a group: maximum, sum, entropy sum, square sum, logit sum
+BLOCK_V = tl.constexpr(GROUP)  # entries of a block
+STATISTICS = 5  # of a group: max, sum, entropy_sum, sum_sq_probs, logit_sum
 
 
 def launch(
@@ -32,8 +32,8 @@ def launch(
 ) -> None:
     """Run `grid` programs of a kernel on the current stream of `device`.
 
-    Multiplications and additions stay apart: contracted, ``z - max`` would see a product that the
-    maximum was not rounded with, and a log-prob could come out above 0.
+    Multiplications and additions are not contracted to fused ones: ``z - max`` would use an
+    unrounded z, and a log-prob could be above 0.
     """
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(grid,)](  # type: ignore[index]
@@ -41,20 +41,20 @@ def launch(
         )
 
 
-def padded(words: int) -> int:
-    """Elements from row to row of a scratch tile: whole groups, so that accesses are wide."""
-    return -(-words // GROUP) * GROUP
+def padded(entries: int) -> int:
+    """Return the row stride of a scratch tile: whole groups, so that accesses are wide."""
+    return -(-entries // GROUP) * GROUP
 
 
 def descriptor(matrix: Tensor, rows: int, columns: int) -> object:
-    """What a kernel loads blocks of a contiguous ``[rows of it, D]`` matrix by, as one copy."""
+    """Return a tensor descriptor that loads ``[rows, columns]`` blocks of a contiguous matrix."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
 def describable(matrix: Tensor) -> bool:
-    """Whether `descriptor` takes it: rows and base on 16 bytes."""
+    """Return True if `descriptor` accepts the matrix: rows and base on 16 bytes."""
     return (matrix.shape[1] * matrix.itemsize) % 16 == 0 and matrix.data_ptr() % 16 == 0
 
 
@@ -68,7 +68,7 @@ def dot(a, b, total):
 
 @triton.jit
 def narrowed(x, dtype: tl.constexpr):
-    """fp32 values rounded to the nearest of `dtype`; the interpreter cuts bfloat16 off instead."""
+    """fp32 values rounded to the nearest of `dtype`; the interpreter truncates bfloat16 instead."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -77,14 +77,14 @@ def narrowed(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def block_place(number, N, W, BLOCK_N: tl.constexpr, ROW_BLOCKS: tl.constexpr):
-    """First row and group of the block that comes `number`-th.
+def block_position(number, N, W, BLOCK_N: tl.constexpr, ROW_BLOCKS: tl.constexpr):
+    """First row and group of the `number`-th block.
 
-    ROW_BLOCKS blocks of rows go through the words together: what runs at one time then reads
-    about as many rows as words, and finds most of them in the L2 cache.
+    ROW_BLOCKS blocks of rows pass over the entries together: concurrent programs then read about as
+    many rows as entries, most of them from the L2 cache.
     """
     row_blocks = tl.cdiv(N, BLOCK_N)
-    groups = tl.cdiv(W, WORDS)
+    groups = tl.cdiv(W, BLOCK_V)
     band = number // (ROW_BLOCKS * groups)
     height = tl.minimum(row_blocks - band * ROW_BLOCKS, ROW_BLOCKS)
     within = number - band * ROW_BLOCKS * groups
@@ -96,7 +96,7 @@ def product(
     hidden,
     weight,
     first_row,
-    first_word,
+    first_entry,
     N,
     W,
     D,
@@ -105,21 +105,21 @@ def product(
     DESCRIPTORS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """``[BLOCK_N, WORDS]`` products of contiguous `hidden` ``[N, D]`` and `weight` ``[W, D]``.
+    """``[BLOCK_N, BLOCK_V]`` products of contiguous `hidden` ``[N, D]`` and `weight` ``[W, D]``.
 
-    Rows and words beyond the end give numbers of no meaning. EVEN: BLOCK_D divides D.
+    Products of rows and entries beyond the end are undefined. EVEN: BLOCK_D divides D.
     """
-    total = tl.zeros((BLOCK_N, WORDS), tl.float32)
+    total = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     if not DESCRIPTORS:
         size = tl.arange(0, BLOCK_D)
         rows = tl.minimum(first_row + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
-        words = tl.minimum(first_word + tl.arange(0, WORDS), W - 1).to(tl.int64)
+        entries = tl.minimum(first_entry + tl.arange(0, BLOCK_V), W - 1).to(tl.int64)
         hidden_ptrs = hidden + rows[:, None] * D + size[None, :]
-        weight_ptrs = weight + words[:, None] * D + size[None, :]
+        weight_ptrs = weight + entries[:, None] * D + size[None, :]
     for d in range(0, D, BLOCK_D):
         if DESCRIPTORS:
             a = hidden.load([first_row, d])
-            b = weight.load([first_word, d])
+            b = weight.load([first_entry, d])
         elif EVEN:
             a = tl.load(hidden_ptrs + d)
             b = tl.load(weight_ptrs + d)
@@ -142,47 +142,48 @@ def expm1(x):
 
 
 @triton.jit
-def transform(raw, bias_ptr, words, inside, scale, softcap):
+def transform(raw, bias_ptr, entries, inside, scale, softcap):
     """Logits of raw products and the softcap's derivative (without the scale).
 
-    words: places in the tile, that broadcast to `raw`; inside: which of them there are; None: all.
+    entries: positions in the tile, which broadcast to `raw`. inside: mask of those that exist;
+    None: all of them do.
     """
     if bias_ptr is not None:
-        raw = raw + tl.load(bias_ptr + words, mask=inside, other=None if inside is None else 0.0)
+        raw = raw + tl.load(bias_ptr + entries, mask=inside, other=None if inside is None else 0.0)
     slope = 1.0
     if softcap is None:
         z = raw * scale
     else:
         x = raw / softcap
         t = expm1(-2.0 * tl.abs(x))
-        bend = -t / (2.0 + t)
-        z = tl.where(x < 0.0, -bend, bend) * (softcap * scale)
+        capped = -t / (2.0 + t)
+        z = tl.where(x < 0.0, -capped, capped) * (softcap * scale)
         slope = 4.0 * (1.0 + t) / ((2.0 + t) * (2.0 + t))
     return z, slope
 
 
 @triton.jit
-def place_in_tile(targets_ptr, rows, inside, start, W):
-    """int32 place of each row's target in the tile, -1 where it is not in it."""
-    place = tl.load(targets_ptr + rows, mask=inside, other=-1) - start
-    return tl.where((place >= 0) & (place < W), place, -1).to(tl.int32)
+def position_in_tile(targets_ptr, rows, inside, start, W):
+    """int32 position of each row's target in the tile, -1 where it is not in it."""
+    position = tl.load(targets_ptr + rows, mask=inside, other=-1) - start
+    return tl.where((position >= 0) & (position < W), position, -1).to(tl.int32)
 
 
 @triton.jit
 def shift_of(top):
-    """What logits are shifted by: a row that is all -inf has no probabilities, so by 0."""
+    """The number subtracted from logits: the maximum, or 0 where all are -inf."""
     return tl.where(top == -float("inf"), 0.0, top)
 
 
 @triton.jit
 def moved(top, shift):
-    """How far statistics around `top` are from `shift`; those of nothing stay."""
+    """``top - shift``, or 0 where there are no finite logits yet (`top` is -inf)."""
     return tl.where(top == -float("inf"), 0.0, top - shift)
 
 
 @triton.jit
 def cut(x, PARTS: tl.constexpr):
-    """The columns of ``[M, K]`` in 4 or 8 parts: what follows holds fewer of them at a time."""
+    """The columns of ``[M, K]`` in 4 or 8 parts, so that the epilogue needs fewer registers."""
     first, second = _halves(x)
     a, b = _halves(first)
     c, d = _halves(second)
@@ -204,30 +205,30 @@ def _halves(x):
 
 @triton.jit
 def statistics_of(z, inside):
-    """The STATISTICS of each row of ``z [M, K]``; those that are not used cost nothing.
+    """The STATISTICS of each row of ``z [M, K]``; unused ones are eliminated by the compiler.
 
-    inside: which of the words there are; None: all.
+    inside: mask of the entries that exist; None: all of them do.
     """
-    logits = tl.sum(z if inside is None else tl.where(inside, z, 0.0), axis=1)
+    logit_sum = tl.sum(z if inside is None else tl.where(inside, z, 0.0), axis=1)
     z = z if inside is None else tl.where(inside, z, -float("inf"))
     top = tl.max(z, axis=1)
     centred = z - shift_of(top)[:, None]
     e = tl.exp(centred)
-    entropy = tl.sum(tl.where(e == 0.0, 0.0, e * centred), axis=1)
-    return top, tl.sum(e, axis=1), entropy, tl.sum(e * e, axis=1), logits
+    entropy_sum = tl.sum(tl.where(e == 0.0, 0.0, e * centred), axis=1)
+    return top, tl.sum(e, axis=1), entropy_sum, tl.sum(e * e, axis=1), logit_sum
 
 
 @triton.jit
 def merged(a, b):
-    """The STATISTICS of two sets of words as those of one."""
+    """The STATISTICS of two sets of entries together."""
     top = tl.maximum(a[0], b[0])
     shift = shift_of(top)
     a_moved, b_moved = moved(a[0], shift), moved(b[0], shift)
     a_decay, b_decay = tl.exp(a_moved), tl.exp(b_moved)
     total = a[1] * a_decay + b[1] * b_decay
-    entropy = (a[2] + a[1] * a_moved) * a_decay + (b[2] + b[1] * b_moved) * b_decay
-    squares = a[3] * (a_decay * a_decay) + b[3] * (b_decay * b_decay)
-    return top, total, entropy, squares, a[4] + b[4]
+    entropy_sum = (a[2] + a[1] * a_moved) * a_decay + (b[2] + b[1] * b_moved) * b_decay
+    sum_sq_probs = a[3] * (a_decay * a_decay) + b[3] * (b_decay * b_decay)
+    return top, total, entropy_sum, sum_sq_probs, a[4] + b[4]
 
 
 @triton.jit
@@ -237,9 +238,9 @@ def merged_groups(groups):
     by = moved(groups[0], shift_of(top))
     decay = tl.exp(by)
     total = tl.sum(groups[1] * decay, axis=0)
-    entropy = tl.sum((groups[2] + groups[1] * by) * decay, axis=0)
-    squares = tl.sum(groups[3] * (decay * decay), axis=0)
-    return top, total, entropy, squares, tl.sum(groups[4], axis=0)
+    entropy_sum = tl.sum((groups[2] + groups[1] * by) * decay, axis=0)
+    sum_sq_probs = tl.sum(groups[3] * (decay * decay), axis=0)
+    return top, total, entropy_sum, sum_sq_probs, tl.sum(groups[4], axis=0)
 
 
 @triton.jit
@@ -250,26 +251,26 @@ def fold(
     row_max_ptr,
     row_sum_ptr,
     entropy_sum_ptr,
-    square_sum_ptr,
+    sum_sq_probs_ptr,
     logit_sum_ptr,
 ):
-    """Fold the STATISTICS `new` into the running ones of `rows`."""
+    """Merge the STATISTICS `new` into the running ones of `rows`."""
     top = tl.load(row_max_ptr + rows, mask=inside, other=-float("inf"))
     total = tl.load(row_sum_ptr + rows, mask=inside, other=0.0)
-    entropy, squares, logits = total, total, total
+    entropy_sum, sum_sq_probs, logit_sum = total, total, total
     if entropy_sum_ptr is not None:
-        entropy = tl.load(entropy_sum_ptr + rows, mask=inside, other=0.0)
-    if square_sum_ptr is not None:
-        squares = tl.load(square_sum_ptr + rows, mask=inside, other=0.0)
+        entropy_sum = tl.load(entropy_sum_ptr + rows, mask=inside, other=0.0)
+    if sum_sq_probs_ptr is not None:
+        sum_sq_probs = tl.load(sum_sq_probs_ptr + rows, mask=inside, other=0.0)
     if logit_sum_ptr is not None:
-        logits = tl.load(logit_sum_ptr + rows, mask=inside, other=0.0)
-    both = merged((top, total, entropy, squares, logits), new)
+        logit_sum = tl.load(logit_sum_ptr + rows, mask=inside, other=0.0)
+    both = merged((top, total, entropy_sum, sum_sq_probs, logit_sum), new)
     tl.store(row_max_ptr + rows, both[0], mask=inside)
     tl.store(row_sum_ptr + rows, both[1], mask=inside)
     if entropy_sum_ptr is not None:
         tl.store(entropy_sum_ptr + rows, both[2], mask=inside)
-    if square_sum_ptr is not None:
-        tl.store(square_sum_ptr + rows, both[3], mask=inside)
+    if sum_sq_probs_ptr is not None:
+        tl.store(sum_sq_probs_ptr + rows, both[3], mask=inside)
     if logit_sum_ptr is not None:
         tl.store(logit_sum_ptr + rows, both[4], mask=inside)
 
@@ -283,31 +284,31 @@ def row_gradients(
     log_sum_ptr,
     logp_ptr,
     logp_grad_ptr,
-    mass_grad_ptr,
-    log_mass_grad_ptr,
+    p_factor_ptr,
+    p_log_p_factor_ptr,
 ):
-    """What `logit_gradient` needs of each row, times `scale`: see `RowGradients`."""
+    """The numbers of each row that `logit_gradient` needs, times `scale`: see `RowGradients`."""
     row_max = tl.load(row_max_ptr + rows, mask=inside, other=0.0)
     log_sum = tl.load(log_sum_ptr + rows, mask=inside, other=0.0)
     logp = tl.load(logp_ptr + rows, mask=inside, other=0.0)
     logp_grad = tl.load(logp_grad_ptr + rows, mask=inside, other=0.0) * scale
     of_p, of_p_log_p, at_target = -logp_grad, logp_grad, logp_grad * -expm1(logp)
-    if mass_grad_ptr is not None:
-        mass_grad = tl.load(mass_grad_ptr + rows, mask=inside, other=0.0) * scale
-        of_p_log_p = tl.load(log_mass_grad_ptr + rows, mask=inside, other=0.0) * scale
-        of_p = mass_grad - logp_grad
+    if p_factor_ptr is not None:
+        p_factor = tl.load(p_factor_ptr + rows, mask=inside, other=0.0) * scale
+        of_p_log_p = tl.load(p_log_p_factor_ptr + rows, mask=inside, other=0.0) * scale
+        of_p = p_factor - logp_grad
         p = tl.exp(logp)
-        at_target += mass_grad * p + of_p_log_p * tl.where(p == 0.0, 0.0, p * logp)
+        at_target += p_factor * p + of_p_log_p * tl.where(p == 0.0, 0.0, p * logp)
     return row_max, log_sum, of_p, of_p_log_p, at_target
 
 
 @triton.jit
-def logit_gradient(z, is_target, of_row, WITH_MASS: tl.constexpr):
-    """Gradient of the logits `z`, times the scale. of_row: of `row_gradients`."""
+def logit_gradient(z, is_target, of_row, WITH_P_FACTORS: tl.constexpr):
+    """Gradient of the logits `z`, times the scale. of_row: the result of `row_gradients`."""
     row_max, log_sum, of_p, of_p_log_p, at_target = of_row
     log_p = (z - row_max) - log_sum
     p = tl.exp(log_p)
     dz = of_p * p
-    if WITH_MASS:
+    if WITH_P_FACTORS:
         dz += of_p_log_p * tl.where(p == 0.0, 0.0, p * log_p)
     return tl.where(is_target, at_target, dz)

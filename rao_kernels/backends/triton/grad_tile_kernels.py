@@ -1,6 +1,7 @@
 """grad_tile in Triton: dz from the vendor's or retained products, or recomputed in one kernel.
 
-The products of dz are the vendor's. Legend: N rows, W words of a tile, S groups of a tile.
+The two matrix products of dz are the vendor's.
+Legend: N rows, W entries of a tile, S groups of a tile.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from torch import Tensor
 from ..tiles import Head, RetainedTile, RowGradients, Tile
 from . import tuning
 from .blocks import (
-    WORDS,
-    block_place,
+    BLOCK_V,
+    block_position,
     cut,
     launch,
     logit_gradient,
     narrowed,
-    place_in_tile,
+    position_in_tile,
     product,
     row_gradients,
     transform,
@@ -27,19 +28,19 @@ from .score_tile_kernels import product_constants, product_operands, retained_ar
 
 
 def from_products(head: Head, tile: Tile, raw: Tensor, rows: RowGradients, dz: Tensor) -> None:
-    """``dz [N, W]``, the gradient of ``raw [N, W]``. One pass, a program a row."""
+    """Write ``dz [N, W]``, the gradient of ``raw [N, W]``. One pass, one program a row."""
     _by_rows(head, tile, (raw, raw.stride(0), None, None, None), rows, dz)
 
 
 def from_retained(
     head: Head, tile: Tile, retained: RetainedTile, rows: RowGradients, dz: Tensor
 ) -> None:
-    """`from_products` of a retained tile, which is read as it is."""
+    """`from_products`, with the products of a retained tile."""
     _by_rows(head, tile, (None, None, *retained_arguments(retained)), rows, dz)
 
 
 def fused(head: Head, tile: Tile, rows: RowGradients, dz: Tensor) -> None:
-    """`from_products` with the products formed in the same kernel, and not written."""
+    """`from_products`, with the products computed in the same kernel and not written to memory."""
     weight = head.weight_tile(tile)
     config = tuning.grad_launch(head)
     launch(
@@ -98,8 +99,8 @@ def _row_arguments(rows: RowGradients) -> tuple[Tensor | None, ...]:
         rows.log_sum,
         rows.logp,
         rows.logp_grad,
-        rows.mass_grad,
-        rows.log_mass_grad,
+        rows.p_factor,
+        rows.p_log_p_factor,
     )
 
 
@@ -117,8 +118,8 @@ def _grad_tile_rows_kernel(
     log_sum_ptr,
     logp_ptr,
     logp_grad_ptr,
-    mass_grad_ptr,
-    log_mass_grad_ptr,
+    p_factor_ptr,
+    p_log_p_factor_ptr,
     dz_ptr,
     stride_dn,
     start,
@@ -136,28 +137,28 @@ def _grad_tile_rows_kernel(
         log_sum_ptr,
         logp_ptr,
         logp_grad_ptr,
-        mass_grad_ptr,
-        log_mass_grad_ptr,
+        p_factor_ptr,
+        p_log_p_factor_ptr,
     )
-    target = place_in_tile(targets_ptr, n, True, start, W)
+    target = position_in_tile(targets_ptr, n, True, start, W)
     group = tl.arange(0, GROUPS)[:, None]
-    lane = tl.arange(0, WORDS)[None, :]
-    words = group * WORDS + lane
-    inside = words < W
+    lane = tl.arange(0, BLOCK_V)[None, :]
+    entries = group * BLOCK_V + lane
+    inside = entries < W
     if values_ptr is None:
-        raw = tl.load(raw_ptr + n * stride_n + words, mask=inside, other=0.0)
+        raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=0.0)
     else:
-        there = group < tl.cdiv(W, WORDS)
+        there = group < tl.cdiv(W, BLOCK_V)
         row = n
         if retained_row_ptr is not None:
             row = tl.load(retained_row_ptr + n)
-        place = group.to(tl.int64) * retained_rows + row
-        raw = tl.load(values_ptr + place * WORDS + lane, mask=there, other=0.0).to(tl.float32)
-        raw += tl.load(maxima_ptr + place, mask=there, other=0.0)
-    z, slope = transform(raw, bias_ptr, words, inside, scale, softcap)
-    dz = logit_gradient(z, words == target, of_row, mass_grad_ptr is not None)
+        index = group.to(tl.int64) * retained_rows + row
+        raw = tl.load(values_ptr + index * BLOCK_V + lane, mask=there, other=0.0).to(tl.float32)
+        raw += tl.load(maxima_ptr + index, mask=there, other=0.0)
+    z, slope = transform(raw, bias_ptr, entries, inside, scale, softcap)
+    dz = logit_gradient(z, entries == target, of_row, p_factor_ptr is not None)
     draw = narrowed(dz * slope, dz_ptr.dtype.element_ty)
-    tl.store(dz_ptr + n * stride_dn + words, draw, mask=inside)
+    tl.store(dz_ptr + n * stride_dn + entries, draw, mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "start"])
@@ -170,8 +171,8 @@ def _grad_tile_fused_kernel(
     log_sum_ptr,
     logp_ptr,
     logp_grad_ptr,
-    mass_grad_ptr,
-    log_mass_grad_ptr,
+    p_factor_ptr,
+    p_log_p_factor_ptr,
     dz_ptr,
     stride_dn,
     N,
@@ -188,12 +189,12 @@ def _grad_tile_fused_kernel(
     RAGGED: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    blocks = tl.cdiv(N, BLOCK_N) * tl.cdiv(W, WORDS)
+    blocks = tl.cdiv(N, BLOCK_N) * tl.cdiv(W, BLOCK_V)
     for number in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        first_row, group = block_place(number, N, W, BLOCK_N, ROW_BLOCKS)
-        first_word = group * WORDS
+        first_row, group = block_position(number, N, W, BLOCK_N, ROW_BLOCKS)
+        first_entry = group * BLOCK_V
         raw = product(
-            hidden, weight, first_row, first_word, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
+            hidden, weight, first_row, first_entry, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
         )
         rows = (first_row + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
         row_inside = rows < N
@@ -205,16 +206,16 @@ def _grad_tile_fused_kernel(
             log_sum_ptr,
             logp_ptr,
             logp_grad_ptr,
-            mass_grad_ptr,
-            log_mass_grad_ptr,
+            p_factor_ptr,
+            p_log_p_factor_ptr,
         )
-        target = place_in_tile(targets_ptr, rows, row_inside, start, W)
+        target = position_in_tile(targets_ptr, rows, row_inside, start, W)
         parts = cut(raw, PARTS)
         for i in tl.static_range(PARTS):
-            words = first_word + i * (WORDS // PARTS) + tl.arange(0, WORDS // PARTS)[None, :]
-            inside = words < W if RAGGED else None
+            entries = first_entry + i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
+            inside = entries < W if RAGGED else None
             there = row_inside & inside if RAGGED else row_inside
-            z, slope = transform(parts[i], bias_ptr, words, inside, scale, softcap)
-            dz = logit_gradient(z, target == words, of_row, mass_grad_ptr is not None)
+            z, slope = transform(parts[i], bias_ptr, entries, inside, scale, softcap)
+            dz = logit_gradient(z, target == entries, of_row, p_factor_ptr is not None)
             draw = narrowed(dz * slope, dz_ptr.dtype.element_ty)
-            tl.store(dz_ptr + rows * stride_dn + words, draw, mask=there)
+            tl.store(dz_ptr + rows * stride_dn + entries, draw, mask=there)

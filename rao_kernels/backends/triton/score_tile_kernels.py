@@ -1,6 +1,6 @@
-"""score_tile in Triton: from the vendor's products, or as one kernel that writes none.
+"""score_tile in Triton: from the vendor's products, or as one kernel that does not write products.
 
-Legend: N rows, W words of a tile, D hidden size, S groups of a tile.
+Legend: N rows, W entries of a tile, D hidden size, S groups of a tile.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 from ..tiles import Head, RetainedTile, RowState, Tile
 from . import tuning
 from .blocks import (
+    BLOCK_V,
     STATISTICS,
-    WORDS,
-    block_place,
+    block_position,
     cut,
     describable,
     descriptor,
@@ -24,7 +24,7 @@ from .blocks import (
     merged,
     merged_groups,
     narrowed,
-    place_in_tile,
+    position_in_tile,
     product,
     statistics_of,
     transform,
@@ -34,7 +34,7 @@ from .blocks import (
 def from_products(
     head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
 ) -> None:
-    """Fold ``raw [N, W]`` into `state`; fill `retained` where given. One pass, a program a row."""
+    """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One pass, one program a row."""
     rows = tuning.rows_launch(tile.width)
     launch(
         _score_tile_rows_kernel,
@@ -56,7 +56,7 @@ def from_products(
 
 
 def partial_statistics(head: Head, width: int) -> Tensor:
-    """Scratch of `fused`: ``[STATISTICS, S, N]``."""
+    """Return scratch for `fused`: ``[STATISTICS, S, N]``."""
     shape = (STATISTICS, tuning.groups(width), head.rows)
     return torch.empty(shape, dtype=torch.float32, device=head.hidden.device)
 
@@ -68,7 +68,10 @@ def fused(
     state: RowState,
     retained: RetainedTile | None,
 ) -> None:
-    """`from_products` without products: each block's statistics go to `partials`, merged after."""
+    """Like `from_products`, with the products computed in the same kernel.
+
+    Each block's statistics are written to `partials`; a second kernel merges them.
+    """
     weight = head.weight_tile(tile)
     config = tuning.score_launch(head, state)
     launch(
@@ -88,9 +91,9 @@ def fused(
         head.scale,
         head.softcap,
         **product_constants(head, weight, config),
-        WITH_ENTROPY=state.entropy_sum is not None,
-        WITH_SQUARES=state.square_sum is not None,
-        WITH_MEAN=state.logit_sum is not None,
+        WITH_ENTROPY_SUM=state.entropy_sum is not None,
+        WITH_SUM_SQ_PROBS=state.sum_sq_probs is not None,
+        WITH_LOGIT_SUM=state.logit_sum is not None,
         warps=config.warps,
         stages=config.stages,
     )
@@ -112,12 +115,12 @@ def fused(
 def product_operands(
     head: Head, weight: Tensor, config: tuning.ProductLaunch
 ) -> tuple[object, object]:
-    """`hidden` and `weight` as the kernel takes them."""
+    """Return `hidden` and `weight` as the kernel takes them: descriptors or tensors."""
     if not _by_descriptor(head, weight, config):
         return head.hidden, weight
     return (
         descriptor(head.hidden, config.block_rows, config.block_size),
-        descriptor(weight, WORDS.value, config.block_size),
+        descriptor(weight, BLOCK_V.value, config.block_size),
     )
 
 
@@ -131,7 +134,7 @@ def product_constants(
         "DESCRIPTORS": _by_descriptor(head, weight, config),
         "EVEN": head.hidden.shape[1] % config.block_size == 0,
         "PARTS": config.parts,
-        "RAGGED": weight.shape[0] % WORDS.value != 0,
+        "RAGGED": weight.shape[0] % BLOCK_V.value != 0,
     }
 
 
@@ -144,7 +147,7 @@ def _state_arguments(state: RowState) -> tuple[Tensor | None, ...]:
         state.row_max,
         state.row_sum,
         state.entropy_sum,
-        state.square_sum,
+        state.sum_sq_probs,
         state.logit_sum,
         state.target_logit,
     )
@@ -153,7 +156,7 @@ def _state_arguments(state: RowState) -> tuple[Tensor | None, ...]:
 def retained_arguments(
     retained: RetainedTile | None,
 ) -> tuple[Tensor | None, Tensor | None, int | None]:
-    """Its tensors and its number of rows."""
+    """Return the tile's tensors and its number of rows, or Nones."""
     if retained is None:
         return None, None, None
     return retained.values, retained.maxima, retained.maxima.shape[1]
@@ -167,7 +170,7 @@ def _score_tile_rows_kernel(
     row_max_ptr,
     row_sum_ptr,
     entropy_sum_ptr,
-    square_sum_ptr,
+    sum_sq_probs_ptr,
     logit_sum_ptr,
     target_logit_ptr,
     values_ptr,
@@ -182,17 +185,17 @@ def _score_tile_rows_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, GROUPS)[:, None]
-    words = group * WORDS + tl.arange(0, WORDS)[None, :]
-    inside = words < W
-    raw = tl.load(raw_ptr + n * stride_n + words, mask=inside, other=-float("inf"))
+    entries = group * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
+    inside = entries < W
+    raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=-float("inf"))
     if values_ptr is not None:
-        there = group < tl.cdiv(W, WORDS)
-        place = group.to(tl.int64) * retained_rows + n
+        there = group < tl.cdiv(W, BLOCK_V)
+        index = group.to(tl.int64) * retained_rows + n
         top = tl.max(raw, axis=1)[:, None]
         values = narrowed(raw - top, values_ptr.dtype.element_ty)
-        tl.store(values_ptr + place * WORDS + tl.arange(0, WORDS)[None, :], values, mask=there)
-        tl.store(maxima_ptr + place, top, mask=there)
-    z, _ = transform(raw, bias_ptr, words, inside, scale, softcap)
+        tl.store(values_ptr + index * BLOCK_V + tl.arange(0, BLOCK_V)[None, :], values, mask=there)
+        tl.store(maxima_ptr + index, top, mask=there)
+    z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
     statistics = statistics_of(z, inside)
     fold(
         merged_groups(statistics),
@@ -201,10 +204,10 @@ def _score_tile_rows_kernel(
         row_max_ptr,
         row_sum_ptr,
         entropy_sum_ptr,
-        square_sum_ptr,
+        sum_sq_probs_ptr,
         logit_sum_ptr,
     )
-    target = place_in_tile(targets_ptr, n, True, start, W)
+    target = position_in_tile(targets_ptr, n, True, start, W)
     hit = target >= 0
     target_raw = tl.load(raw_ptr + n * stride_n + target, mask=hit, other=0.0)
     target_z, _ = transform(target_raw, bias_ptr, target, hit, scale, softcap)
@@ -235,57 +238,57 @@ def _score_tile_fused_kernel(
     EVEN: tl.constexpr,
     RAGGED: tl.constexpr,
     PARTS: tl.constexpr,
-    WITH_ENTROPY: tl.constexpr,
-    WITH_SQUARES: tl.constexpr,
-    WITH_MEAN: tl.constexpr,
+    WITH_ENTROPY_SUM: tl.constexpr,
+    WITH_SUM_SQ_PROBS: tl.constexpr,
+    WITH_LOGIT_SUM: tl.constexpr,
 ):
-    groups = tl.cdiv(W, WORDS)
+    groups = tl.cdiv(W, BLOCK_V)
     for number in range(tl.program_id(0), tl.cdiv(N, BLOCK_N) * groups, tl.num_programs(0)):
-        first_row, group = block_place(number, N, W, BLOCK_N, ROW_BLOCKS)
-        first_word = group * WORDS
+        first_row, group = block_position(number, N, W, BLOCK_N, ROW_BLOCKS)
+        first_entry = group * BLOCK_V
         raw = product(
-            hidden, weight, first_row, first_word, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
+            hidden, weight, first_row, first_entry, N, W, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN
         )
         rows = first_row + tl.arange(0, BLOCK_N)
         row_inside = rows < N
-        target = place_in_tile(targets_ptr, rows, row_inside, start, W) - first_word
+        target = position_in_tile(targets_ptr, rows, row_inside, start, W) - first_entry
         target_z = tl.zeros((BLOCK_N,), tl.float32)
         nothing = tl.zeros((BLOCK_N,), tl.float32)
         found = (nothing - float("inf"), nothing, nothing, nothing, nothing)
         if values_ptr is not None:
             if RAGGED:
                 top = tl.max(
-                    tl.where(first_word + tl.arange(0, WORDS)[None, :] < W, raw, -float("inf")),
+                    tl.where(first_entry + tl.arange(0, BLOCK_V)[None, :] < W, raw, -float("inf")),
                     axis=1,
                 )
             else:
                 top = tl.max(raw, axis=1)
-            place = group.to(tl.int64) * retained_rows + rows
-            tl.store(maxima_ptr + place, top, mask=row_inside)
+            index = group.to(tl.int64) * retained_rows + rows
+            tl.store(maxima_ptr + index, top, mask=row_inside)
         parts = cut(raw, PARTS)
         for i in tl.static_range(PARTS):
-            lane = i * (WORDS // PARTS) + tl.arange(0, WORDS // PARTS)[None, :]
-            inside = first_word + lane < W if RAGGED else None
+            lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
+            inside = first_entry + lane < W if RAGGED else None
             if values_ptr is not None:
                 values = narrowed(parts[i] - top[:, None], values_ptr.dtype.element_ty)
-                place = group.to(tl.int64) * retained_rows + rows
+                index = group.to(tl.int64) * retained_rows + rows
                 tl.store(
-                    values_ptr + place[:, None] * WORDS + lane, values, mask=row_inside[:, None]
+                    values_ptr + index[:, None] * BLOCK_V + lane, values, mask=row_inside[:, None]
                 )
-            z, _ = transform(parts[i], bias_ptr, first_word + lane, inside, scale, softcap)
+            z, _ = transform(parts[i], bias_ptr, first_entry + lane, inside, scale, softcap)
             found = merged(found, statistics_of(z, inside))
             target_z += tl.sum(tl.where(target[:, None] == lane, z, 0.0), axis=1)
         out = partials_ptr + group.to(tl.int64) * N + rows
         stride = groups.to(tl.int64) * N
         tl.store(out, found[0], mask=row_inside)
         tl.store(out + stride, found[1], mask=row_inside)
-        if WITH_ENTROPY:
+        if WITH_ENTROPY_SUM:
             tl.store(out + 2 * stride, found[2], mask=row_inside)
-        if WITH_SQUARES:
+        if WITH_SUM_SQ_PROBS:
             tl.store(out + 3 * stride, found[3], mask=row_inside)
-        if WITH_MEAN:
+        if WITH_LOGIT_SUM:
             tl.store(out + 4 * stride, found[4], mask=row_inside)
-        own = (target >= 0) & (target < WORDS)
+        own = (target >= 0) & (target < BLOCK_V)
         tl.store(target_logit_ptr + rows, target_z, mask=own)
 
 
@@ -295,7 +298,7 @@ def _score_tile_merge_kernel(
     row_max_ptr,
     row_sum_ptr,
     entropy_sum_ptr,
-    square_sum_ptr,
+    sum_sq_probs_ptr,
     logit_sum_ptr,
     N,
     groups,
@@ -309,20 +312,20 @@ def _score_tile_merge_kernel(
     stride = groups.to(tl.int64) * N
     top = tl.load(source, mask=there, other=-float("inf"))
     total = tl.load(source + stride, mask=there, other=0.0)
-    entropy, squares, logits = total, total, total
+    entropy_sum, sum_sq_probs, logit_sum = total, total, total
     if entropy_sum_ptr is not None:
-        entropy = tl.load(source + 2 * stride, mask=there, other=0.0)
-    if square_sum_ptr is not None:
-        squares = tl.load(source + 3 * stride, mask=there, other=0.0)
+        entropy_sum = tl.load(source + 2 * stride, mask=there, other=0.0)
+    if sum_sq_probs_ptr is not None:
+        sum_sq_probs = tl.load(source + 3 * stride, mask=there, other=0.0)
     if logit_sum_ptr is not None:
-        logits = tl.load(source + 4 * stride, mask=there, other=0.0)
+        logit_sum = tl.load(source + 4 * stride, mask=there, other=0.0)
     fold(
-        merged_groups((top, total, entropy, squares, logits)),
+        merged_groups((top, total, entropy_sum, sum_sq_probs, logit_sum)),
         rows,
         rows < N,
         row_max_ptr,
         row_sum_ptr,
         entropy_sum_ptr,
-        square_sum_ptr,
+        sum_sq_probs_ptr,
         logit_sum_ptr,
     )

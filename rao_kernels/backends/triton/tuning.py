@@ -1,8 +1,8 @@
-"""Which form of a tile operation runs, and its launch configuration.
+"""The form of a tile operation that runs, and its launch configuration.
 
-The form is data: `configs/forms.json`, by device and dtype the largest hidden size at which the
-fused form runs. Until a row is measured it is what `roofline` says; docs/roofline.md shows both.
-Legend: N rows, W words of a tile, D hidden size.
+`configs/forms.json` has, for each device and dtype, the largest hidden size at which the fused form
+runs: measured, or else `roofline`'s estimate; docs/roofline.md shows both.
+Legend: N rows, W entries of a tile, D hidden size.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from ..tiles import GROUP, Head, RowState
 
 Pass = Literal["score", "grad"]
-RESERVED_SHARED_BYTES = 1024  # by the system, in each block
+RESERVED_SHARED_BYTES = 1024  # of each block, by CUDA
 CONFIGS = Path(__file__).with_name("configs")
 
 
 @dataclass(frozen=True)
 class RowsLaunch:
-    """A program takes one row of a tile: `groups` groups of words (a power of two)."""
+    """A program computes one row of a tile: `groups` groups of entries (a power of two)."""
 
     groups: int
     warps: int
@@ -43,9 +43,9 @@ class MergeLaunch:
 class ProductLaunch:
     """A program forms blocks of ``[block_rows, GROUP]`` products, `block_size` of D at a time.
 
-    row_blocks: blocks of rows that go through the words together. parts: of a block's words, dealt
-    with one after another once the products are formed. descriptors: blocks are loaded by the copy
-    engine. programs_at_once: programs that the device runs at one time.
+    row_blocks: blocks of rows that pass over the entries together. parts: into which a block's
+    entries are cut; the epilogue takes one part at a time. descriptors: blocks are loaded by the
+    copy engine (TMA). programs_at_once: programs that the device runs at one time.
     """
 
     block_rows: int
@@ -62,17 +62,17 @@ class ProductLaunch:
 
 
 def groups(width: int) -> int:
-    """Groups of a tile."""
+    """Return the number of groups of a tile."""
     return -(-width // GROUP)
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest that is not below `number`."""
+    """Return the smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def rows_launch(width: int) -> RowsLaunch:
-    """16 words a thread: a whole row is on its way at once, in few registers."""
+    """16 entries a thread: all loads of a row are in flight at once, in few registers."""
     count = _power_of_two(groups(width))
     return RowsLaunch(count, warps=max(1, min(count * GROUP // 512, 32)))
 
@@ -83,7 +83,7 @@ def merge_launch(width: int) -> MergeLaunch:
 
 @dataclass(frozen=True)
 class Target:
-    """What a configuration depends on. capability: (0, 0) for the interpreter."""
+    """Properties of a device that a configuration depends on. capability: (0, 0): interpreter."""
 
     name: str
     capability: tuple[int, int]
@@ -111,10 +111,10 @@ def target_of(device: torch.device) -> Target:
 
 
 def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
-    """Heuristic: blocks of `rows` x 256 products in 8 warps, as deep a pipeline as fits.
+    """Return a heuristic launch: blocks of `rows` x 256 products, 8 warps, as many stages as fit.
 
-    16 blocks of rows by what is left of the processors read about as many rows as words. Copies
-    by descriptor where there is a copy engine (sm_90 and up).
+    With 16 blocks of rows together, concurrent programs read about as many rows as entries. Blocks
+    are loaded by descriptor where there is a copy engine (sm_90 and up).
     """
     target = target_of(head.hidden.device)
     itemsize = head.hidden.itemsize
@@ -134,20 +134,22 @@ def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
 
 
 def score_launch(head: Head, state: RowState) -> ProductLaunch:
-    """128 rows where what follows the products leaves registers for them, else 64; the tests that
-    compile for every target look after it."""
-    bends = head.bias is not None or head.softcap is not None
-    seldom = state.square_sum is not None or state.logit_sum is not None
+    """128 rows, or 64 where the epilogue would need too many registers.
+
+    Checked by test_triton_compile.py.
+    """
+    transformed = head.bias is not None or head.softcap is not None
+    rare = state.sum_sq_probs is not None or state.logit_sum is not None
     blackwell = target_of(head.hidden.device).capability >= (10, 0)
-    return _product_launch(head, rows=64 if bends or seldom or blackwell else 128, parts=4)
+    return _product_launch(head, rows=64 if transformed or rare or blackwell else 128, parts=4)
 
 
 def grad_launch(head: Head) -> ProductLaunch:
-    """As many parts as leave registers, likewise."""
+    """4 parts, or 8 where the epilogue would need too many registers; checked likewise."""
     target = target_of(head.hidden.device)
     hopper = target.capability[0] == 9 and not target.is_amd
-    bends = head.bias is not None or head.softcap is not None
-    return _product_launch(head, rows=128, parts=4 if hopper and not bends else 8)
+    transformed = head.bias is not None or head.softcap is not None
+    return _product_launch(head, rows=128, parts=4 if hopper and not transformed else 8)
 
 
 class FormRow(TypedDict):
@@ -166,13 +168,16 @@ class FormRow(TypedDict):
 
 @cache
 def forms() -> tuple[FormRow, ...]:
-    """The table, first match first."""
+    """Return the table; the first matching row counts."""
     return tuple(json.loads((CONFIGS / "forms.json").read_text()))
 
 
 def is_fused(what: Pass, device: torch.device, dtype: torch.dtype, size: int) -> bool:
-    """Whether the fused form runs; devices and dtypes without a row keep to the vendor's, and so
-    does a `size` whose rows cannot be read 16 bytes at a time."""
+    """Return True if the fused form runs, False if the vendor's products do.
+
+    The vendor's run on devices and dtypes without a row in the table, and where rows of `size`
+    elements cannot be read 16 bytes at a time.
+    """
     if size % 16:
         return False
     name = target_of(device).name

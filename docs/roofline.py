@@ -1,15 +1,18 @@
-"""What a pass costs by a device's data sheet, and which form of a tile operation that favours.
+"""A model of the time of a pass from a device's data sheet, for each form of a tile operation.
 
-A model to start from, until `configs/forms.json` holds measurements. Times are those of one
-element of the products ``[N, V]``, which every part scales with. Legend: D hidden size.
+Times are per element of the products ``[N, V]``, which every part scales with; measurements in
+`forms.json` replace them. Legend: D hidden size.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from .tuning import CONFIGS, Pass
+from rao_kernels.backends.triton.tuning import Pass
+
+DEVICES = Path(__file__).with_name("devices.json")
 
 RAW_BYTES = 4  # an element of the vendor's products
 DZ_BYTES = 2  # an element of dz
@@ -20,7 +23,7 @@ EPILOGUE_OPERATIONS = {"score": 20, "grad": 22}  # instructions an element; exp 
 class Device:
     """Peaks of a data sheet (dense), and shares of the tensor peak that products reach.
 
-    vendor_share: the vendor's library at a head's sizes. fused_share: a product in Triton.
+    vendor_share: of the vendor's library at a head's sizes. fused_share: of a Triton kernel.
     """
 
     name: str
@@ -32,7 +35,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    return [Device(**row) for row in json.loads((CONFIGS / "devices.json").read_text())]
+    return [Device(**row) for row in json.loads(DEVICES.read_text())]
 
 
 def product_seconds(device: Device, size: int, *, fused: bool = False) -> float:
@@ -41,27 +44,29 @@ def product_seconds(device: Device, size: int, *, fused: bool = False) -> float:
 
 
 def row_kernel_bytes(what: Pass, *, retained: bool = False) -> int:
-    """Bytes moved beside the product: products written and read, or retained ones written (score)
-    or read (grad), and dz written."""
+    """Return the bytes moved besides the matrix product.
+
+    Products are written and read, or retained ones written (score) or read (grad); dz is written.
+    """
     if what == "score":
         return 2 * RAW_BYTES + (DZ_BYTES if retained else 0)
     return (DZ_BYTES if retained else 2 * RAW_BYTES) + DZ_BYTES
 
 
 def unfused_seconds(device: Device, what: Pass, size: int) -> float:
-    """The vendor's product, then a row kernel at the speed of memory."""
+    """Return the time of the vendor's product, then of a row kernel bound by memory bandwidth."""
     return product_seconds(device, size) + row_kernel_bytes(what) / device.bytes_per_second
 
 
 def fused_seconds(device: Device, what: Pass, size: int) -> float:
-    """Our product, then an epilogue that nothing overlaps with."""
+    """Return the time of Triton's product, then of an epilogue that does not overlap with it."""
     epilogue = EPILOGUE_OPERATIONS[what] / (device.vector_flops / 2)
     written = DZ_BYTES if what == "grad" else 0
     return product_seconds(device, size, fused=True) + epilogue + written / device.bytes_per_second
 
 
 def largest_fused_size(device: Device, what: Pass) -> int:
-    """The D up to which the fused form is the faster one, by its own law linear in D."""
+    """Return the largest D at which the fused form is faster; both times are linear in D."""
     saved = unfused_seconds(device, what, 0) - fused_seconds(device, what, 0)
     lost = product_seconds(device, 1, fused=True) - product_seconds(device, 1)
     return int(saved / lost) if saved > 0 else 0
