@@ -61,11 +61,11 @@ ARCHITECTURES = "8.0 9.0 10.0"
 
 
 class SkipBuild(Exception):
-    """Why a library is not built."""
+    """Carries the reason for which a library is not built."""
 
 
 def torch_paths() -> tuple[list[str], str]:
-    """Include folders and library folder of the torch to build against."""
+    """Return the include folders and the library folder of the torch to build against."""
     try:
         from torch.utils import cpp_extension
     except ImportError as error:
@@ -115,7 +115,7 @@ def accepts(flags: list[str]) -> bool:
 
 
 def build_cpu(objects: Path, target: Path) -> None:
-    """One body compiled several times with different flags, which `Extension` cannot say."""
+    """Build the CPU library: each tile source once for each instruction set, with its flags."""
     x86 = targets_x86()
     isas = ISA_FLAGS if x86 else {"portable": []}
     units = [
@@ -133,7 +133,7 @@ def build_cpu(objects: Path, target: Path) -> None:
 
 
 def link_cpp(units: list[tuple[str, list[str]]], objects: Path, target: Path) -> None:
-    """A library of sources, each compiled with its flags."""
+    """Compile each source with its flags, and link them into one library."""
     files = [objects / f"{number}_{Path(unit[0]).stem}.o" for number, unit in enumerate(units)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
@@ -146,7 +146,7 @@ def link_cpp(units: list[tuple[str, list[str]]], objects: Path, target: Path) ->
 
 
 def find_nvcc() -> str:
-    """``CUDA_HOME``'s, else that of the package nvidia-cuda-nvcc, else the one on the path."""
+    """Return ``CUDA_HOME``'s nvcc, else that of the package nvidia-cuda-nvcc, else the path's."""
     candidates = [Path(home) / "bin" / "nvcc" for home in (os.environ.get("CUDA_HOME"),) if home]
     package = importlib.util.find_spec("nvidia")
     for folder in (package and package.submodule_search_locations) or ():
@@ -164,7 +164,7 @@ def find_nvcc() -> str:
 
 
 def architecture_flags(nvcc: str) -> list[str]:
-    """nvcc's, from ``TORCH_CUDA_ARCH_LIST``; of the default, those that this nvcc knows."""
+    """Return nvcc's flags for ``TORCH_CUDA_ARCH_LIST``, else for what it knows of the default."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     known = None if asked else run([nvcc, "--list-gpu-arch"]).split()
     flags = []
@@ -181,7 +181,7 @@ def architecture_flags(nvcc: str) -> list[str]:
 
 
 def compile_cuda(nvcc: str, source: str, target: Path, flags: list[str]) -> str:
-    """Returns what nvcc printed."""
+    """Compile a CUDA source and return what nvcc printed."""
     host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []
     return run([nvcc, *host, *NVCC_FLAGS, *flags, f"-I{ROOT / 'csrc/include'}",
                 str(ROOT / source), "-o", str(target)])  # fmt: skip
@@ -202,7 +202,7 @@ def build_cuda(objects: Path, target: Path) -> None:
 
 
 class BuildNative(build_ext):
-    """Each library by itself: one that cannot be built does not keep the other from it."""
+    """Builds each library by itself, so that one that fails does not prevent the other."""
 
     def build_extensions(self) -> None:
         self.extensions = [ext for ext in self.extensions if self.attempt(ext)]
@@ -237,14 +237,14 @@ class BuildNative(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tagged for every Python 3: the libraries have no Python symbol."""
+    """Tags the wheel for every Python 3: the libraries use no symbol of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
 def run(command: list[str]) -> str:
-    """What the command printed."""
+    """Run a command and return what it printed."""
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SkipBuild(f"`{' '.join(command)}` failed:\n{result.stderr}{result.stdout}")

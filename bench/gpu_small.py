@@ -1,4 +1,4 @@
-"""Every path of the GPU backends once: what a sanitizer or a profiler looks at."""
+"""Run every path of the GPU backends once, for a sanitizer or a profiler."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_provider(
         call()
     except providers.Unsupported as reason:
         pytest.skip(str(reason))
-    benchmark.group = request.node.callspec.id.removesuffix(f"-{provider.name}")
+    benchmark.group = request.node.callspec.id.removeprefix(f"{provider.name}-")
     benchmark(call)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()

@@ -27,8 +27,7 @@ void check_packs(const Tensor& tensor, const char* name, int64_t entries) {
 LogitsTile tile_of(const OptionalTensor& products, DType dtype, const OptionalTensor& bias,
                    const Tensor& targets, int64_t first_entry, int64_t entries, double scale,
                    double softcap) {
-  STD_TORCH_CHECK(entries > 0 && entries <= kMaxEntries, "entries must be from 1 to ",
-                  kMaxEntries);
+  STD_TORCH_CHECK(entries > 0 && entries <= kMaxEntries, "entries must be from 1 to ", kMaxEntries);
   const int64_t rows = targets.numel();
   LogitsTile tile{};
   if (products.has_value()) {

@@ -20,20 +20,20 @@ inline HeadTile head_of(const Tensor& hidden, const Tensor& weight,
   const int64_t rows = hidden.size(0);
   const int64_t entries = weight_rows.has_value() ? weight_rows->numel() : weight.size(0);
   const ScalarType dtype = hidden.scalar_type();
-  return {
-      dtype_of(hidden),
-      data_of<void>(hidden, "hidden", dtype, rows * hidden.size(1)),
-      data_of<void>(weight, "weight", dtype, entries * hidden.size(1)),
-      index_of(weight_rows, "weight_rows", entries),
-      floats_of(bias, "bias", entries),
-      data_of<int64_t>(targets, "targets", ScalarType::Long, rows),
-      rows,
-      entries,
-      hidden.size(1),
-      first_entry,
-      static_cast<float>(scale),
-      static_cast<float>(softcap),
-  };
+  HeadTile head{};
+  head.dtype = dtype_of(hidden);
+  head.hidden = data_of<void>(hidden, "hidden", dtype, rows * hidden.size(1));
+  head.weight = data_of<void>(weight, "weight", dtype, entries * hidden.size(1));
+  head.weight_rows = index_of(weight_rows, "weight_rows", entries);
+  head.bias = floats_of(bias, "bias", entries);
+  head.targets = data_of<int64_t>(targets, "targets", ScalarType::Long, rows);
+  head.rows = rows;
+  head.entries = entries;
+  head.size = hidden.size(1);
+  head.first_entry = first_entry;
+  head.scale = static_cast<float>(scale);
+  head.softcap = static_cast<float>(softcap);
+  return head;
 }
 
 inline std::byte* bytes_of(const Tensor& tensor, const char* name, int64_t bytes) {
@@ -57,9 +57,13 @@ inline Scratch scratch_of(const ScratchSizes& sizes, const Tensor& packed_weight
                           const Tensor& packed_hidden, const Tensor& rows, const Tensor& threads) {
   STD_TORCH_CHECK(threads.dim() == 2 && threads.size(1) >= sizes.thread, "threads must be [parts, ",
                   sizes.thread, "]");
-  return {bytes_of(packed_weight, "packed_weight", sizes.packed_weight),
-          bytes_of(packed_hidden, "packed_hidden", sizes.packed_hidden),
-          bytes_of(rows, "rows", sizes.rows), bytes_of(threads, "threads", 0), threads.size(1)};
+  Scratch scratch{};
+  scratch.packed_weight = bytes_of(packed_weight, "packed_weight", sizes.packed_weight);
+  scratch.packed_hidden = bytes_of(packed_hidden, "packed_hidden", sizes.packed_hidden);
+  scratch.rows = bytes_of(rows, "rows", sizes.rows);
+  scratch.threads = bytes_of(threads, "threads", 0);
+  scratch.thread_bytes = threads.size(1);
+  return scratch;
 }
 
 }  // namespace rao::bindings

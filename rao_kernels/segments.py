@@ -1,4 +1,4 @@
-"""Sums over runs of tokens: differentiable, in fp64, with the same bits every time.
+"""Sums over runs of tokens: differentiable, in fp64, bitwise reproducible.
 
 Legend: N tokens, S segments. `segments` ``[N]`` names the segment of each token, ascending;
 a segment may be empty.
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def segment_offsets(segments: Tensor, num_segments: int) -> Tensor:
-    """``[S + 1]`` int64: tokens ``offsets[s]`` up to ``offsets[s + 1]`` belong to segment s."""
+    """Return ``[S + 1]`` int64; segment s has tokens ``offsets[s]`` up to ``offsets[s + 1]``."""
     edges = torch.arange(num_segments + 1, device=segments.device, dtype=segments.dtype)
     return torch.searchsorted(segments.contiguous(), edges)
 
 
 def segment_lengths(segments: Tensor, num_segments: int) -> Tensor:
-    """``[S]`` int64: number of tokens in each segment."""
+    """Return ``[S]`` int64, the number of tokens in each segment."""
     return segment_offsets(segments, num_segments).diff()
 
 
@@ -37,11 +37,11 @@ def segment_sum(values: Tensor, segments: Tensor, num_segments: int) -> Tensor:
 
 
 class _SegmentSum(torch.autograd.Function):
-    """Torch's own backward walks a segment serially; a gather does the same in one pass."""
+    """`torch.segment_reduce` with a faster backward: a gather, where torch's own is serial."""
 
     @staticmethod
     def forward(values: Tensor, segments: Tensor, offsets: Tensor) -> Tensor:
-        # `unsafe` skips checks that read the offsets on the host; ours are right by construction.
+        # `unsafe` skips checks that read the offsets on the host; these are right by construction.
         return torch.segment_reduce(
             values.contiguous(), "sum", offsets=offsets, unsafe=True, initial=0
         )

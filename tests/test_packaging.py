@@ -1,16 +1,19 @@
-"""What is installed, and the files that must say the same thing."""
+"""The installed package, and the files of the repository that must agree with each other."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import rao_kernels
 from rao_kernels import _env
@@ -72,6 +75,8 @@ def test_version_is_written_once() -> None:
     assert f'__version__ = "{rao_kernels.__version__}"' in text
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## {rao_kernels.__version__}" in changelog
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {rao_kernels.__version__}\n" in citation
 
 
 def test_installed_metadata() -> None:
@@ -104,6 +109,78 @@ def test_make_targets_and_ci_agree_with_the_readme() -> None:
     for command in ("make demo", "make test", "pip install --no-build-isolation ."):
         assert command in readme
     assert "make test" in ci
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_are_pinned_and_may_only_read(path: Path) -> None:
+    """More permissions are a job's own; a step is a command or an action of a named version."""
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "concurrency" in workflow
+    for job in workflow["jobs"].values():
+        assert "timeout-minutes" in job
+        for step in job["steps"]:
+            assert ("run" in step) != ("uses" in step)
+            assert re.search(r"@(release/)?v\d+$", step.get("uses", "@v1")), step
+
+
+def test_ci_runs_what_contributors_run() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    commands = {
+        step["run"].strip() for job in jobs.values() for step in job["steps"] if "run" in step
+    }
+    assert {".ci/run", "make lint", "make docs"} <= commands
+    versions = {name.rpartition(" ")[2] for name in PROJECT["classifiers"] if " :: 3." in name}
+    assert set(jobs["test"]["strategy"]["matrix"]["python"]) == {min(versions), max(versions)}
+
+
+def test_wheels_run_with_the_oldest_torch() -> None:
+    """Compiled against the pinned torch, loaded by the oldest that is supported."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    (oldest,) = (one.partition(">=")[2] for one in PROJECT["dependencies"])
+    assert settings["test-requires"] == f"torch=={oldest}.0"
+    assert "constraints.txt torch" in settings["before-build"]
+    assert (ROOT / settings["test-command"].rpartition("{project}/")[2]).exists()
+
+
+def test_links_name_one_repository() -> None:
+    home = PROJECT["urls"]["Homepage"]
+    pages = [ROOT / "SECURITY.md", ROOT / "CITATION.cff", *(ROOT / ".github").rglob("*.yml")]
+    found = {
+        link
+        for page in pages
+        for link in re.findall(r"https://github\.com/[\w-]+/[\w-]+", page.read_text())
+    }
+    assert found == {home}
+
+
+def calls_and_imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module), node
+        elif isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_that_is_read_can_run_code() -> None:
+    """SECURITY.md: weights alone are unpickled, and no code of a model repository runs."""
+    files = [*(ROOT / "rao_kernels").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    loads = 0
+    for file in files:
+        text = file.read_text()
+        assert "trust_remote_code" not in text, file
+        for name, node in calls_and_imports(ast.parse(text)):
+            assert name.partition(".")[0] not in ("pickle", "dill", "joblib", "marshal"), file
+            if name in ("torch.load", "load") and isinstance(node, ast.Call):
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert options.get("weights_only") == "True", (file, node.lineno)
+                loads += 1
+    assert loads > 0
 
 
 def test_readme_and_page_show_the_demos_figures() -> None:

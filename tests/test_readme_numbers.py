@@ -1,4 +1,4 @@
-"""The tables of numbers, in README and docs/benchmarks.md, are what the committed rows say."""
+"""The tables of numbers, in README and docs/benchmarks.md, are what the committed results say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rao_kernels.bench import readme, record
 
 
 @pytest.mark.parametrize("page", [readme.README, readme.PAGE], ids=lambda page: page.name)
-def test_pages_show_the_newest_rows(page: Path) -> None:
+def test_pages_show_the_newest_results(page: Path) -> None:
     if not record.folders("readme"):
         pytest.skip("there are no results yet")
     text = page.read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pytest
 import torch
@@ -159,6 +159,36 @@ def test_loss_inputs(layout: str) -> None:
         assert found is not None
         assert torch.equal(found, given.flatten()[batch.response_rows])
     assert inputs.groups is batch.groups
+
+
+def test_nothing_is_read_on_the_host_once_built() -> None:
+    """On the meta device, where there is nothing to read."""
+    batch = build("left", groups=GROUPS)[0].to("meta")
+    assert batch.logp_targets.is_meta
+    assert batch.logp_grad_mask.shape == batch.token_shape
+    assert batch.lengths.shape == (6,)
+    inputs = batch.loss_inputs(
+        torch.zeros(batch.token_shape, device="meta"), rewards=torch.zeros(6, device="meta")
+    )
+    assert inputs.logps.is_meta
+    assert inputs.prompt_logps is not None
+    assert inputs.prompt_logps.shape == (6,)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+def test_first_sequences(size: int) -> None:
+    ids, mask, attention = padded(1, 0)
+    groups = torch.tensor([0, 0, 1, 0, 2, 1])
+    found = SequenceBatch.from_padded(ids, mask, attention, groups=groups).first(size)
+    arguments = (ids[:size], mask[:size], attention[:size])
+    expected = SequenceBatch.from_padded(*arguments, groups=groups[:size])
+    for item in fields(SequenceBatch):
+        value, wanted = getattr(found, item.name), getattr(expected, item.name)
+        if isinstance(wanted, Tensor):
+            assert torch.equal(value, wanted), item.name
+    assert found.token_shape == expected.token_shape
+    low, high = found.target_bounds
+    assert low <= expected.target_bounds[0] <= expected.target_bounds[1] <= high
 
 
 def test_padding_is_never_a_response() -> None:

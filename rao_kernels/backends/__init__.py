@@ -93,7 +93,7 @@ class Backend(Protocol):
         out: Gradients,
         scratch: Sequence[Tensor],
     ) -> None:
-        """Compute a tile's logit gradient, from `retained` or anew, and put its products in `out`."""
+        """Compute a tile's logit gradient (from `retained` or anew); put its products in `out`."""
 
 
 BACKENDS: dict[str, Backend] = {module.NAME: module for module in (cpu, eager, triton, cuda)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .providers import FLOOR
+from .providers import BASELINE
 from .record import KEY, Result, limits_of, read
 
 OURS = "rao_kernels"
@@ -41,25 +41,29 @@ def changes(
 ) -> Iterator[Change]:
     """Yield the changes of every result that both have, in the order of `after`."""
     known = {_key(result): result for result in before}
-    floors = [
-        {_key(result)[:-1]: result for result in results if result["provider"] == FLOOR}
+    baselines = [
+        {_key(result)[:-1]: result for result in results if result["provider"] == BASELINE}
         for results in (before, after)
     ]
     for result in after:
         if (old := known.get(_key(result))) is not None:
-            a, b = (floor.get(_key(result)[:-1], {}).get("median_s") for floor in floors)
+            a, b = (baseline.get(_key(result)[:-1], {}).get("median_s") for baseline in baselines)
             yield from _changes(old, result, a, b, threshold)
 
 
 def _changes(
-    old: Result, new: Result, old_floor: float | None, new_floor: float | None, threshold: float
+    old: Result,
+    new: Result,
+    old_baseline: float | None,
+    new_baseline: float | None,
+    threshold: float,
 ) -> Iterator[Change]:
     if old["status"] != new["status"]:
         worse = old["status"] == "ok"
         yield Change(new, "status", old["status"], new["status"], worse)
         return
-    if "median_s" in old and "median_s" in new and old_floor and new_floor:
-        a, b = old["median_s"] / old_floor, new["median_s"] / new_floor
+    if "median_s" in old and "median_s" in new and old_baseline and new_baseline:
+        a, b = old["median_s"] / old_baseline, new["median_s"] / new_baseline
         yield Change(new, "time", a, b, b > threshold * a)
     if "peak_extra_bytes" in old and "peak_extra_bytes" in new:
         a, b = (max(result["peak_extra_bytes"], SMALL) for result in (old, new))

@@ -1,4 +1,4 @@
-"""One provider on one case in a process of its own: is it right, what memory does it take.
+"""Run one provider on one case in a process of its own, for its errors and its memory.
 
 A process that hangs, or dies for want of memory, is a result like any other.
 """
@@ -28,7 +28,7 @@ COMPILING, CALLS = 3, 8
 
 @dataclass(frozen=True)
 class Trial:
-    """What the process does. limit_s: seconds of one call; memory: bytes it may allocate."""
+    """The task of the process. limit_s: seconds of one call; memory: bytes it may allocate."""
 
     problem: Path
     device: str
@@ -40,7 +40,7 @@ class Trial:
 
 
 def run(trial: Trial) -> Result:
-    """`status` and, depending on it: `reason`, `seconds`, errors, peaks."""
+    """Return `status` and, depending on it, `reason`, `seconds`, errors and peaks."""
     context = _context(trial.device)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(trial, sender))
@@ -62,7 +62,7 @@ def run(trial: Trial) -> Result:
 
 
 def _context(device: str) -> SpawnContext | ForkServerContext:
-    """Forks of a server that has imported the slow ones; a forked process could not use CUDA."""
+    """On a CPU fork a server that has imported the slow packages; a fork could not use CUDA."""
     if device != "cpu":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -71,7 +71,8 @@ def _context(device: str) -> SpawnContext | ForkServerContext:
 
 
 def _death(code: int | None) -> Result:
-    """A process that said nothing: the kernel ends (9) those that take too much memory."""
+    """The result of a process that sent none; Linux ends with signal 9 what takes too much
+    memory."""
     if code == -9:
         return {"status": OUT_OF_MEMORY, "reason": "ended by the kernel"}
     return {"status": FAILED, "reason": f"the process ended with code {code}"}
@@ -100,7 +101,7 @@ def _line(error: BaseException) -> str:
 
 
 def measured(trial: Trial) -> Result:
-    """Errors of the first call, seconds of the second, peaks of two more."""
+    """Return the errors of the first call, the seconds of the second, the peaks of two more."""
     torch.set_num_threads(trial.threads)
     device = torch.device(trial.device)
     problem = Problem.load(trial.problem, device)
@@ -110,7 +111,7 @@ def measured(trial: Trial) -> Result:
     kept = []
     found["first_call_s"] = measure.seconds_of(lambda: kept.append(call()))
     outcome = kept.pop()
-    if not provider.is_floor:
+    if not provider.is_baseline:
         found |= measure.errors(outcome, problem)
     del outcome
     # The first call may have compiled something, unless it took longer than that takes.
@@ -120,7 +121,7 @@ def measured(trial: Trial) -> Result:
     if found["call_s"] > trial.limit_s:
         reason = f"a call takes more than {trial.limit_s:.0f} s"
         return found | {"status": TOO_SLOW, "reason": reason}
-    if provider.is_floor:
+    if provider.is_baseline:
         return found
     found["peak_extra_bytes"] = measure.peak_extra_bytes(call, device)
     if device.type == "cpu":

@@ -20,12 +20,12 @@ from .providers import Call, Outcome
 
 Errors = dict[str, float]
 GRADIENTS = ("dhidden_error", "dweight_error")
-# Times plain torch's own error: what we hold ourselves to, and what passes for as good elsewhere.
-OUR_ROOM, PEER_ROOM = 1.1, 2.0
+# Errors allowed, in multiples of plain torch's: ours, and those of other libraries.
+OUR_FACTOR, PEER_FACTOR = 1.1, 2.0
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Until the device has done it."""
+    """Return the seconds of a call, until the device has finished it."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -34,7 +34,8 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, one after the other in every round, after one round to warm up."""
+    """Return the seconds of each call, one after the other in every round, after a warm-up
+    round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -52,8 +53,8 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int:
-    """Most bytes of tensors alive at once inside the call, less dweight if there is one: the other
-    gradient is not there yet when most is."""
+    """Return the most bytes of tensors alive at once inside the call, less dweight if there is one;
+    dhidden is not subtracted, for it is not allocated yet at the peak."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -75,8 +76,8 @@ def _result_bytes(outcome: Outcome) -> int:
 
 
 def peak_rss_growth(call: Callable[[], object]) -> int | None:
-    """Bytes by which the process grew at most, its results included: what allocators and libraries
-    take beside tensors counts too. None where Linux does not tell."""
+    """Return the bytes by which the process grew at most, its results and the memory of allocators
+    and libraries included; None where the system does not tell."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         release_memory()
@@ -94,8 +95,8 @@ def _status(key: str) -> int:
 
 
 def errors(outcome: Outcome, problem: Problem) -> Errors:
-    """Largest absolute error of the log-probs, or the loss's; relative (Frobenius) errors of the
-    gradients there are."""
+    """Return the largest absolute error of the log-probs, or the loss's, and relative (Frobenius)
+    errors of the gradients there are."""
     truth = problem.truth
     off = (outcome.value.cpu().double() - truth.value).abs().max()
     found = {"logp_error" if problem.task == OP else "loss_error": float(off)}
@@ -112,7 +113,7 @@ def errors(outcome: Outcome, problem: Problem) -> Errors:
 
 
 def _relative(got: Tensor, truth: Tensor) -> float:
-    """Block by block: a head's gradient may be gigabytes."""
+    """Relative Frobenius error, block by block: a head's gradient may be gigabytes."""
     off = size = 0.0
     for one, other in zip(got.split(8192), truth.split(8192), strict=True):
         off += float((one.cpu().float() - other).norm()) ** 2
@@ -120,14 +121,16 @@ def _relative(got: Tensor, truth: Tensor) -> float:
     return math.sqrt(off / size)
 
 
-def is_right(got: Errors, plain: Errors, room: float, slack: float = 0.0) -> bool:
-    """At most `room` times as far off as plain torch in the same dtype; no positive log-prob.
+def is_right(got: Errors, plain: Errors, factor: float, tolerance: float = 0.0) -> bool:
+    """Return whether errors are at most `factor` times those of plain torch in the same dtype, and
+    no log-prob is positive.
 
-    Values that are returned in half precision may be rounded to it. slack: see `problems.Truth`.
+    Values that are returned in half precision may be rounded to it. tolerance: see
+    `problems.Truth`.
     """
-    limits = {key: room * plain[key] for key in ("logp_error", *GRADIENTS) if key in got}
+    limits = {key: factor * plain[key] for key in ("logp_error", *GRADIENTS) if key in got}
     if "loss_error" in got:
-        limits["loss_error"] = room * max(plain["loss_error"], slack)
+        limits["loss_error"] = factor * max(plain["loss_error"], tolerance)
     for key in ("logp_error", "loss_error"):
         if key in limits:
             limits[key] += got.get("value_rounding", 0.0)

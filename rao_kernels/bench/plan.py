@@ -1,7 +1,7 @@
-"""``bench plan``: how far the default plan is from the best that a search finds.
+"""``bench plan``: compare the default plan with the best that a search finds.
 
 Tile widths first, then the workspace and the threads at the best width; the best found is then
-measured again beside the default, so that it does not win by the luck of having been drawn often.
+measured again beside the default, because the lowest of many noisy times is too low.
 
 Legend: N rows, V vocabulary, D hidden size.
 """
@@ -40,7 +40,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan is made with; None: the default."""
+    """The options of a plan; None: the default."""
 
     width: int | None = None
     workspace_bytes: int | None = None
@@ -61,7 +61,7 @@ SHAPES = (
 
 
 def problem(shape: Shape, device: torch.device) -> Problem:
-    """Random operands; nothing here is compared with an answer."""
+    """Return random operands without an answer."""
     generator = torch.Generator().manual_seed(0)
     head, dtype = shape.head, DTYPES[shape.dtype]
     hidden = torch.randn(shape.rows, head.size, generator=generator)
@@ -74,7 +74,7 @@ def problem(shape: Shape, device: torch.device) -> Problem:
 
 
 def plan_of(problem: Problem, choice: Choice) -> Plan:
-    """The plan of the choice, on the backend that the op would take."""
+    """Return the plan of the choice, on the backend that the op would take."""
     hidden, weight = problem.hidden, problem.weight
     return engine.make_plan(
         hidden.shape[0],
@@ -89,7 +89,7 @@ def plan_of(problem: Problem, choice: Choice) -> Plan:
 
 
 def run(problem: Problem, choice: Choice) -> Gradients:
-    """The forward and backward pass by the plan of the choice, as the op runs them."""
+    """Run forward and backward by the plan of the choice, as the op does."""
     head = backends.Head(problem.hidden, problem.weight, None, problem.targets, 1.0, None)
     plan, threads = plan_of(problem, choice), torch.get_num_threads()
     try:
@@ -112,7 +112,7 @@ def medians(problem: Problem, choices: Sequence[Choice], rounds: int) -> dict[Ch
 
 
 def search(shape: Shape, device: torch.device, rounds: int) -> list[Result]:
-    """One row per choice tried, that of the best and that of the default last."""
+    """Return a result per choice tried, and last those of the best and of the default."""
     made, threads = problem(shape, device), torch.get_num_threads()
     widths = [Choice(width) for width in WIDTHS if width <= shape.head.vocabulary]
     tried = medians(made, widths, rounds)
@@ -122,16 +122,16 @@ def search(shape: Shape, device: torch.device, rounds: int) -> list[Result]:
         others.append(replace(best, threads=1))
     tried |= medians(made, [best, *others], rounds)
     best = min(tried, key=tried.__getitem__)
-    rows = [_row(shape, choice, seconds, rounds) for choice, seconds in tried.items()]
+    results = [_result(shape, choice, seconds, rounds) for choice, seconds in tried.items()]
     last = 2 * rounds + 1
     final = medians(made, [best, Choice()], last)
-    rows.append(_row(shape, best, final[best], last) | {"role": "best"})
+    results.append(_result(shape, best, final[best], last) | {"role": "best"})
     over = final[Choice()] / final[best]
-    default = _row(shape, Choice(), final[Choice()], last)
-    return [*rows, default | {"role": "default", "default_over_best": over}]
+    default = _result(shape, Choice(), final[Choice()], last)
+    return [*results, default | {"role": "default", "default_over_best": over}]
 
 
-def _row(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Result:
+def _result(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Result:
     workspace = choice.workspace_bytes
     return {
         "case": f"plan {shape.name}",
@@ -151,9 +151,9 @@ def _row(shape: Shape, choice: Choice, seconds: float, rounds: int) -> Result:
     }
 
 
-def line(rows: Sequence[Result]) -> str:
-    """The outcome of a search in a line."""
-    best, default = rows[-2], rows[-1]
+def line(results: Sequence[Result]) -> str:
+    """Return the outcome of a search as a line."""
+    best, default = results[-2], results[-1]
     found = f"width {best['tile_width'] or 'default'}, keeps {best['workspace']}"
     return (
         f"{default['case']:<32} {default['dtype']:<9} default {default['median_s']:.4f} s, "

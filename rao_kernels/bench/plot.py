@@ -1,106 +1,190 @@
-"""``bench plot``: time and memory against N, speed against error, cost against V."""
+"""``bench plot``: the README's picture, and one of how time and memory grow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cases import BOTH, DIRECTIONS
-from .record import Result
+from .. import _plot
+from .._plot import Label
+from .cases import BOTH, LOSSES, label
+from .providers.ours import DEFAULT, SPARSE
+from .readme import NAMES
+from .record import Result, limits_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MIB = 2**20
+TIME = "time, multiples of the bare GEMMs"
 Value = Callable[[Result], float]
-Colour = tuple[float, float, float, float]
+# The README's picture shows no variant of ours but these.
+COLOURS = {DEFAULT: _plot.OURS, SPARSE: _plot.OURS_LIGHT} | dict(
+    zip(NAMES, _plot.MUTED * 2, strict=False)
+)
+MARKERS = {DEFAULT: "o", SPARSE: "D"}
 
 
-def draw(rows: Sequence[Result], path: Path) -> None:
-    """Four panels; one without rows says so."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.lines import Line2D
-
-    both = [row for row in rows if row["direction"] == BOTH and row["status"] == "ok"]
-    sized, worded, known = _suite(both, "rows"), _suite(both, "vocabulary"), _headline(both)
-    colours = _colours([*known, *sized, *worded])
-    figure, panels = pyplot.subplots(2, 2, figsize=(13, 10), layout="constrained")
-    _lines(panels[0, 0], sized, colours, "N", lambda row: row["median_s"])
-    _name(panels[0, 0], f"Time, {DIRECTIONS[BOTH]}{_of(sized)}", "rows N", "seconds")
-    taking = [row for row in sized if row.get("peak_extra_bytes", 0) > 0]
-    _lines(panels[0, 1], taking, colours, "N", lambda row: row["peak_extra_bytes"] / MIB)
-    _name(panels[0, 1], f"Extra memory{_of(taking)}", "rows N", "MiB")
-    _scatter(panels[1, 0], known, colours)
-    _lines(panels[1, 1], worded, colours, "V", lambda row: row["median_s"])
-    _name(panels[1, 1], f"Time{_of(worded, 'N')}", "words of the vocabulary V", "seconds")
-    handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    if rows:
-        first = rows[0]
-        figure.suptitle(f"{first['device']}, torch {first['torch']}, commit {first['commit']}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def draw(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write ``readme.png`` and ``benchmarks.png`` to the folder; one without results says so."""
+    good = [one for one in results if one["direction"] == BOTH and "median_s" in one]
+    shown = [one for one in good if one["status"] == "ok" and one["provider"] in COLOURS]
+    paths = [folder / "readme.png", folder / "benchmarks.png"]
+    _draw_readme(shown, paths[0])
+    _draw_growth(shown, paths[1])
+    return paths
 
 
-def _suite(rows: Sequence[Result], name: str) -> list[Result]:
-    return [row for row in rows if row.get("suite") == name]
+def _draw_readme(results: Sequence[Result], path: Path) -> None:
+    """Speed against error, and extra memory, of the log-probs of the case that stands first."""
+    known = [one for one in results if "logp_error" in one]
+    first = [one for one in known if _title(one) == _title(known[0])]
+    figure = _plot.new_figure(8.0, 3.5, "bench")
+    speed, memory = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    _scatter(speed, first)
+    _bars(memory, [one for one in first if one.get("peak_extra_bytes", 0) > 0])
+    if first:
+        text = f"{_title(first[0])}: {first[0]['N']} tokens, both gradients; {_machine(first[0])}"
+        figure.supxlabel(text, fontsize=_plot.SIZE - 1, color="#6b6b6b")
+    _plot.save(figure, path, dpi=200)
 
 
-def _headline(rows: Sequence[Result]) -> list[Result]:
-    """Rows with errors of the case that stands first."""
-    known = [row for row in rows if "dhidden_error" in row and "logp_error" in row]
-    return [row for row in known if row["case"] == known[0]["case"] and _same_dtype(row, known[0])]
+def _draw_growth(results: Sequence[Result], path: Path) -> None:
+    """Losses on real text; memory and time against N; time against V."""
+    figure = _plot.new_figure(11.0, 8.0, "bench")
+    losses, memory, rows, vocabulary = figure.subplots(2, 2).flat
+    _losses(losses, _suite(results, "real"))
+    sized = [one for one in _suite(results, "rows") if one["provider"] != SPARSE]
+    taking = [one for one in sized if one.get("peak_extra_bytes", 0) > 0]
+    _lines(memory, taking, "N", lambda one: one["peak_extra_bytes"] / MIB)
+    _plot.describe(memory, "Extra memory against rows", _x("rows N", taking, "V"), "MiB")
+    _lines(rows, sized, "N", lambda one: one["ratio_to_gemms"])
+    _unit(rows)
+    _plot.describe(rows, "Time against rows", _x("rows N", sized, "V"), TIME)
+    sized = [one for one in _suite(results, "vocabulary") if one["provider"] != SPARSE]
+    _lines(vocabulary, sized, "V", lambda one: one["ratio_to_gemms"])
+    _unit(vocabulary)
+    x = _x("vocabulary size V", sized, "N")
+    _plot.describe(vocabulary, "Time against vocabulary size", x, TIME)
+    if results:
+        note = f"{_machine(results[0])}; forward and both gradients"
+        figure.supxlabel(note, fontsize=_plot.SIZE - 1, color="#6b6b6b")
+    _plot.save(figure, path, dpi=120)
 
 
-def _same_dtype(a: Result, b: Result) -> bool:
-    return bool(a["dtype"] == b["dtype"])
+def _suite(results: Sequence[Result], name: str) -> list[Result]:
+    return [one for one in results if one.get("suite") == name]
 
 
-def _colours(rows: Sequence[Result]) -> dict[str, Colour]:
-    from matplotlib import colormaps
-
-    names = list(dict.fromkeys(row["provider"] for row in rows))
-    return {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
+def _title(result: Result) -> str:
+    return label(result["case"], result["dtype"], result["direction"])
 
 
-def _of(rows: Sequence[Result], other: str = "V") -> str:
-    """What the rows of a panel have in common."""
-    if not rows:
-        return ""
-    return f" (D={rows[0]['D']}, {other}={rows[0][other]}, {rows[0]['dtype']})"
+def _machine(result: Result) -> str:
+    limits = limits_of(result)
+    return f"{result['device']}, {limits or result['isa']}, torch {result['torch']}"
+
+
+def _x(name: str, results: Sequence[Result], other: str) -> str:
+    """The name of the axis, and what the results of the panel have in common."""
+    if not results:
+        return name
+    return f"{name} (random logits, D={results[0]['D']}, {other}={results[0][other]:,})"
+
+
+def _name(provider: str) -> str:
+    names = {DEFAULT: "rao_kernels", SPARSE: "rao_kernels, sparse"}
+    return names.get(provider) or NAMES[provider]
+
+
+def _label(provider: str, x: float, y: float) -> Label:
+    return Label(x, y, _name(provider), COLOURS[provider], bold=provider in MARKERS)
+
+
+def _scatter(panel: Axes, results: Sequence[Result]) -> None:
+    for one in results:
+        marker = MARKERS.get(one["provider"], "o")
+        size = 70 if one["provider"] in MARKERS else 40
+        x, y, colour = one["ratio_to_gemms"], one["logp_error"], COLOURS[one["provider"]]
+        panel.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
+    if results:
+        panel.set(xscale="log", yscale="log")
+        panel.margins(0.13, 0.22)
+        panel.axvline(1.0, color="#b5b5b5", linestyle=":", zorder=1)
+        _plot.plain_ticks(panel, "x", (0.5, 1, 2, 5, 10, 20))
+    _plot.describe(panel, "Time and error (lower left is better)", TIME, "error of log-probs, nats")
+    labels = [_label(one["provider"], one["ratio_to_gemms"], one["logp_error"]) for one in results]
+    short = [replace(one, text=one.text.removeprefix("rao_kernels, ")) for one in labels]
+    _plot.label_points(panel, short)
+
+
+def _bars(panel: Axes, results: Sequence[Result]) -> None:
+    rising = sorted(results, key=lambda one: -one["peak_extra_bytes"])
+    for number, one in enumerate(rising):
+        size, ours = one["peak_extra_bytes"] / MIB, one["provider"] in MARKERS
+        panel.barh(number, size, color=COLOURS[one["provider"]], height=0.7)
+        weight = "bold" if ours else "normal"
+        panel.annotate(
+            f"{size:,.0f}",
+            (size, number),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=_plot.SIZE - 0.5,
+            fontweight=weight,
+            color=_plot.INK,
+        )
+    panel.margins(x=0.16)
+    _plot.describe(panel, "Extra memory, MiB")
+    panel.set_yticks(range(len(rising)), [_name(one["provider"]) for one in rising])
+    panel.set_xticks([])
+    panel.grid(visible=False)
+    panel.spines["bottom"].set_visible(False)
+
+
+def _losses(panel: Axes, results: Sequence[Result]) -> None:
+    """A line for each provider over the losses, in the order of `LOSSES`."""
+    order = [name for name in LOSSES if any(one["task"] == name for one in results)]
+    numbered = [{**one, "loss": order.index(one["task"])} for one in results]
+    _lines(panel, numbered, "loss", lambda one: one["ratio_to_gemms"], categories=True)
+    _unit(panel)
+    _plot.describe(panel, "Losses on real text, forward and backward", "", TIME)
+    if order:
+        panel.set_xticks(range(len(order)), [LOSSES[name] for name in order])
 
 
 def _lines(
-    panel: Axes, rows: Sequence[Result], colours: dict[str, Colour], x: str, y: Value
+    panel: Axes, results: Sequence[Result], x: str, y: Value, *, categories: bool = False
 ) -> None:
-    for name, colour in colours.items():
-        points = sorted((row[x], y(row)) for row in rows if row["provider"] == name)
+    """A line for each provider, named where it ends."""
+    ends = []
+    for name, colour in COLOURS.items():
+        points = sorted((one[x], y(one)) for one in results if one["provider"] == name)
         if points:
-            style = "-" if name.startswith("rao_kernels") else "--"
-            panel.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=4)
-    if rows:
-        panel.set_xscale("log", base=2)
+            ours = name in MARKERS
+            panel.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                marker=MARKERS.get(name, "."),
+                markersize=5 if ours else 4,
+                linewidth=2.4 if ours else 1.2,
+                zorder=4 if ours else 3,
+            )
+            ends.append(_label(name, *points[-1]))
+    if results:
         panel.set_yscale("log")
+        if not categories:
+            panel.set_xscale("log", base=2)
+            _plot.plain_ticks(panel, "x", sorted({one[x] for one in results}))
+        _plot.label_ends(panel, ends)
 
 
-def _scatter(panel: Axes, rows: Sequence[Result], colours: dict[str, Colour]) -> None:
-    for row in rows:
-        error = max(row["dhidden_error"], row["dweight_error"])
-        panel.scatter(row["ratio_to_gemms"], error, color=colours[row["provider"]], s=60)
-    if rows:
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-    title = f"Speed and error: {rows[0]['case']}, {rows[0]['dtype']}" if rows else "Speed and error"
-    _name(panel, title, "time, as a multiple of the bare products", "error of the gradients")
-
-
-def _name(panel: Axes, title: str, x: str, y: str) -> None:
-    panel.set(title=title, xlabel=x, ylabel=y)
-    panel.grid(visible=True, which="major", alpha=0.3)
-    if not panel.has_data():
-        panel.text(0.5, 0.5, "no rows", ha="center", transform=panel.transAxes)
+def _unit(panel: Axes) -> None:
+    """The bare GEMMs, and ticks in multiples of them."""
+    if panel.has_data():
+        panel.axhline(1.0, color="#b5b5b5", linestyle=":", zorder=1)
+        low, high = panel.get_ylim()
+        ticks = [one for one in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50) if low < one < high]
+        _plot.plain_ticks(panel, "y", ticks)

@@ -1,4 +1,4 @@
-"""The tensors of a case, and the float64 answers its providers are held to.
+"""The tensors of a case, and the float64 answers its providers are compared with.
 
 Legend: N scored rows, V vocabulary, D hidden size, S sequences of T tokens.
 """
@@ -21,8 +21,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SEQUENCES = 8  # four prompts with two responses each
 TILE = 16384  # vocabulary entries that are widened to float64 at a time
 REAL_TEXT = Path("data") / "probe_train.safetensors"
-# No reference for the pair losses: Liger takes none from a cache, and its own costs it a forward
-# more. KTO's small beta keeps its sigmoid off its ends all the same.
+# The pair losses have no reference model: Liger takes none from a cache, and computing one would
+# cost Liger a forward more. KTO's small beta keeps its sigmoid from saturating without one.
 HYPER: dict[str, dict[str, Any]] = {
     "rao": {"beta": 0.1, "log_z0": 0.0},
     "sigmoid": {"beta": 0.1},
@@ -35,23 +35,23 @@ HYPER: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Truth:
-    """In float64: log-probs ``[N]`` or the loss; as float32: gradients.
+    """The answer, computed in float64: log-probs ``[N]`` or the loss; gradients, kept in float32.
 
-    slack: how far the errors of plain torch's log-probs could put a loss, to first order:
-    ``sum |dloss / dlogp| max |error|``. It may be nearer by luck.
+    tolerance: error of a loss that the errors of plain torch's log-probs can cause, to first order,
+    ``sum |dloss / dlogp| max |error|``; plain torch's own error may be less by cancellation.
     """
 
     value: Tensor
     dhidden: Tensor
     dweight: Tensor
-    slack: float = 0.0
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
 class Problem:
     """hidden ``[N, D]`` (of a loss ``[S, T, D]``), weight ``[V, D]``.
 
-    targets, upstream: ``[N]`` of the op, the gradient that comes from above among them.
+    targets, upstream (the gradient of the log-probs): ``[N]``, of the op.
     input_ids, completion_mask: ``[S, T]`` of a loss, groups ``[S]``; inputs: what else it reads.
     """
 
@@ -86,7 +86,8 @@ class Problem:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Problem:
-        """From a file: copies of what a provider reads, on the device; the answer stays mapped."""
+        """Load a problem: operands are copied to the device, the answer stays mapped from the
+        file."""
         stored = torch.load(path, mmap=True, weights_only=True)
         problem = cls(**{**stored, "truth": Truth(**stored["truth"])})
         moved: dict[str, Any] = {
@@ -100,7 +101,7 @@ class Problem:
 
 
 def make(case: Case, device: str, shared: Path) -> Problem:
-    """The problem of a case at the size that suits the device; tensors are on the CPU."""
+    """Make the problem of a case, in its size for the device; tensors are on the CPU."""
     rows, dtype, head = case.rows[device], DTYPES[case.dtype], case.head
     length = rows // SEQUENCES
     if case.logits == "real":
@@ -137,7 +138,7 @@ def real_text(shared: Path, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]
 
 
 def op_problem(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Problem:
-    """Any gradient may come from above: a normal one."""
+    """Make a problem of the op; the gradient of the log-probs is a normal sample."""
     generator = torch.Generator().manual_seed(0)
     upstream = torch.randn(len(targets), generator=generator) / len(targets)
     truth = _exact(hidden, weight, targets, softcap, lambda logps: (logps, upstream.double()))
@@ -145,9 +146,10 @@ def op_problem(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
 
 
 def loss_problem(task: str, weight: Tensor, length: int, prompt: bool) -> Problem:
-    """Pairs of responses of `length` tokens, after as long a prompt or a single first token.
+    """Make a problem of a loss: pairs of responses of `length` tokens, after as long a prompt or a
+    single first token.
 
-    All responses are as long as each other: padding would cost only those who compute it.
+    All responses are of one length, because some providers compute padding and others do not.
     """
     generator = torch.Generator().manual_seed(1)
     start = length if prompt else 1
@@ -160,7 +162,7 @@ def loss_problem(task: str, weight: Tensor, length: int, prompt: bool) -> Proble
 def real_loss_problem(
     task: str, hidden: Tensor, weight: Tensor, targets: Tensor, length: int
 ) -> Problem:
-    """The same with real rows, those of a response as they follow each other, after one token."""
+    """Make the same from real hidden states, consecutive ones in a response, after one token."""
     ids = torch.zeros(SEQUENCES, 1 + length, dtype=torch.int64)
     ids[:, 1:] = targets[: SEQUENCES * length].view(SEQUENCES, length)
     last = hidden.new_zeros(SEQUENCES, 1, hidden.shape[1])  # predicts nothing
@@ -172,7 +174,8 @@ def real_loss_problem(
 def _loss_problem(
     task: str, hidden: Tensor, weight: Tensor, ids: Tensor, start: int, generator: torch.Generator
 ) -> Problem:
-    """Responses begin at token `start`; inputs and the answer come from exact log-probs."""
+    """Make a problem whose responses begin at token `start`; inputs and answer come from exact
+    log-probs."""
     problem = Problem(
         task,
         None,
@@ -187,28 +190,28 @@ def _loss_problem(
     batch, flat = problem.batch, problem.hidden.flatten(0, 1)
     prompts = exact_logps(flat[batch.prompt_rows], problem.weight, batch.prompt_targets)
     rows, targets = flat[batch.response_rows], batch.response_targets
-    inputs, slack = dict[str, Tensor](), 0.0
+    inputs, tolerance = dict[str, Tensor](), 0.0
 
     def loss_of(logps: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal slack
+        nonlocal tolerance
         off = plain_logps(rows, problem.weight, targets, None).double() - logps
         inputs.update(_inputs(problem, logps, prompts, generator))
         given = batch.row_loss_inputs(logps.requires_grad_(), prompts, **inputs)
         loss = LOSSES[problem.task](given, **problem.hyper).loss
         (dlogps,) = torch.autograd.grad(loss, logps)
-        slack = float(dlogps.abs().sum() * off.abs().max())
+        tolerance = float(dlogps.abs().sum() * off.abs().max())
         return loss.detach(), dlogps
 
     truth = _exact(rows, problem.weight, targets, None, loss_of)
     dhidden = torch.zeros(flat.shape).index_copy(0, batch.response_rows, truth.dhidden)
-    truth = replace(truth, dhidden=dhidden.view(problem.hidden.shape), slack=slack)
+    truth = replace(truth, dhidden=dhidden.view(problem.hidden.shape), tolerance=tolerance)
     return replace(problem, truth=truth, inputs=inputs)
 
 
 def _inputs(
     problem: Problem, logps: Tensor, prompts: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """What the loss reads beside log-probs: a reference and an old policy near the current one."""
+    """Return the other inputs of the loss: a reference and an old policy near the current one."""
     batch = problem.batch
     found = batch.row_loss_inputs(logps, prompts)
     zeros = torch.zeros(SEQUENCES)
@@ -236,8 +239,8 @@ def _inputs(
 
 
 def plain_logps(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    """``[N]`` as a model and its trainer have it: logits and their softcap in the operands' dtype,
-    log_softmax in fp32, gather."""
+    """Return log-probs ``[N]`` as a model and its trainer compute them: logits and softcap in the
+    operands' dtype, log_softmax in fp32, gather."""
     logits = capped(hidden @ weight.T, softcap).float()
     return torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
 
@@ -251,13 +254,13 @@ def _tiles(weight: Tensor) -> list[slice]:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Where float64 is quickest; a GPU's is exact too."""
+    """Multiply float64 matrices on the GPU where there is one, which is quicker."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return (a.to(device) @ b.to(device)).cpu()
 
 
 def _exact_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
-    """``[N, V]`` in float64; the weight is widened by and by."""
+    """Return logits ``[N, V]`` in float64; the weight is converted tile by tile."""
     rows = hidden.double()
     logits = torch.empty(len(rows), len(weight), dtype=torch.float64)
     for tile in _tiles(weight):
@@ -270,7 +273,7 @@ def _exact_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tens
 def exact_logps(
     hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
 ) -> Tensor:
-    """``[N]`` log-probs of the targets in float64."""
+    """Return log-probs ``[N]`` of the targets in float64."""
     logits = _exact_logits(hidden, weight, softcap)
     return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
 
@@ -282,7 +285,7 @@ def _exact(
     softcap: float | None,
     value_of: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Truth:
-    """The answer for a value of the log-probs; `value_of` gives it and its gradient ``[N]``."""
+    """Return the answer; `value_of` maps log-probs to their value and its gradient ``[N]``."""
     logits = _exact_logits(hidden, weight, softcap)
     log_sum = logits.logsumexp(1)
     logps = logits.gather(1, targets[:, None]).squeeze(1) - log_sum

@@ -29,7 +29,7 @@ WIDTH = 150  # where no terminal says its own
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Run the program; return its exit status."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory pass would write to the screen
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "compare": _compare,
@@ -123,7 +123,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _choice(options: argparse.Namespace) -> cases.Choice:
-    """A case named by ``--cases`` is found in whatever suite it is."""
+    """The suites default to "readme", but to all where cases are named or listed."""
     everything = options.list or options.cases
     suites = options.suites or ([*cases.SUITES, TRL] if everything else ["readme"])
     return cases.Choice(suites, options.dtypes, options.directions, options.cases)
@@ -134,7 +134,7 @@ def _has_trl(choice: cases.Choice) -> bool:
 
 
 def _incomplete(lacking: dict[str, list[str]]) -> int:
-    """A run without a peer would say nothing about it: it fails instead."""
+    """Name the missing packages and fail, because tables without a peer would be incomplete."""
     for package, names in lacking.items():
         print(f"{PROG}: {package} is not installed; needed by: {', '.join(names)}", file=sys.stderr)
     print(
@@ -146,7 +146,7 @@ def _incomplete(lacking: dict[str, list[str]]) -> int:
 
 
 def _suite_times() -> str:
-    """What each suite takes, from the rough times of its cases."""
+    """Return the time of each suite, from the rough times of its cases."""
     seconds = dict.fromkeys(cases.SUITES, 0.0)
     for case in cases.CASES:
         seconds[case.suite] += sum(map(case.seconds, case.directions))
@@ -236,30 +236,29 @@ def _compare(argv: Sequence[str]) -> int:
 
 
 def _plot(argv: Sequence[str]) -> int:
-    parser = _parser("plot", "Draws time, memory, errors and the cost of the vocabulary.")
+    parser = _parser("plot", "Draw readme.png (speed, error, memory) and benchmarks.png (growth).")
     help_ = (
-        "files of rows, or folders: their newest; all are drawn (default: each suite's newest of "
-        "the first machine)"
+        "files of results, or folders: their newest; all are drawn (default: each suite's newest "
+        "of the first machine)"
     )
-    parser.add_argument("rows", type=Path, nargs="*", help=help_)
-    out = Path("benchmarks.png")
-    parser.add_argument("--out", type=Path, default=out, help=f"picture; default {out}")
+    parser.add_argument("results", type=Path, nargs="*", help=help_)
+    parser.add_argument("--out", type=Path, default=Path(), help="folder; default the current one")
     options = parser.parse_args(argv)
     from .plot import draw
 
-    paths = options.rows
+    paths = options.results
     if not paths:
         machine = next(iter(record.folders(cases.SUITES[0])), None)
         if machine is None:
-            parser.error(f"there are no rows in {record.FOLDER}; say which to draw")
+            parser.error(f"there are no results in {record.FOLDER}; say which to draw")
         paths = list(record.newest_of_each(machine, cases.SUITES).values())
-    draw([row for path in dict.fromkeys(paths) for row in record.read(path)], options.out)
-    print("picture:", options.out)
+    results = [one for path in dict.fromkeys(paths) for one in record.read(path)]
+    print("pictures:", *draw(results, options.out))
     return NOTHING
 
 
 def _readme(argv: Sequence[str]) -> int:
-    _parser("readme", "Writes the README's tables from the newest rows.").parse_args(argv)
+    _parser("readme", "Writes the README's tables from the newest results.").parse_args(argv)
     from . import readme
 
     if not readme.README.exists():

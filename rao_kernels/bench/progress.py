@@ -1,4 +1,4 @@
-"""What a run does now, how much of it is left, and about how long that takes."""
+"""Show the current step of a run, the number of tables left, and the time they may take."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from .cases import minutes
 class Progress:
     """A line below the tables of a terminal; elsewhere a printed line for each table to come.
 
-    seconds: rough time of each table, in order. What is left is theirs, scaled by how long those
-    before took. The line is drawn when it changes: a thread that redraws would take time from what
-    is measured.
+    seconds: rough time of each table, in order; the time left is their sum, scaled by the pace so
+    far. The line is drawn when it changes; a thread that redraws it would disturb the timing.
     """
 
     def __init__(self, console: Console, seconds: Sequence[float]) -> None:
@@ -51,11 +50,11 @@ class Progress:
         self._label = label
 
     def finish(self) -> None:
-        """A table is there."""
+        """Count a table as done."""
         self.finished += 1
 
     def left(self) -> str:
-        """Minutes until the last table."""
+        """Return the minutes until the last table."""
         done, rest = sum(self._seconds[: self.finished]), sum(self._seconds[self.finished :])
         pace = (time.monotonic() - self._began) / done if done else 1.0
         return minutes(rest * pace)

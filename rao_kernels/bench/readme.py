@@ -12,7 +12,7 @@ from pathlib import Path
 from . import record
 from .cases import BOTH, FROZEN, label
 from .isolated import TOO_SLOW
-from .providers import YARDSTICK
+from .providers import REFERENCE
 from .providers.ours import DEFAULT, SPARSE
 from .record import ROOT, Result
 from .table import errors
@@ -25,7 +25,7 @@ BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
 MIB = 2**20
 SUITES = ("readme", "real", "heads")
 NAMES = {
-    YARDSTICK: "plain torch",
+    REFERENCE: "plain torch",
     "plain torch, torch.compile": "torch.compile",
     "torch linear_cross_entropy": "torch's own",
     "TRL selective_log_softmax": "TRL, logits",
@@ -39,7 +39,7 @@ NAMES = {
 
 
 def tables(page: Path) -> str:
-    """Markdown for `page`: the first machine on the README, every machine on benchmarks.md."""
+    """Return the tables for `page`: of the first machine for the README, else of every machine."""
     machines = record.folders(SUITES[0])
     if page == README:
         machines = machines[:1]
@@ -59,8 +59,7 @@ def _instructions(result: Result) -> str:
 
 
 def table(folder: Path, page: Path) -> str:
-    """Markdown: the first case in full; on benchmarks.md then our time and every peer's beside it,
-    case by case.
+    """Return the first case in full, and for benchmarks.md our time and every peer's, case by case.
 
     Each suite is shown as it was last run.
     """
@@ -82,16 +81,16 @@ def _head(results: Sequence[Result], paths: Sequence[Path], page: Path) -> str:
     links = ", ".join(f"[{Path(place).name}]({place})" for place in places)
     return (
         f"Measured on {_instructions(first)}, torch {first['torch']}, commit "
-        f"{commits}. Medians of interleaved rounds; slow providers were timed alone, beside the "
-        f"bare products. Every result, with quantiles and versions: {links}. *x products* is the "
-        "time over that of the matrix products alone, through torch in the same run: one for a "
+        f"{commits}. Medians of interleaved rounds; slow providers were timed alone, beside "
+        f"bare GEMMs. Every result, with quantiles and versions: {links}. *x GEMMs* is the "
+        "time over that of the bare matrix products, through torch in the same run: one for a "
         "forward, three with both gradients. They allocate their results, as all others here do; "
-        "*out= given* writes into memory that is there. Errors are against float64."
+        "*out= given* writes into memory that exists already. Errors are against float64."
     )
 
 
 def _full(results: Sequence[Result]) -> str:
-    """Every provider on the case that stands first, forward and backward."""
+    """Return the table of every provider on the first case, forward and backward."""
     first = next((one for one in results if one["direction"] == BOTH), results[0])
     mine = [result for result in _timed(results, BOTH) if _same_case(result, first)]
     lines = [
@@ -99,7 +98,7 @@ def _full(results: Sequence[Result]) -> str:
         if "N" in first
         else f"**{_title(first)}: log-probs and both gradients**",
         "",
-        "| | seconds | x products | log-prob error | dhidden | dweight | extra MiB |",
+        "| | seconds | x GEMMs | log-prob error | dhidden | dweight | extra MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in sorted(mine, key=lambda result: result["median_s"]):
@@ -122,7 +121,7 @@ def _full(results: Sequence[Result]) -> str:
 
 
 def _not_timed(results: Sequence[Result]) -> list[str]:
-    """A sentence on those that gave no time."""
+    """Return a sentence on the providers without a time."""
     told = [
         f"{result['provider']}: {result['status']} ({result.get('reason', 'errors')})"
         for result in results
@@ -132,7 +131,7 @@ def _not_timed(results: Sequence[Result]) -> list[str]:
 
 
 def _rest(results: Sequence[Result]) -> list[str]:
-    """Seconds of ours and, of every peer, how many times as long it takes."""
+    """Return a table of our seconds and, for every peer, its multiple of them; and TRL's step."""
     timed = [result for result in results if result["provider"] == DEFAULT and "median_s" in result]
     timed = [result for result in timed if result["direction"] in (BOTH, FROZEN)]
     timed = [result for result in timed if result.get("suite") in SUITES]
@@ -144,7 +143,7 @@ def _rest(results: Sequence[Result]) -> list[str]:
         "**rao_kernels at its defaults, and how many times as long the others take**, forward and "
         "backward",
         "",
-        "| case | rao_kernels, s | x products | sparse 2^-9 | "
+        "| case | rao_kernels, s | x GEMMs | sparse 2^-9 | "
         + " | ".join(NAMES[name] for name in peers)
         + " |",
         "|---" * (4 + len(peers)) + "|",
@@ -166,7 +165,7 @@ def _beside(ours: Result, results: Sequence[Result], name: str) -> str:
     result = next((result for result in results if result["provider"] == name), None)
     if result is None or result["status"] == "unsupported":
         return ""
-    if "median_s" in result:  # each in multiples of the floor of its own run
+    if "median_s" in result:  # each in multiples of the baseline of its own run
         return f"{result['ratio_to_gemms'] / ours['ratio_to_gemms']:.2f}x"
     if result["status"] == TOO_SLOW and "call_s" in result:
         return f"over {result['call_s'] / ours['median_s']:.0f}x"
@@ -174,7 +173,7 @@ def _beside(ours: Result, results: Sequence[Result], name: str) -> str:
 
 
 def _trl(results: Sequence[Result]) -> str:
-    """A sentence on TRL's step."""
+    """Return a sentence on TRL's step."""
     found = {result["provider"]: result for result in results if result.get("suite") == TRL}
     if not {WITHOUT, WITH} <= set(found):
         return ""
@@ -203,7 +202,7 @@ def _timed(results: Sequence[Result], direction: str) -> list[Result]:
 
 
 def filled(text: str, numbers: str) -> str:
-    """A page's text with `numbers` between its marks."""
+    """Return a page's text with `numbers` between its marks."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + numbers + END + rest.split(END)[1]
 

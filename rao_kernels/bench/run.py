@@ -20,7 +20,7 @@ from . import isolated, measure, problems
 from .cases import Case
 from .isolated import FAILED, OK, WRONG, Trial
 from .problems import Problem
-from .providers import FLOOR, YARDSTICK, Provider
+from .providers import BASELINE, REFERENCE, Provider
 from .record import Result
 
 FEWEST_ROUNDS = 3
@@ -80,7 +80,7 @@ def _of_direction(
     for number, one in enumerate(providers, 1):
         says(f"errors and memory of {one.name} ({number} of {len(providers)})")
         tried[one.name] = _tried(one, direction, path, settings)
-    _judge(tried, providers, problem.truth.slack)
+    _judge(tried, providers, problem.truth.tolerance)
     good = [one for one in providers if tried[one.name]["status"] == OK]
     calls = {one.name: one.prepare(problem, direction) for one in good}
     rounds = _rounds(sum(tried[one.name]["call_s"] for one in good), settings)
@@ -89,14 +89,14 @@ def _of_direction(
         name: measure.spread(seconds) | {"rounds": rounds}
         for name, seconds in measure.interleaved(calls, rounds).items()
     }
-    floor = times[FLOOR]["median_s"]
+    baseline = times[BASELINE]["median_s"]
     about = _about(case, direction, settings.device.type)
     results = []
     for provider in providers:
         result = about | {"provider": provider.name} | tried[provider.name]
         if provider.name in times:
             result |= times[provider.name]
-            result["ratio_to_gemms"] = result["median_s"] / floor
+            result["ratio_to_gemms"] = result["median_s"] / baseline
         results.append(result)
     return results
 
@@ -119,20 +119,20 @@ def _memory_to_spare() -> int | None:
     return free * 1024 * 9 // 10
 
 
-def _judge(tried: dict[str, Result], providers: Sequence[Provider], slack: float) -> None:
+def _judge(tried: dict[str, Result], providers: Sequence[Provider], tolerance: float) -> None:
     """Turn "ok" into "wrong" where errors are too large, and everything into "failed" where plain
     torch, which they are compared with, did not run."""
-    plain = tried[YARDSTICK]
+    plain = tried[REFERENCE]
     for provider in providers:
         result = tried[provider.name]
-        if provider.is_floor or result["status"] != OK:
+        if provider.is_baseline or result["status"] != OK:
             continue
         if plain["status"] not in (OK, WRONG):
             result |= {"status": FAILED, "reason": f"nothing to judge by: {plain.get('reason')}"}
             continue
-        room = measure.OUR_ROOM if provider.is_ours else measure.PEER_ROOM
-        if not measure.is_right(result, plain, room, slack):
-            result |= {"status": WRONG, "reason": f"errors above {room} of plain torch's"}
+        factor = measure.OUR_FACTOR if provider.is_ours else measure.PEER_FACTOR
+        if not measure.is_right(result, plain, factor, tolerance):
+            result |= {"status": WRONG, "reason": f"errors above {factor} of plain torch's"}
 
 
 def _rounds(seconds: float, settings: Settings) -> int:

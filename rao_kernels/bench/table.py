@@ -18,7 +18,7 @@ COLUMNS = (
     "",
     "median s",
     "q10 .. q90",
-    "x products",
+    "x GEMMs",
     f"x {DEFAULT}",
     "value error",
     "dhidden",
@@ -28,7 +28,8 @@ COLUMNS = (
 
 
 def show(results: Sequence[Result], console: Console) -> None:
-    """The providers of one case and direction, the quickest first; below them those not timed."""
+    """Print the providers of one case and direction, the fastest first; below them those not
+    timed."""
     first = results[0]
     limits = record.limits_of(first)
     title = label(first["case"], first["dtype"], first["direction"])
@@ -49,7 +50,7 @@ def show(results: Sequence[Result], console: Console) -> None:
 
 
 def cells(result: Result, ours: float | None) -> list[str]:
-    """The cells of a provider that was timed."""
+    """Return the cells of a provider that was timed."""
     return [
         result["provider"],
         f"{result['median_s']:.4f}",
@@ -62,14 +63,15 @@ def cells(result: Result, ours: float | None) -> list[str]:
 
 
 def errors(result: Result) -> list[str]:
-    """Of the value (log-probs or loss), dhidden and dweight; empty where there is none."""
+    """Return the errors of the value (log-probs or loss), dhidden and dweight; empty where none."""
     value = result.get("logp_error", result.get("loss_error"))
     found = (value, result.get("dhidden_error"), result.get("dweight_error"))
     return ["" if error is None else f"{error:.1e}" for error in found]
 
 
 def not_timed(result: Result) -> str:
-    """A line on a provider that was not timed. One that was too slow has a time all the same."""
+    """Return a line on a provider that was not timed; one that was too slow has a time of one
+    call."""
     told = [result["status"]]
     if result["status"] == TOO_SLOW and "call_s" in result:
         told.append(f"{result['call_s']:.1f} s")

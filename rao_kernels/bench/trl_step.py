@@ -1,4 +1,4 @@
-"""A DPO step of TRL before and after ``rao_kernels.integrations.trl.enable()``.
+"""Measure a DPO step of TRL before and after ``rao_kernels.integrations.trl.enable()``.
 
 A two-layer model under a head the size of SmolLM2's: nearly all of the step is the head.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import measure, plan
 from .cases import BOTH, Head
 from .problems import DTYPES
-from .providers import FLOOR, Call, Outcome, products
+from .providers import BASELINE, Call, Outcome, products
 from .record import Result
 
 SUITE = "trl"
@@ -28,7 +28,8 @@ WITHOUT, WITH = "TRL", "TRL + rao_kernels"
 
 @dataclass(frozen=True)
 class Size:
-    """pairs in a batch, tokens of a prompt and of an answer; the model's width and vocabulary."""
+    """Pairs in a batch, tokens of a prompt and of an answer, the model's hidden size and vocabulary
+    size."""
 
     pairs: int = 4
     prompt: int = 64
@@ -39,7 +40,7 @@ class Size:
 
     @property
     def scored(self) -> int:
-        """Tokens of answers."""
+        """Number of answer tokens, which alone are scored."""
         return 2 * self.pairs * self.answer
 
     @property
@@ -74,14 +75,14 @@ def _tokenizer(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    entries = {"<pad>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(entries, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast: Any = PreTrainedTokenizerFast
     return fast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
-def _rows(size: Size) -> list[dict[str, str]]:
+def _records(size: Size) -> list[dict[str, str]]:
     generator = torch.Generator().manual_seed(0)
 
     def text(count: int) -> str:
@@ -114,13 +115,13 @@ def _trainer(size: Size, dtype: torch.dtype, device: torch.device, folder: str) 
         return DPOTrainer(
             _model(size, dtype),
             args=config,
-            train_dataset=Dataset.from_list(_rows(size)),
+            train_dataset=Dataset.from_list(_records(size)),
             processing_class=_tokenizer(size.vocabulary),
         )
 
 
 def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
-    """Loss and gradients of one batch; the gradient of the tied head stands for all."""
+    """Return the loss of one batch and the gradient of the tied head, which is compared."""
     from ..integrations import trl
 
     (trl.enable if enabled else trl.disable)()
@@ -136,31 +137,31 @@ def _step(trainer: Any, batch: dict[str, Tensor], *, enabled: bool) -> Outcome:
 def measured(
     rounds: int, device: torch.device, size: Size | None = None, dtype: str = "bf16"
 ) -> list[Result]:
-    """Rows of the bare products over the answers' tokens, of the step before and after; "wrong"
-    where the gradients differ by more than rounding."""
+    """Return the results of the bare GEMMs over the answer tokens, of the step before and after;
+    "wrong" where the gradients differ by more than rounding."""
     size = size or Size()
     with tempfile.TemporaryDirectory(prefix="rao-bench-") as folder:
         trainer = _trainer(size, DTYPES[dtype], device, folder)
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     steps = {name: partial(_step, trainer, batch, enabled=name == WITH) for name in (WITHOUT, WITH)}
     difference = _difference(steps[WITHOUT](), steps[WITH](), DTYPES[dtype])
-    times = measure.interleaved({FLOOR: _products(size, dtype, device), **steps}, rounds)
-    floor = median(times[FLOOR])
-    rows = {}
+    times = measure.interleaved({BASELINE: _products(size, dtype, device), **steps}, rounds)
+    baseline = median(times[BASELINE])
+    results = {}
     for name, seconds in times.items():
         spread = measure.spread(seconds)
-        ratio = {"rounds": rounds, "ratio_to_gemms": spread["median_s"] / floor}
-        rows[name] = _about(size, dtype, name) | spread | ratio
+        ratio = {"rounds": rounds, "ratio_to_gemms": spread["median_s"] / baseline}
+        results[name] = _about(size, dtype, name) | spread | ratio
     for name, step in steps.items():
-        rows[name]["peak_extra_bytes"] = measure.peak_extra_bytes(step, device)
+        results[name]["peak_extra_bytes"] = measure.peak_extra_bytes(step, device)
         if device.type == "cpu":
-            rows[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(step)
-    rows[WITH] |= difference
-    return list(rows.values())
+            results[name]["peak_rss_growth_bytes"] = measure.peak_rss_growth(step)
+    results[WITH] |= difference
+    return list(results.values())
 
 
 def _products(size: Size, dtype: str, device: torch.device) -> Call:
-    """Nothing but the head's three products, over the tokens that are scored."""
+    """The head's three bare GEMMs over the scored tokens."""
     head = Head("", size.hidden, size.vocabulary)
     shape = plan.Shape(size.scored, head, dtype)
     return products.as_called(plan.problem(shape, device), BOTH)
@@ -182,7 +183,8 @@ def _about(size: Size, dtype: str, name: str) -> Result:
 
 
 def _difference(before: Outcome, after: Outcome, dtype: torch.dtype) -> Result:
-    """TRL rounds logits to the model's dtype, the op does not: some roundings may lie between."""
+    """Compare the gradients; some roundings are allowed, for TRL rounds logits to the model's
+    dtype."""
     assert before.dweight is not None and after.dweight is not None
     a, b = before.dweight.double(), after.dweight.double()
     off = float((a - b).norm() / a.norm())

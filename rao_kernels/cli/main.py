@@ -1,4 +1,4 @@
-"""`rao-kernels COMMAND ...`: finds the command and turns our errors into one line."""
+"""`rao-kernels COMMAND ...`: runs the command, and prints the package's errors as one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run a command and return its exit status: 2 for an error, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"rao-kernels: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    # Without the line of source that Python shows; users did not write it.
+    # Without the source line that Python adds, which means nothing to a user.
     warnings.formatwarning = lambda message, *_, **__: f"rao-kernels {name}: warning: {message}\n"
     try:
         # Each command imports its own needs: `doctor` must run where transformers is missing.

@@ -1,4 +1,4 @@
-"""Flags and YAML for a command: one dataclass field, one option."""
+"""Options of a command from flags and YAML, one for each field of its dataclasses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from ..errors import InputError, MissingDependencyError
 
 
 def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
-    """Instances of the dataclasses `types`, from ``--config x.yaml`` and flags; flags win."""
+    """Make instances of the dataclasses `types` from ``--config x.yaml`` and flags; flags win.
+
+    Raises:
+        InputError: an option is unknown, or a value is wrong.
+    """
     parser = HfArgumentParser(types, prog=prog, allow_abbrev=False, formatter_class=_Help)
     parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
     _sort_help(parser, types)
@@ -35,7 +39,7 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
     except InputError:
         raise
     except (ImportError, OSError, ValueError) as error:
-        # What transformers finds wrong with its own options.
+        # Errors of transformers about its own options.
         raise InputError("options", "values that work together", str(error)) from error
     for item in unknown:
         raise _unknown(item, item.lstrip("-").partition("=")[0], known)
@@ -44,12 +48,12 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option under one name, with its default where it has one."""
+    """Shows each option under one name, with its default if it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy.copy(action)
         if action.option_strings[0] != "-h":
-            # The other one is the same with hyphens.
+            # The other name is the same with hyphens.
             shown.option_strings = action.option_strings[:1]
         return super()._format_action_invocation(shown)
 
@@ -59,7 +63,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _sort_help(parser: argparse.ArgumentParser, types: Sequence[Any]) -> None:
-    """What must be given first, then the options of `types`, then those of their bases."""
+    """Show required options first, then those of `types`, then those of their bases."""
     own = {name for one in types for name in inspect.get_annotations(one)}
     bases = {
         field.name: f"options of {base.__module__.partition('.')[0]}.{base.__name__}"
@@ -81,7 +85,7 @@ def _sort_help(parser: argparse.ArgumentParser, types: Sequence[Any]) -> None:
 
 
 def _as_flags(path: Path, known: Sequence[str]) -> list[str]:
-    """The options of a YAML file as command-line arguments."""
+    """Turn the options of a YAML file into command-line arguments."""
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:

@@ -33,26 +33,37 @@ from .options import parse_options
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What the closing summary shows of the evaluation before and after.
+# Metrics of the first and the last evaluation in the closing summary.
 _SUMMARY = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
 @dataclass
 class RunArguments:
-    """What is trained on what."""
+    """The model, the data and the adapter of `rao-kernels train`."""
 
     model: str = field(metadata={"help": "Folder or name of the model."})
-    data: list[str] = field(metadata={"help": "Files of training rows."})
-    eval_data: list[str] | None = field(default=None, metadata={"help": "Files of held-out rows."})
-    eval_fraction: float = field(
-        default=0.1, metadata={"help": "Without eval_data: share of prompts held out."}
+    data: list[str] = field(
+        metadata={"help": "Files of training records (.jsonl, .jsonl.gz, .parquet)."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Use this many rows of the data."})
+    eval_data: list[str] | None = field(
+        default=None, metadata={"help": "Files of held-out records."}
+    )
+    eval_fraction: float = field(
+        default=0.1, metadata={"help": "Without eval_data: share of the prompts to hold out."}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Use the first so many records of the data."}
+    )
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32",
-        metadata={"help": "Weights. Small learning rates are lost in bfloat16; see --bf16."},
+        metadata={
+            "help": "Dtype of the weights. bfloat16 ones lose the updates of small learning rates; "
+            "for mixed precision keep float32 and pass --bf16."
+        },
     )
-    lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters; 0 trains all."})
+    lora_r: int = field(
+        default=0, metadata={"help": "Rank of LoRA adapters; 0: train all weights."}
+    )
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA adapters."})
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"], metadata={"help": "Layers that get an adapter."}
@@ -60,7 +71,7 @@ class RunArguments:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse the options, train, and say what came of it."""
+    """Parse the options, train, and print a summary."""
     arguments, config = parse_options("rao-kernels train", [RunArguments, RAOConfig], argv)
     resume = _resume(config.resume_from_checkpoint)
     folder = Path(config.output_dir)
@@ -106,7 +117,7 @@ def _make_trainer(arguments: RunArguments, config: RAOConfig, stop: StopOnInterr
 
 
 def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records."""
+    """Load the training and the held-out records."""
     report = DataReport()
     read = functools.partial(load_records, bad_rows=config.bad_rows, report=report)
     records = read(arguments.data, limit=arguments.limit)
@@ -132,8 +143,11 @@ def _held_out_part(
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreferenceDataset | None:
-    """The part of the data that was held out, which nobody asked to be usable: None, with a
-    warning, where it is not."""
+    """Make the dataset of the rows held out by default; None, with a warning, if none is usable.
+
+    Raises:
+        InputError: none is usable, and the settings need evaluations.
+    """
     if arguments.eval_fraction == 0.0:
         if config.eval_strategy != IntervalStrategy.NO:
             got = repr(IntervalStrategy(config.eval_strategy).value)
@@ -159,7 +173,7 @@ def _held_out_part(
 
 
 def _saves_on_interrupt(config: RAOConfig) -> bool:
-    """Where a checkpoint was not unwanted, and no other process has to join in."""
+    """Return whether Ctrl-C saves a checkpoint: if checkpoints are wanted, in a single process."""
     return config.world_size == 1 and config.save_strategy != SaveStrategy.NO
 
 

@@ -1,4 +1,4 @@
-"""Preference data: rows in files, checked records, token ids, padded tensors."""
+"""Preference data: from rows in files to checked records, token ids and micro-batches."""
 
 from .collate import (
     LOSS_FIELDS,

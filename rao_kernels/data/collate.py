@@ -1,4 +1,4 @@
-"""Rows to tensors: a dataset of tokenized rows and the collator that pads a micro-batch.
+"""A dataset of tokenized rows, and the collator that makes micro-batches of them.
 
 P prompts, S sequences (all responses of the P prompts), T tokens of the longest sequence.
 """
@@ -8,33 +8,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..sequence import SequenceBatch
 from .tokenize import TokenizedRow
 
-# Inputs of a loss that a micro-batch holds, beside the policy's log-probs.
+# Inputs of a loss that a micro-batch holds besides the policy's log-probs.
 LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
-# Inputs that come of the batch's layout and of the pass through the model.
+# Inputs that follow from the batch's layout and from the pass through the model.
 _OF_THE_PASS = ("groups", "prompt_logps", "token_entropy", "token_log_sum_sq")
 
 
 def unmet_needs(needs: Iterable[str]) -> list[str]:
-    """The needs of a loss (``a|b``: either) that training on rows cannot meet."""
+    """Return the needs of a loss (``a|b``: either) that training on records cannot meet."""
     met = {*LOSS_FIELDS, *_OF_THE_PASS}
     return [need for need in needs if not met & set(need.split("|"))]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference log-probabilities of one row.
+    """Log-probabilities of one record under the reference, in nats.
 
-    prompt: sum over the prompt after t0. responses: one fp64 sum per response.
-    tokens: optional ``[responses * (longest sequence of the row)]`` fp32 values shaped like its
-    right-padded ids, 0 where no token is scored.
+    prompt: sum over the prompt after t0. responses: ``[responses]`` fp64 sums.
+    tokens: ``[responses * longest]`` fp32 values of its right-padded ids (longest: tokens of its
+    longest sequence), flattened, 0 where no token is scored; None where they are not kept.
     """
 
     prompt: float
@@ -44,14 +46,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Example:
-    """What the collator takes: one prompt with all its responses, so a group is never split."""
+    """One prompt with all its responses, as the collator takes it: a group is never split."""
 
     row: TokenizedRow
     reference: Reference | None
 
 
 class PreferenceDataset(Dataset[Example]):
-    """Tokenized rows in memory, with their reference log-probabilities once these are known."""
+    """Tokenized records in memory, with their reference log-probabilities once these are known."""
 
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self.rows = list(rows)
@@ -65,7 +67,7 @@ class PreferenceDataset(Dataset[Example]):
         return Example(self.rows[index], reference)
 
     def fingerprint(self) -> str:
-        """SHA-256 of every token id and boundary, in order."""
+        """Return the SHA-256 of every token id and boundary, in order."""
         digest = hashlib.sha256()
         for row in self.rows:
             for ids in (row.prompt, *row.responses):
@@ -77,19 +79,27 @@ class PreferenceDataset(Dataset[Example]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Right-padded tensors of a micro-batch, and nothing but tensors.
+    """Makes a micro-batch of examples: right-padded tensors, and the index tensors of its tokens.
 
-    input_ids ``[S, T]`` int64, attention_mask ``[S, T]`` int64, completion_mask ``[S, T]`` bool,
-    groups ``[S]`` int64 (prompt of a sequence, dense from 0); where known: rewards ``[S]``,
-    preferred ``[S]`` bool, ref_token_logps ``[S, T]`` fp32, and ref_logps, ref_prompt_logps ``[S]``
-    fp64, which sums over many tokens need. Rewards are fp32.
+    The micro-batch is a dict, which a `DataLoader` and accelerate move as they do tensors:
+
+    * ``input_ids``, ``attention_mask``: ``[S, T]`` int64.
+    * ``sequences``: the `SequenceBatch`, whose groups are the prompts in order.
+    * where known, ``rewards`` ``[S]`` fp32; ``preferred`` ``[S]`` bool; ``ref_logps`` and
+      ``ref_prompt_logps`` ``[S]`` fp64, which sums over many tokens need; ``ref_token_logps``
+      ``[S, T]`` fp32.
+
+    Attributes:
+        pad_token_id: fills `input_ids` behind a sequence.
+        prefix_length: tokens at the beginning of each prompt that are not scored, at least 1.
     """
 
     pad_token_id: int
+    prefix_length: int = 1
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows = [example.row for example in examples]
-        batch = self._pad(rows) | {"groups": _repeat(torch.arange(len(rows)), rows)}
+        batch = self._pad(rows)
         if _all_have("rewards", rows):
             rewards = [reward for row in rows for reward in row.rewards or ()]
             batch["rewards"] = torch.tensor(rewards, dtype=torch.float32)
@@ -101,27 +111,31 @@ class Collator:
             batch |= _reference_tensors(references, rows, batch["input_ids"].shape)
         return batch
 
-    def _pad(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
+    def _pad(self, rows: Sequence[TokenizedRow]) -> dict[str, Any]:
         pairs = [(row.prompt, response) for row in rows for response in row.responses]
         shape = (len(pairs), max(len(prompt) + len(response) for prompt, response in pairs))
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.int64)
-        completion_mask = torch.zeros(shape, dtype=torch.bool)
         for s, (prompt, response) in enumerate(pairs):
             end = len(prompt) + len(response)
             input_ids[s, :end] = torch.cat([prompt, response])
             attention_mask[s, :end] = 1
-            completion_mask[s, len(prompt) : end] = True
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "completion_mask": completion_mask,
-        }
+        sequences = SequenceBatch.from_lengths(
+            input_ids,
+            prompt_lengths=torch.tensor([len(prompt) for prompt, _ in pairs]),
+            lengths=attention_mask.sum(1),
+            groups=_repeat(torch.arange(len(rows)), rows),
+            prefix_length=self.prefix_length,
+        )
+        # The ids come first: transformers takes a batch's size from its first tensor.
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "sequences": sequences}
 
 
 def _all_have(name: str, rows: Sequence[TokenizedRow]) -> bool:
-    """Whether the rows have the field; some with and some without it are an error, since a loss
-    would read a micro-batch without it in another way."""
+    """Return whether the rows have the field; raise if only some have it.
+
+    A loss would read a micro-batch without it in another way.
+    """
     lacking = [row.where for row in rows if getattr(row, name) is None]
     if lacking and len(lacking) < len(rows):
         raise DataError(lacking[0], f"no {name}, which other rows have", "Give all rows or none.")

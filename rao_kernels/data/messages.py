@@ -1,4 +1,4 @@
-"""Texts and conversations of a row: what is a message, what is an answer, what is the prompt."""
+"""Texts and conversations of a record: parse its messages, its answers and its prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Prompt = str | list[Message]
 
 
 def show(value: object, limit: int = 80) -> str:
-    """The start of a value's repr, on one line; the type of one that has none."""
+    """Return the start of a value's repr on one line, or its type if repr fails."""
     try:
         return one_line(repr(value))[:limit]
     except Exception:  # integers of 5,000 digits, nesting of 1,000 levels, foreign objects
@@ -20,17 +20,17 @@ def show(value: object, limit: int = 80) -> str:
 
 
 def one_line(text: object) -> str:
-    """Messages of other libraries may have several lines."""
+    """Join the lines of a text, such as another library's error message."""
     return " ".join(str(text).split())
 
 
 def to_python(value: Any) -> Any:
-    """A scalar or an array of numpy, torch or pandas as Python values; all else as it is."""
+    """Turn a scalar or array of numpy, torch or pandas into Python values; leave others alone."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def is_absent(value: Any) -> bool:
-    """None, NaN (how a data frame says None) and what is empty say nothing."""
+    """Return whether a value is None, NaN (a data frame's None) or empty."""
     value = to_python(value)
     if isinstance(value, (str, list, tuple, Mapping)):
         return not value
@@ -38,7 +38,7 @@ def is_absent(value: Any) -> bool:
 
 
 def check_text(where: str, name: str, text: str) -> str:
-    """Raise where no tokenizer could take the text."""
+    """Return the text; raise if no tokenizer could take it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -52,7 +52,7 @@ def parse_messages(where: str, name: str, messages: Sequence[object]) -> list[Me
 
 
 def _message(where: str, name: str, message: object) -> Message:
-    """`role` and `content`. Anything more would be lost, and is refused by name."""
+    """Parse `role` and `content`; refuse any other key, which would be lost."""
     if not isinstance(message, Mapping):
         raise DataError(where, f"{name} is not a message, got {show(message)}")
     for key, value in message.items():
@@ -72,7 +72,7 @@ def _message(where: str, name: str, message: object) -> Message:
 
 
 def parse_answers(where: str, answers: Mapping[str, object]) -> tuple[list[Message], list[str]]:
-    """(turns before the answers, texts of the answers) of answers by name.
+    """Split answers, given by name, into the turns before them and their texts.
 
     An answer is a text or a conversation that ends in it; all must begin with the same turns.
     """
@@ -96,7 +96,7 @@ def _answer(where: str, name: str, answer: object) -> tuple[list[Message], str]:
 
 
 def join_prompt(where: str, prompt: object, turns: list[Message]) -> Prompt:
-    """The whole prompt: `prompt`, then the turns all answers begin with, which may repeat it."""
+    """Join `prompt` and the turns that all answers begin with, which may repeat it."""
     prompt = to_python(prompt)
     if not turns:
         whole = _parse_prompt(where, prompt)
@@ -124,8 +124,10 @@ def _parse_prompt(where: str, prompt: object) -> Prompt:
 
 
 def _check_repeated(where: str, prompt: str, turns: list[Message]) -> None:
-    """Beside conversations a text prompt must repeat one of their user turns; another text has no
-    role and no place among them."""
+    """Raise unless a text prompt repeats a user turn of the conversations it stands beside.
+
+    Another text has no role, and no position among the turns.
+    """
     questions = [turn["content"].strip() for turn in turns if turn["role"] == "user"]
     if prompt.strip() not in questions:
         raise DataError(

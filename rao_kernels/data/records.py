@@ -1,4 +1,4 @@
-"""Preference data with explicit rewards: files and datasets in, checked records out."""
+"""Read preference data with explicit rewards into checked records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_REWARD = 1_000_000
 
 _SHAPES = 'Rows are {"prompt", "responses", "rewards"} or {"prompt", "chosen", "rejected"}.'
 
-# Columns that change what the model reads in other trainers, and do not here.
+# Columns that change the model's input in other trainers, and would be ignored here.
 _REFUSED = (
     *("tools", "functions", "tool_calls", "function_call", "documents", "chat_template_kwargs"),
     *("image", "images", "video", "videos", "audio", "audios", "system", "system_prompt"),
@@ -41,9 +41,9 @@ _REFUSED = (
 class Record:
     """One prompt with its responses.
 
-    rewards: one finite number per response, or None for a paired row without scores.
-    preferred: position of the response a pair loss prefers; None = the highest reward.
-    where: names the row in messages, for example ``train.jsonl:12``.
+    rewards: one finite number per response, or None for a pair without scores.
+    preferred: index of the preferred response; None: the one of the highest reward.
+    where: names the record in messages, for example ``train.jsonl:12``.
     """
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class Record:
 
 @dataclass
 class DataReport:
-    """What loading did with the rows; nothing is dropped without being counted here."""
+    """Counts of what loading did; nothing is dropped without being counted here."""
 
     rows: int = 0
     responses: int = 0
@@ -68,7 +68,7 @@ class DataReport:
     skipped: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Return the counts as one line for the log."""
         parts = [f"{self.rows} prompts with {self.responses} responses"]
         notes = {
             "responses dropped (do not fit max_length)": self.responses_dropped,
@@ -95,12 +95,22 @@ def load_records(
     bad_rows: BadRows = "raise",
     report: DataReport | None = None,
 ) -> list[Record]:
-    """Read and check native rows or TRL paired rows.
+    """Read and check records with rewards, or TRL's pairs.
 
-    source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` path, a list of such paths, a `datasets`
-    object, a data frame of pandas, or any iterable of mappings. limit: read this many rows and no
-    more. bad_rows: "raise" a `DataError` at the first bad row, or "skip" it and note it in
-    `report`; a file that cannot be read to its end raises either way.
+    Args:
+        source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` path, a list of such paths, a
+            `datasets` object, a data frame of pandas, or any iterable of mappings.
+        limit: read at most this many rows; None: all.
+        bad_rows: "raise" a `DataError` at the first bad row, or "skip" it and note it in
+            `report`.
+        report: counts are added to it.
+
+    Returns:
+        At least one record.
+
+    Raises:
+        DataError: a row is bad, a file cannot be read to its end, or no row is usable.
+        InputError: an argument has another value than stated.
     """
     if limit is not None and limit < 1:
         raise InputError("limit", "at least 1 row, or None for all", limit)
@@ -119,7 +129,7 @@ def load_records(
 def keep_good(
     items: Iterable[In], convert: Callable[[In], Out], report: DataReport, bad_rows: BadRows
 ) -> Iterator[Out]:
-    """Yield ``convert(item)``; `bad_rows` says whether a `DataError` is raised or noted."""
+    """Yield ``convert(item)`` of each item; raise its `DataError`, or note it and skip the item."""
     if bad_rows not in ("raise", "skip"):
         raise InputError("bad_rows", "'raise' or 'skip'", repr(bad_rows))
     for item in items:
@@ -134,7 +144,7 @@ def keep_good(
 def split_records(
     records: Sequence[Record], eval_fraction: float
 ) -> tuple[list[Record], list[Record]]:
-    """Training and held-out rows by a hash of the prompt: no prompt is on both sides."""
+    """Split into training and held-out records by a hash of the prompt: none is on both sides."""
     if not 0.0 <= eval_fraction < 1.0:
         raise InputError("eval_fraction", "a number in [0, 1)", eval_fraction)
     held_out = [_prompt_position(record.prompt) < eval_fraction for record in records]
@@ -171,7 +181,7 @@ def _parse_row(where: str, row: object) -> Record:
 
 
 def _check_columns(where: str, row: Mapping[str, Any]) -> None:
-    """Raise on columns that would be left out of what the model reads, or of what it learns."""
+    """Raise if a column would be ignored though it belongs to the prompt or the responses."""
     for name in _REFUSED:
         if not is_absent(row.get(name)):
             problem = f"the column `{name}` would be ignored"
@@ -200,7 +210,7 @@ def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
 
 
 def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
-    """TRL's preference rows; conversational ones may hold the prompt in `chosen`, `rejected`."""
+    """Parse TRL's pairs; conversations may hold the prompt in `chosen` and `rejected`."""
     turns, texts = parse_answers(where, {key: row[key] for key in ("chosen", "rejected")})
     prompt = join_prompt(where, row.get("prompt"), turns)
     scores = [row.get("score_chosen"), row.get("score_rejected")]
@@ -229,7 +239,7 @@ def _parse_reward(where: str, number: int, given: object) -> float:
 
 
 def _as_float(value: object) -> float:
-    """NaN where it is no real number."""
+    """Return the value as a float, NaN if it is no real number."""
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         return math.nan
     try:

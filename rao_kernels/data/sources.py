@@ -1,4 +1,4 @@
-"""Rows out of files, `datasets` objects, data frames and any other iterable, one at a time."""
+"""Read rows one at a time from files, `datasets` objects, data frames and other iterables."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from ..errors import DataError, InputError, MissingDependencyError
 from .messages import one_line, show
 
-# Where a row is, and a function that gives it or raises `DataError`: a row is read when it is
-# checked, so that one that cannot be read is a bad row like any other.
+# Where a row is, and a function that returns it or raises `DataError`. A row is read only when it
+# is checked, so that an unreadable one is a bad row like any other.
 Row = tuple[str, Callable[[], object]]
 
 _FILES = "Files are .jsonl, .jsonl.gz or .parquet."
 
 
 def read_rows(source: Any) -> Iterator[Row]:
-    """Every row of a path, of a list of paths, or of an iterable of rows."""
+    """Yield every row of a path, of a list of paths, or of an iterable of rows."""
     if isinstance(source, (str, os.PathLike)):
         yield from _read_file(os.fspath(source))
         return
@@ -48,7 +48,7 @@ def _iterable(source: Any) -> Iterable[Any]:
             f"a {type(source).__name__} with the keys {show(list(source))}",
             "Pass one of several sets of rows, as in source['train']; a single row goes in a list.",
         )
-    # A data frame can only come from a pandas that is already imported.
+    # Whoever has a data frame has imported pandas.
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(source, pandas.DataFrame):
         return _frame_rows(source)
@@ -60,7 +60,10 @@ def _iterable(source: Any) -> Iterable[Any]:
 
 
 def _frame_rows(frame: Any) -> Iterable[Any]:
-    """pandas writes NaN for what is missing; among floats it stays, as it may be a value."""
+    """Return the rows of a data frame, with None for pandas' NaN where something is missing.
+
+    In columns of floats NaN stays: it may be a value.
+    """
     if not frame.columns.is_unique:
         raise InputError("source", "columns of different names", show(list(frame.columns)))
     columns = [name for name in frame.columns if frame[name].dtype.kind != "f"]
@@ -97,7 +100,7 @@ def _rows_of(name: str) -> Iterator[Row]:
 
 
 def _read_jsonl(name: str) -> Iterator[Row]:
-    """Bytes are decoded line by line, so that a wrong byte is found in its own line."""
+    """Yield the lines; each is decoded alone, so that a wrong byte is reported with its line."""
     number = 0
     try:
         with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
@@ -122,7 +125,7 @@ def _parse_line(where: str, line: bytes) -> object:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; of two values under one key, `json` would keep the last and say nothing."""
+    """Build a JSON object; raise on a repeated key, of which `json` would keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)

@@ -1,4 +1,4 @@
-"""Text to token ids: chat template, prompt and response boundary, end of sequence, lengths."""
+"""Turn text into token ids: chat template, boundary of prompt and response, EOS, lengths."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class TokenizedRow:
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """How text becomes ids.
+    """Settings of `tokenize_records`.
 
-    max_length: tokens of prompt and response together. A prompt is never cut.
-    truncate_responses: keep the head of a response that does not fit; otherwise drop the response,
-        since its reward was given for the whole of it.
+    max_length: most tokens of prompt and response together. A prompt is never cut.
+    truncate_responses: cut a response that does not fit; otherwise drop it, since its reward was
+        given for the whole of it.
     prompt_format: "chat" wraps a text prompt as a user turn of the tokenizer's chat template,
         "plain" puts BOS before it, "auto" is chat where there is a template.
     """
@@ -60,7 +60,13 @@ def tokenize_records(
     report: DataReport | None = None,
     progress: bool = False,
 ) -> list[TokenizedRow]:
-    """Tokenize every record. A row that does not fit is a bad row; responses are counted."""
+    """Tokenize every record.
+
+    Args:
+        bad_rows: what to do with a record whose prompt, or none of whose responses, fits.
+        report: responses that were cut or dropped are counted in it.
+        progress: show a progress bar.
+    """
     report = DataReport() if report is None else report
     _check_options(tokenizer, options)
     items = _with_progress(records) if progress else records
@@ -73,10 +79,10 @@ def tokenize_records(
 
 
 def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
-    """The rows a pair loss can use: preferred response first, then the lowest-rewarded other one.
+    """Reduce each row to a pair: the preferred response, then the lowest-rewarded other one.
 
-    The preferred one is the paired row's chosen response or the highest reward. Rows without an
-    order (all rewards equal, or one response) are dropped and counted in the report.
+    The preferred one is a pair's chosen response, or the one of the highest reward. Rows without
+    an order (all rewards equal, or one response) are dropped and counted in the report.
     """
     pairs = [_as_pair(row) for row in rows]
     found = [pair for pair in pairs if pair is not None]
@@ -87,8 +93,10 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
 
 
 def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
-    """The rows with their preferred responses marked: a paired row's chosen one, else every
-    response that has the prompt's highest reward. Rows without either stay as they are."""
+    """Mark the preferred responses: a pair's chosen one, else every one of the highest reward.
+
+    Rows with neither stay as they are.
+    """
     return [
         replace(row, preferred=[reward == max(row.rewards) for reward in row.rewards])
         if row.preferred is None and row.rewards is not None
@@ -98,18 +106,20 @@ def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
 
 
 def drop_unlabelled(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
-    """Drop the rows that label nothing: they name no preferred response, and all their rewards are
-    equal. The report names them."""
+    """Drop the rows without a preferred response whose rewards are all equal.
+
+    The report names them.
+    """
     equal = [row.preferred is None and len(set(row.rewards or ())) < 2 for row in rows]
     report.rows_without_label += [row.where for row, drop in zip(rows, equal, strict=True) if drop]
     return [row for row, drop in zip(rows, equal, strict=True) if not drop]
 
 
 def shared_start(rows: Sequence[TokenizedRow]) -> int:
-    """How many tokens all prompts begin with: as long as t0 of RAO can be.
+    """Return the number of tokens that all prompts begin with: the longest t0 RAO can have.
 
-    Of different prompts none is covered whole: the last token of the shortest stays out, unless it
-    is its first. Where all are one prompt, it is t0, and nothing of it is left to score.
+    If prompts differ, none is t0 as a whole: the last token of the shortest one is left out, unless
+    it is its only one. If all are the same prompt, that is t0, and nothing of it is scored.
     """
     start = rows[0].prompt.tolist()
     for row in rows:
@@ -163,7 +173,7 @@ def _tokenize(
     if boundary >= options.max_length:
         raise DataError(
             record.where,
-            f"its prompt has {boundary} tokens, no room for a response in "
+            f"its prompt has {boundary} tokens, which leaves none for a response in "
             f"max_length={options.max_length}",
             "Raise max_length or remove the row; prompts are never cut.",
         )
@@ -189,7 +199,7 @@ def _is_chat(record: Record, tokenizer: PreTrainedTokenizerBase, options: Tokeni
 def _encode_chat(
     record: Record, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[list[int]]]:
-    """The template writes BOS and the end of the turn itself; none is added."""
+    """Encode with the chat template, which writes BOS and the end of the turn itself."""
     messages: list[Message] = (
         [{"role": "user", "content": record.prompt}]
         if isinstance(record.prompt, str)
@@ -215,16 +225,16 @@ def _encode(
 
 @contextmanager
 def _failing_as_bad_row(record: Record, who: str) -> Iterator[None]:
-    """Templates and tokenizers raise exceptions of any class at what they do not take."""
+    """Turn an exception of any class, raised by a template or tokenizer, into a `DataError`."""
     try:
         yield
     except Exception as error:
-        problem = f"{who} does not take it ({type(error).__name__}: {one_line(error)})"
+        problem = f"{who} refuses it ({type(error).__name__}: {one_line(error)})"
         raise DataError(record.where, problem) from error
 
 
 def _cut_after_eos(sequence: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Templates write a line break after the last end of turn; no model generates it."""
+    """Drop the white space a template writes after the last end of turn: no model generates it."""
     eos = tokenizer.eos_token_id
     if eos not in sequence:
         return sequence
@@ -235,7 +245,7 @@ def _cut_after_eos(sequence: list[int], tokenizer: PreTrainedTokenizerBase) -> l
 def _encode_plain(
     record: Record, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[list[int]]]:
-    """BOS + prompt + response + EOS, each special token once, if the tokenizer has it."""
+    """Encode BOS + prompt + response + EOS, each special token once, if the tokenizer has it."""
     texts = [str(record.prompt)] + [f"{record.prompt}{response}" for response in record.responses]
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -252,7 +262,10 @@ def _labels(record: Record) -> list[bool] | None:
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:
-    """Merges across the boundary make ``tokenize(prompt)`` longer than what both share."""
+    """Return the number of tokens that both begin with.
+
+    Of a prompt and its sequence it may be less than the prompt: tokens merge across the boundary.
+    """
     for position, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return position
@@ -260,13 +273,13 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
 
 
 def _fit(row: TokenizedRow, options: TokenizeOptions, report: DataReport) -> TokenizedRow:
-    room = options.max_length - len(row.prompt)
-    too_long = [len(response) > room for response in row.responses]
+    budget = options.max_length - len(row.prompt)
+    too_long = [len(response) > budget for response in row.responses]
     if not any(too_long):
         return row
     if options.truncate_responses:
         report.responses_truncated += sum(too_long)
-        return replace(row, responses=[response[:room] for response in row.responses])
+        return replace(row, responses=[response[:budget] for response in row.responses])
     kept = [position for position, drop in enumerate(too_long) if not drop]
     if not kept:
         raise DataError(
@@ -279,7 +292,7 @@ def _fit(row: TokenizedRow, options: TokenizeOptions, report: DataReport) -> Tok
 
 
 def _take(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:
-    """The row with these responses, in this order."""
+    """Return the row with these responses, in this order."""
     return replace(
         row,
         responses=[row.responses[position] for position in kept],
@@ -289,7 +302,7 @@ def _take(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:
 
 
 def _as_pair(row: TokenizedRow) -> TokenizedRow | None:
-    """The row with its best and its worst response; None where it has no two that differ."""
+    """Return the row with its best and its worst response; None if all are equally good."""
     everyone = range(len(row.responses))
     named = None if row.preferred is None else [j for j in everyone if row.preferred[j]]
     if named is None and row.rewards is None:

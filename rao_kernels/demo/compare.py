@@ -1,4 +1,4 @@
-"""Two runs from the same start on the same answers, and what each says of held-out answers."""
+"""Train with a method, and score held-out answers before and after."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..types import EngineOptions
 
 @dataclass(frozen=True)
 class Method:
-    """A loss of the table and what is set for it."""
+    """A loss of the table and its hyperparameters."""
 
     name: str
     loss: str
@@ -54,10 +54,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Implicit:
-    """Held-out answers as a model sees them, one entry per answer.
+    """Rewards and log-ratios of held-out answers, ``[answers]`` each.
 
-    explicit: the rule's reward. log_ratio: nats over the start model. prompt_log_ratio: the same
-    for the answer's prompt. groups: the prompt it answers.
+    explicit: the rule's reward. log_ratio: log-prob minus that of the start model, nats.
+    prompt_log_ratio: the same for the answer's prompt. groups: index of the prompt.
     """
 
     explicit: Tensor
@@ -69,7 +69,7 @@ class Implicit:
 def train(
     method: Method, start: Path, train_file: Path, eval_file: Path, output: Path, prefix_length: int
 ) -> Run:
-    """Train `start` on the rows of `train_file` and save it; `eval_file` holds pairs."""
+    """Train the model in `start` on `train_file` and save it; `eval_file` holds held-out pairs."""
     folder = output / method.name.lower()
     if (folder / checkpoints.STATE).exists():
         shutil.rmtree(folder)  # the model of a demo before this one
@@ -79,7 +79,7 @@ def train(
         loss=method.loss,
         beta=method.beta,
         learning_rate=method.learning_rate,
-        prefix_length=str(prefix_length),
+        prefix_length=prefix_length,
         num_train_epochs=1,
         warmup_steps=4,
         per_device_train_batch_size=4,
@@ -125,7 +125,7 @@ def _curve(history: Sequence[dict[str, Any]], name: str) -> tuple[list[int], lis
 
 
 class _Bar(TrainerCallback):
-    """One progress bar with the loss and the margin; the trainer's own prints every metric."""
+    """A progress bar with loss and margin, where the trainer's own prints every metric."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -155,12 +155,12 @@ class _Bar(TrainerCallback):
 
 
 def tokenized_rows(folder: Path, file: Path) -> list[TokenizedRow]:
-    """The rows of a file as the trainer sees them."""
+    """Return the tokenized records of a file, as the trainer makes them."""
     return tokenize(load_records(file), AutoTokenizer.from_pretrained(folder), TokenizeOptions())
 
 
 def shared_prefix(rows: Sequence[TokenizedRow]) -> int:
-    """How many tokens all prompts begin with: the template and the instruction, RAO's t0."""
+    """Return the number of tokens that all prompts share at their start, RAO's t0."""
     prompts = [row.prompt.tolist() for row in rows]
     shortest, first = min(map(len, prompts)), prompts[0]
     differ = (
@@ -175,10 +175,11 @@ def shared_prefix(rows: Sequence[TokenizedRow]) -> int:
 def score_rows(
     folder: Path, rows: Sequence[TokenizedRow], prefix_length: int, label: str
 ) -> list[RowValues]:
-    """Log-probabilities of every row's prompt and responses under the model in `folder`."""
+    """Return log-probs of every record's prompt and responses under the model in `folder`."""
     model = attach_fused_head(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     pad = model.config.pad_token_id
-    dataset, collate = PreferenceDataset(rows), Collator(0 if pad is None else pad)
+    dataset = PreferenceDataset(rows)
+    collate = Collator(0 if pad is None else pad, prefix_length)
     values: list[RowValues] = []
     for start in tqdm(range(0, len(rows), 4), desc=label, unit="batch"):
         batch = collate([dataset[i] for i in range(start, min(start + 4, len(rows)))])
@@ -186,7 +187,6 @@ def score_rows(
             values += score_batch(
                 model,
                 batch,
-                prefix_length=prefix_length,
                 engine_options=EngineOptions(),
                 per_token=False,
             )
@@ -196,7 +196,8 @@ def score_rows(
 def implicit_rewards(
     rows: Sequence[TokenizedRow], before: Sequence[RowValues], after: Sequence[RowValues]
 ) -> Implicit:
-    """Log-ratios of the model after training over the model before, beside the rule's rewards."""
+    """Return the log-ratios of the model after training to the one before, and the rule's
+    rewards."""
     both = list(zip(before, after, strict=True))
     counts = torch.tensor([len(row.responses) for row in rows])
     prompt = torch.tensor([new.prompt - old.prompt for old, new in both])

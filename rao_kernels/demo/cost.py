@@ -1,4 +1,4 @@
-"""Time and memory of the loss at the demo's own shapes, beside the logits a model would return."""
+"""Time and memory of the loss at the demo's shapes, with the op and with plain torch logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Cost:
-    """Forward and backward of a loss: median seconds, and the most bytes it had beyond inputs."""
+    """Forward and backward of a loss: median seconds, peak bytes beyond the inputs, its value."""
 
     seconds: float
     peak_bytes: int
@@ -44,29 +44,22 @@ class Problem:
     @property
     def shape(self) -> str:
         sequences, tokens, width = self.hidden.shape
-        return f"{sequences} x {tokens} tokens, {width} wide, {len(self.weight)} words"
+        return f"{sequences} x {tokens} tokens, D={width} V={len(self.weight)}"
 
 
 @torch.no_grad()
 def make_problem(folder: Path, rows: Sequence[TokenizedRow], prefix_length: int) -> Problem:
-    """The hidden states of the model in `folder` on `rows`."""
+    """Compute the hidden states of the model in `folder` on `rows`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     dataset = PreferenceDataset(rows)
-    batch = Collator(0)([dataset[i] for i in range(len(rows))])
+    batch = Collator(0, prefix_length)([dataset[i] for i in range(len(rows))])
     hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
-    sequences = SequenceBatch.from_padded(
-        batch["input_ids"],
-        batch["completion_mask"],
-        batch["attention_mask"],
-        prefix_length=prefix_length,
-        groups=batch["groups"],
-    )
     weight = model.lm_head.weight.detach().clone()
-    return Problem(hidden.clone(), weight, sequences, batch["input_ids"], batch["rewards"])
+    return Problem(hidden.clone(), weight, batch["sequences"], batch["input_ids"], batch["rewards"])
 
 
 def measure(problem: Problem) -> dict[str, Cost]:
-    """Both ways, in turns, each with the same loss on top."""
+    """Measure both implementations of the log-probs in turns, with the same loss on top."""
     # At the start of training the reference is the model itself.
     with torch.no_grad():
         logps, prompt_logps = sequence_and_prompt_logps(
@@ -108,7 +101,7 @@ def measure(problem: Problem) -> dict[str, Cost]:
 
 
 def _dense_logps(problem: Problem, hidden: Tensor, weight: Tensor) -> Tensor:
-    """Log-probs ``[B, T]`` from the logits of every position, upcast as models do it."""
+    """Return log-probs ``[B, T]`` from the logits of every position, upcast as models do."""
     following = problem.input_ids.roll(-1, dims=1)
     logps = (hidden @ weight.T).float().log_softmax(-1)
     return logps.gather(-1, following[..., None])[..., 0]
@@ -123,7 +116,7 @@ def _step(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 
 def _peak_bytes(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
-    """Most bytes of tensors alive at once, both gradients included."""
+    """Return the most bytes of tensors alive at once, both gradients included."""
     activities = [ProfilerActivity.CPU]
     with _memory.unpooled(), profile(activities=activities, profile_memory=True) as recorded:
         _step(problem, loss)

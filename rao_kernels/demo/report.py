@@ -1,29 +1,25 @@
-"""What was measured, as a table, a JSON file and a picture."""
+"""The demo's figures as a table, sentences and a JSON file, which `picture` draws."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .compare import Implicit, Run
 from .cost import Cost
 
-_COLORS = {"RAO": "tab:blue", "DPO": "tab:orange", "before": "tab:gray"}
 _PREFERRED, _REJECTED = "logps/chosen", "logps/rejected"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything the demo measured.
+    """All measurements of the demo.
 
     rewards: "before" and each method -> ``[P, answers]`` rewards of fresh answers to held-out
     prompts. runs, implicit: by method. costs: by implementation.
@@ -38,13 +34,13 @@ class Figures:
 
 
 def mean_and_error(rewards: Tensor) -> tuple[float, float]:
-    """Mean of ``[P, answers]`` rewards and its standard error over prompts."""
+    """Return the mean of ``[P, answers]`` rewards and its standard error over prompts."""
     means = rewards.mean(1)
     return float(means.mean()), float(means.std() / len(means) ** 0.5)
 
 
 def implicit_reward(run: Run, seen: Implicit) -> Tensor:
-    """What the trained model says an answer is worth.
+    """Return the rewards of answers that the trained model implies.
 
     RAO: ``beta (D + DX + log_z0)``, in the units of the rule's reward. DPO: ``beta D``, up to a
     constant for each prompt.
@@ -54,7 +50,7 @@ def implicit_reward(run: Run, seen: Implicit) -> Tensor:
 
 
 def correlation_within_prompts(left: Tensor, right: Tensor, groups: Tensor) -> float:
-    """Pearson correlation after each prompt's mean is taken out of both."""
+    """Return the Pearson correlation after each prompt's mean is subtracted from both."""
     counts = groups.bincount()
     centred = [
         value - (value.new_zeros(len(counts)).index_add(0, groups, value) / counts)[groups]
@@ -64,7 +60,7 @@ def correlation_within_prompts(left: Tensor, right: Tensor, groups: Tensor) -> f
 
 
 def table(figures: Figures) -> str:
-    """The figures as text."""
+    """Return the figures as a text table."""
     names = ["before", *figures.runs]
     lines = [f"{'':<40}" + "".join(f"{name:>17}" for name in names)]
 
@@ -110,7 +106,7 @@ def _cost_lines(figures: Figures) -> list[str]:
 
 
 def findings(figures: Figures) -> str:
-    """What the figures say, favourable or not."""
+    """Return sentences on what changed, favourable or not."""
     lines = []
     before = figures.rewards["before"].mean(1)
     for name, run in figures.runs.items():
@@ -133,7 +129,7 @@ def findings(figures: Figures) -> str:
 
 
 def write_json(figures: Figures, path: Path) -> None:
-    """Every number of the table and the curves."""
+    """Write every number of the table and the picture."""
     content: dict[str, Any] = {
         "rewards": {
             name: dict(zip(("mean", "standard_error"), mean_and_error(value), strict=True))
@@ -143,6 +139,11 @@ def write_json(figures: Figures, path: Path) -> None:
         "implicit_explicit_correlation": {
             name: float(_correlation(run, figures.implicit[name]))
             for name, run in figures.runs.items()
+        },
+        "implicit_rewards": {
+            name: _implicit_json(implicit_reward(run, figures.implicit[name]), explicit)
+            for name, run in figures.runs.items()
+            for explicit in [figures.implicit[name].explicit]
         },
         "loss_cost": {
             "shape": figures.cost_shape,
@@ -158,6 +159,17 @@ def write_json(figures: Figures, path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def _implicit_json(implicit: Tensor, explicit: Tensor) -> dict[str, list[float]]:
+    """Mean and standard error of the implicit reward at each value of the rule's."""
+    levels = explicit.unique()
+    parts = [implicit[explicit == level] for level in levels]
+    return {
+        "reward": levels.tolist(),
+        "mean": [float(part.mean()) for part in parts],
+        "standard_error": [float(part.std(correction=0) / len(part) ** 0.5) for part in parts],
+    }
+
+
 def _run_json(run: Run) -> dict[str, Any]:
     return {
         "loss": run.method.loss,
@@ -168,64 +180,3 @@ def _run_json(run: Run) -> dict[str, Any]:
         "log_z0": run.log_z0,
         "held_out_pairs": {metric: run.curves[metric] for metric in (_PREFERRED, _REJECTED)},
     }
-
-
-def draw(figures: Figures, path: Path) -> None:
-    """Four panels: rewards, log-probs over the run, implicit against explicit, cost."""
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(2, 2, number) for number in range(1, 5)]
-    _draw_rewards(axes[0], figures.rewards)
-    _draw_logps(axes[1], figures.runs)
-    _draw_implicit(axes[2], figures)
-    _draw_costs(axes[3], figures)
-    figure.savefig(path, dpi=110)
-
-
-def _draw_rewards(axes: Axes, rewards: Mapping[str, Tensor]) -> None:
-    for name, value in rewards.items():
-        mean, error = mean_and_error(value)
-        bar = axes.bar(name, mean, yerr=error, color=_COLORS[name], capsize=6)
-        axes.bar_label(bar, [f"{mean:.3f}"], padding=6)
-    axes.set(title="mean reward of fresh held-out answers", ylim=(0, 1))
-
-
-def _draw_logps(axes: Axes, runs: Mapping[str, Run]) -> None:
-    styles = {_PREFERRED: ("preferred", "o-"), _REJECTED: ("rejected", "o--")}
-    for name, run in runs.items():
-        for metric, (label, style) in styles.items():
-            axes.plot(*run.curves[metric], style, color=_COLORS[name], label=f"{name}, {label}")
-    axes.set(title="log-prob of held-out answers of the start model", xlabel="step", ylabel="nats")
-    axes.legend(fontsize="small")
-
-
-def _draw_implicit(axes: Axes, figures: Figures) -> None:
-    """One point per value of the rule's reward: mean and standard error of the implicit one."""
-    for name, run in figures.runs.items():
-        seen = figures.implicit[name]
-        implicit, levels = implicit_reward(run, seen), seen.explicit.unique()
-        parts = [implicit[seen.explicit == level] for level in levels]
-        means = [float(part.mean()) for part in parts]
-        errors = [float(part.std(correction=0) / len(part) ** 0.5) for part in parts]
-        axes.errorbar(
-            levels.tolist(), means, errors, fmt="o-", capsize=4, color=_COLORS[name], label=name
-        )
-    axes.plot([0, 1], [0, 1], ":", color="black", label="equal")
-    axes.set(
-        title="implicit against explicit reward, held-out answers",
-        xlabel="reward of the rule",
-        ylabel="implicit reward",
-    )
-    axes.legend(fontsize="small")
-
-
-def _draw_costs(axes: Axes, figures: Figures) -> None:
-    plain = figures.costs["plain torch"]
-    for offset, (name, cost) in zip((-0.2, 0.2), figures.costs.items(), strict=True):
-        shares = [cost.seconds / plain.seconds, cost.peak_bytes / plain.peak_bytes]
-        bars = axes.bar([offset, 1 + offset], shares, width=0.36, label=name)
-        labels = [f"{cost.seconds * 1e3:.0f} ms", f"{cost.peak_bytes / 2**20:.0f} MiB"]
-        axes.bar_label(bars, labels)
-    axes.set(title="cost of the loss (plain torch logits = 1)", xticks=[0, 1], ylim=(0, 1.25))
-    axes.set_xticklabels(["time", "peak memory"])
-    axes.legend(fontsize="small")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from . import compare, cost, report
+from . import compare, cost, picture, report
 from .model import obtain_model
 from .sampling import Answer, SamplingOptions, sample_answers
 from .task import Task, make_tasks, reward
@@ -36,7 +36,7 @@ class Settings:
 
 
 class Clock:
-    """Says which stage begins, and remembers how long each took."""
+    """Print the stage that begins, and keep the seconds of each."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -52,12 +52,12 @@ class Clock:
 
 
 def run_demo(output: Path, settings: Settings, model: Path | None = None) -> report.Figures:
-    """Everything from the model's download to the picture; files go to `output`."""
+    """Run all stages, from the model's download to the picture; files go to `output`."""
     output.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     with clock.stage("the model: SmolLM2-135M-Instruct"):
         start = obtain_model(output / "smollm2") if model is None else model
-    # Models are loaded a dozen times from here on; a bar each is no news.
+    # Models are loaded a dozen times from here on, each with a progress bar.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tasks = make_tasks(settings.train_prompts + settings.held_out_prompts, settings.seed)
     train, held_out = tasks[: settings.train_prompts], tasks[settings.train_prompts :]
@@ -84,7 +84,7 @@ def run_demo(output: Path, settings: Settings, model: Path | None = None) -> rep
         shape, costs = _costs(start, output)
     figures = report.Figures(rewards, runs, implicit, costs, shape, clock.seconds)
     report.write_json(figures, output / "demo.json")
-    report.draw(figures, output / "demo.png")
+    picture.draw(output / "demo.json", output / "demo.png")
     return figures
 
 
@@ -96,7 +96,7 @@ def _answers(
 
 
 def _rewards(tasks: Sequence[Task], answers: Sequence[Sequence[Answer]]) -> Tensor:
-    """``[P, answers]``."""
+    """Return the rewards ``[P, answers]``."""
     return torch.tensor(
         [
             [reward(task, answer.text, answer.finished) for answer in row]
@@ -106,7 +106,7 @@ def _rewards(tasks: Sequence[Task], answers: Sequence[Sequence[Answer]]) -> Tens
 
 
 def _write_rows(path: Path, tasks: Sequence[Task], answers: Sequence[Sequence[Answer]]) -> None:
-    """Rows as `rao-kernels train` reads them."""
+    """Write records as `rao-kernels train` reads them."""
     rows = [
         {"prompt": task.prompt, "responses": [one.text for one in row], "rewards": rewards}
         for task, row, rewards in zip(
@@ -117,7 +117,7 @@ def _write_rows(path: Path, tasks: Sequence[Task], answers: Sequence[Sequence[An
 
 
 def _write_pairs(path: Path, tasks: Sequence[Task], answers: Sequence[Sequence[Answer]]) -> None:
-    """The best and the worst answer of every prompt that has both."""
+    """Write the best and the worst answer of every prompt whose answers differ in reward."""
     rewards = _rewards(tasks, answers)
     kept = [i for i, row in enumerate(rewards) if row.max() > row.min()]
     ends = [
@@ -127,7 +127,7 @@ def _write_pairs(path: Path, tasks: Sequence[Task], answers: Sequence[Sequence[A
 
 
 def _show(tasks: Sequence[Task], answers: Sequence[Sequence[Answer]]) -> None:
-    """The mean, and the first answer to the first prompts."""
+    """Print the mean reward, and the first answer to the first prompts."""
     rewards = _rewards(tasks, answers)
     print(f"mean reward {float(rewards.mean()):.3f}; for example")
     for task, row, values in list(zip(tasks, answers, rewards.tolist(), strict=True))[:3]:
@@ -135,7 +135,7 @@ def _show(tasks: Sequence[Task], answers: Sequence[Sequence[Answer]]) -> None:
 
 
 def _train(start: Path, output: Path, settings: Settings, clock: Clock) -> dict[str, compare.Run]:
-    """Each method from the same start; both score the same held-out pairs as they go."""
+    """Train each method from the same start, evaluated on the same held-out pairs."""
     rows = compare.tokenized_rows(start, output / "train.jsonl")
     prefix = compare.shared_prefix(rows)
     runs = {}

@@ -1,5 +1,5 @@
 """Batched sampling on a CPU: a prompt is read once for all its answers, and an answer that has
-ended leaves the batch. Legend: P prompts, B answers in the making, V words."""
+ended leaves the batch. Legend: P prompts, B unfinished answers, V vocabulary size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SamplingOptions:
 def sample_answers(
     folder: Path, prompts: Sequence[str], options: SamplingOptions, *, seed: int, label: str
 ) -> list[list[Answer]]:
-    """`options.answers` answers to every prompt from the model in `folder`, run in bf16."""
+    """Sample `options.answers` answers to every prompt from the model in `folder`, in bf16."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     # Plain attention: at one query per answer it is twice as fast as the fused one on a CPU.
     model = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +70,7 @@ def _sample(
     options: SamplingOptions,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """Token ids of ``P * answers`` answers, a prompt's answers together."""
+    """Return token ids of ``P * answers`` answers, a prompt's answers together."""
     mask, logits, cache = _read_prompts(model, tokenizer, prompts, options.answers)
     rows = torch.arange(len(mask))
     ids: list[list[int]] = [[] for _ in rows]
@@ -100,7 +100,7 @@ def _read_prompts(
     prompts: Sequence[str],
     answers: int,
 ) -> tuple[Tensor, Tensor, Cache]:
-    """Mask ``[B, T]``, logits of the first token ``[B, V]`` and cache; B = P * answers."""
+    """Return mask ``[B, T]``, logits of the first token ``[B, V]`` and cache; B = P * answers."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     texts = [
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -121,7 +121,7 @@ def _read_prompts(
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token per row ``[B]``, by inverting the cumulative distribution."""
+    """Draw a token per answer ``[B]`` by inverting the cumulative distribution."""
     summed = (logits.float() / temperature).softmax(-1).cumsum(-1)
     total = summed[:, -1:]
     point = torch.rand(len(total), 1, generator=generator) * total

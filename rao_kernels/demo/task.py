@@ -1,4 +1,4 @@
-"""A task with a rule for a judge: one short sentence that contains three given words."""
+"""A task that a rule can judge: one short sentence that contains three given words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Task:
 
 
 def make_tasks(count: int, seed: int) -> list[Task]:
-    """Tasks with different words each; the same seed gives the same tasks."""
+    """Return `count` tasks with different words; the same seed gives the same tasks."""
     generator = random.Random(seed)
     tasks: dict[frozenset[str], Task] = {}
     while len(tasks) < count:
@@ -42,7 +42,7 @@ def make_tasks(count: int, seed: int) -> list[Task]:
 
 
 def reward(task: Task, answer: str, finished: bool) -> float:
-    """The share of the three words that the answer has; 0 if it does not end, or is too long."""
+    """Return the share of the three words in the answer; 0 if it is unfinished or too long."""
     found = re.findall(r"[a-z]+", answer.lower())
     if not finished or len(found) > LONGEST:
         return 0.0

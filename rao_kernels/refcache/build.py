@@ -1,14 +1,14 @@
-"""Fill a reference cache: score what is missing, keep what is valid."""
+"""Fill a reference cache: keep valid shards, score the others."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import DataError, InputError
 from ..sequence import SequenceBatch
@@ -32,9 +32,18 @@ def fill_cache(
 ) -> None:
     """Make every shard of this rank valid.
 
-    reuse: keep valid shards, score missing and damaged ones. require: raise `DataError` where one
-    is missing or damaged. rebuild: score all of them again.
-    Each shard is stored as soon as it is scored, so an interrupted run goes on where it stopped.
+    Each shard is stored as soon as it is scored, so that an interrupted run continues where it
+    stopped.
+
+    Args:
+        score: returns the values of consecutive rows.
+        policy: "reuse": keep valid shards, score missing and damaged ones; "require": raise where
+            one is missing or damaged; "rebuild": score all of them again.
+        rank, world_size: this process takes shards rank, rank + world_size, ...
+        progress: show a progress bar.
+
+    Raises:
+        DataError: under "require" a shard is missing or damaged.
     """
     if policy not in ("reuse", "require", "rebuild"):
         raise InputError("policy", "'reuse', 'require' or 'rebuild'", repr(policy))
@@ -72,7 +81,7 @@ def _with_progress(shards: list[range]) -> Iterator[range]:
 
 @contextlib.contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients, and the base model where there is an adapter."""
+    """Put the model in evaluation mode without gradients, with its adapter, if any, disabled."""
     training = model.training
     disable = getattr(model, "disable_adapter", contextlib.nullcontext)
     model.eval()
@@ -85,24 +94,19 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 
 def score_batch(
     model: nn.Module,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Any],
     *,
-    prefix_length: int,
     engine_options: EngineOptions,
     per_token: bool,
 ) -> list[RowValues]:
-    """Reference log-probabilities of a collated micro-batch, one `RowValues` per prompt.
+    """Score a collated micro-batch: reference log-probabilities, one `RowValues` per prompt.
 
-    tensors: `data.Collator`'s input_ids, attention_mask and completion_mask ``[S, T]``, groups
-    ``[S]``. The model's head is attached to the op (`hf.attach_fused_head`).
+    Args:
+        model: with the fused head (`hf.attach_fused_head`), in `reference_mode`.
+        tensors: what `data.Collator` returns, on the model's device.
+        per_token: whether the values of single tokens are kept beside the sums.
     """
-    batch = SequenceBatch.from_padded(
-        tensors["input_ids"],
-        tensors["completion_mask"],
-        tensors["attention_mask"],
-        prefix_length=prefix_length,
-        groups=tensors["groups"],
-    )
+    batch: SequenceBatch = tensors["sequences"]
     token_logps = model(
         input_ids=tensors["input_ids"],
         attention_mask=tensors["attention_mask"],
@@ -112,7 +116,7 @@ def score_batch(
     ).token_logps
     inputs = batch.loss_inputs(token_logps)
     assert inputs.prompt_logps is not None
-    groups = tensors["groups"]
+    groups = batch.groups
     values = []
     for prompt in range(int(groups.max()) + 1):
         own = groups == prompt
@@ -124,7 +128,7 @@ def score_batch(
 
 
 def join_rows(values: list[RowValues]) -> ShardValues:
-    """Consecutive rows as one shard."""
+    """Join consecutive rows to one shard."""
     tokens = [row.tokens for row in values if row.tokens is not None]
     return ShardValues(
         torch.tensor([row.prompt for row in values], dtype=torch.float64),

@@ -1,4 +1,4 @@
-"""What a set of reference log-probabilities depends on, and the cache key made of it."""
+"""Fingerprints of what reference log-probabilities depend on, and the cache key made of them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _VOLATILE = {"transformers_version", "use_cache", "_name_or_path", "dtype", "tor
 
 
 def cache_key(parts: Mapping[str, str]) -> str:
-    """SHA-256 of the named parts."""
+    """Return the SHA-256 of the named parts."""
     return _digest(json.dumps(dict(parts), sort_keys=True))
 
 
 def differing_parts(parts: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
-    """Names of the parts that are not equal, for messages."""
+    """Return the names of the parts that differ, for messages."""
     names = sorted(set(parts) | set(others))
     return [name for name in names if parts.get(name) != others.get(name)]
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the weights of a model, or of the base model under a LoRA adapter.
+    """Return the SHA-256 of a model's weights, under a LoRA adapter of its base model's.
 
-    Hashing the weights, not the name, finds a checkpoint that was overwritten in place.
+    The weights are hashed, not the name: a checkpoint may have been overwritten in place.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -45,25 +45,25 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def config_fingerprint(config: Any) -> str:
-    """SHA-256 of a transformers config without the settings that do not change the output."""
+    """Return the SHA-256 of a transformers config, less settings that do not change the output."""
     settings = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return _digest(json.dumps(settings, sort_keys=True, default=str))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the vocabulary and the special tokens."""
+    """Return the SHA-256 of the vocabulary and the special tokens."""
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map]
     return _digest(json.dumps(content, sort_keys=True, default=str))
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the chat template, "none" without one."""
+    """Return the SHA-256 of the chat template, "none" without one."""
     template = getattr(tokenizer, "chat_template", None)
     return _digest(json.dumps(template, sort_keys=True)) if template else "none"
 
 
 def _base_name(name: str) -> str | None:
-    """Name of a weight in the base model; None for an adapter's own weight."""
+    """Return a weight's name in the base model; None for an adapter's own weight."""
     segments = name.split(".")
     if any(part.startswith("lora_") or part == "modules_to_save" for part in segments):
         return None

@@ -1,8 +1,8 @@
 """Reference log-probabilities on disk: shards of rows, written atomically, checked when read.
 
-A cache is a folder ``ref-<key>`` with a manifest that names everything the values depend on, and
-one safetensors file per shard of consecutive rows. A file is complete or absent: it is written
-beside its place, synced, and renamed. Each carries its key, its rows and a digest of its values.
+A cache is a folder ``ref-<key>`` with a manifest of everything the values depend on, and one
+safetensors file per shard of consecutive rows. A file is complete or absent: it is written under
+another name, synced, and renamed. Each holds its key, its rows and a digest of its values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What a row stores: `responses` sums and, where per-token values are kept, `tokens` values."""
+    """Number of sums a row stores, one per response, and of per-token values (0: not kept)."""
 
     responses: int
     tokens: int = 0
@@ -36,8 +36,10 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class ShardValues:
-    """Values of consecutive rows: prompt ``[rows]`` and responses, end to end, fp64 sums; tokens,
-    end to end, fp32."""
+    """Values of consecutive rows, end to end.
+
+    prompt: ``[rows]`` fp64 sums. responses: fp64 sums. tokens: fp32.
+    """
 
     prompt: Tensor
     responses: Tensor
@@ -49,7 +51,7 @@ class ShardValues:
 
 @dataclass(frozen=True)
 class RowValues:
-    """Values of one row."""
+    """Values of one row: sums over prompt and responses, per-token values if they are kept."""
 
     prompt: float
     responses: Tensor
@@ -57,7 +59,7 @@ class RowValues:
 
 
 class ReferenceCache:
-    """The shards of one data set under one reference model."""
+    """The shards of one dataset under one reference model."""
 
     def __init__(
         self, root: str | Path, parts: Mapping[str, str], layout: Sequence[RowLayout]
@@ -71,7 +73,7 @@ class ReferenceCache:
             raise InputError("layout", "at least one row", "none")
 
     def prepare(self) -> None:
-        """Make the folder and its manifest; a folder of another run under this name is an error."""
+        """Create the folder and its manifest; raise if the folder is another run's."""
         self.directory.mkdir(parents=True, exist_ok=True)
         manifest = self.directory / _MANIFEST
         found = _read_manifest(manifest)
@@ -84,7 +86,7 @@ class ReferenceCache:
             )
 
     def shards(self) -> list[range]:
-        """Rows of every shard."""
+        """Return the rows of every shard."""
         starts = range(0, len(self.layout), SHARD_ROWS)
         return [range(start, min(start + SHARD_ROWS, len(self.layout))) for start in starts]
 
@@ -98,11 +100,11 @@ class ReferenceCache:
         write_atomic(self.path(rows), safetensors.torch.save(tensors, self._header(rows, tensors)))
 
     def read(self, rows: range) -> ShardValues:
-        """The values of a shard; a missing, foreign or damaged file is a `DataError`."""
+        """Return the values of a shard; raise `DataError` if it is missing, damaged or foreign."""
         path = self.path(rows)
         safetensors = _safetensors()
         try:
-            # Read, not mapped: a map of a file that somebody cuts short kills the process.
+            # Read, not mapped: if another process truncates a mapped file, access kills this one.
             content = path.read_bytes()
             tensors = safetensors.torch.load(content)
         except FileNotFoundError as error:
@@ -118,7 +120,7 @@ class ReferenceCache:
         return values
 
     def load(self) -> list[RowValues]:
-        """All rows in order; raises where a shard is missing or damaged."""
+        """Return all rows in order; raise `DataError` if a shard is missing or damaged."""
         loaded: list[RowValues] = []
         for rows in self.shards():
             values = self.read(rows)
@@ -132,7 +134,7 @@ class ReferenceCache:
         return loaded
 
     def nearest(self) -> str:
-        """For the message about a cache that is not there: what the other caches differ in."""
+        """Say what another cache differs in, for the message that this one is missing."""
         for manifest in sorted(self.root.glob(f"ref-*/{_MANIFEST}")):
             found = _read_manifest(manifest)
             if found is not None and found != self.parts:
@@ -167,8 +169,8 @@ class ReferenceCache:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside the place, sync, rename: after a crash the file is whole or as it was before."""
-    # No suffix of a shard: a reader never takes a leftover of a killed writer for one.
+    """Write a file so that after a crash it is either whole or as it was before."""
+    # The suffix is not a shard's, so that no reader takes the rest of a killed writer for one.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(temporary, "wb") as file:
@@ -202,7 +204,7 @@ def _read_manifest(path: Path) -> dict[str, str] | None:
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """Free-form header of a valid safetensors file."""
+    """Return the free-form header of a valid safetensors file."""
     size = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return metadata

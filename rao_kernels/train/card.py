@@ -1,4 +1,4 @@
-"""README.md beside a saved model: what it was made from, with which loss, on how much data."""
+"""The model card, README.md beside a saved model: base model, loss, amount of data."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _facts(trainer: RAOTrainer) -> Iterator[tuple[str, str]]:
 
 
 def _metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
-    """First and last value of each metric: of the evaluations, or of training without any."""
+    """Return the first and the last value of each metric, of evaluations if there were any."""
     found: dict[str, list[float]] = {}
     for entry in history:
         for key, value in entry.items():

@@ -1,8 +1,8 @@
-"""Which checkpoints are complete.
+"""Complete checkpoints: mark, find and rotate them.
 
-transformers writes straight into ``checkpoint-N``, and a process can die in the middle. A marker
-with the size of every file is written after all of them; a checkpoint without it, or with a file
-that does not match, is taken for no checkpoint.
+transformers writes straight into ``checkpoint-N``, and a process can die in the middle. So a marker
+with the size of every file is written last. A checkpoint without it, or with a file of another
+size, is ignored.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def mark_complete(folder: Path) -> None:
 
 
 def unmark(folder: Path) -> None:
-    """Take the marker away before anything in the folder changes."""
+    """Remove the marker, before anything in the folder changes."""
     (folder / MARKER).unlink(missing_ok=True)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the marker is there and every file it lists has its size."""
+    """Return whether the marker exists and every file it lists has its size."""
     try:
         sizes = json.loads((folder / MARKER).read_bytes())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -51,7 +51,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def all_checkpoints(output_dir: Path) -> list[Path]:
-    """``checkpoint-N`` folders, complete or not, by N."""
+    """Return the ``checkpoint-N`` folders, complete or not, by N."""
     found = [
         (int(match[1]), path)
         for path in output_dir.glob("checkpoint-*")
@@ -61,14 +61,16 @@ def all_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def newest_complete(output_dir: Path) -> Path | None:
-    """The complete checkpoint with the highest step."""
+    """Return the complete checkpoint with the highest step."""
     complete = [path for path in all_checkpoints(output_dir) if is_complete(path)]
     return complete[-1] if complete else None
 
 
 def find(asked: str | bool | None, output_dir: Path) -> Path | None:
-    """The checkpoint to resume from: the newest complete one of `output_dir` for True (None where
-    there is none), or the folder `asked`, which must be complete."""
+    """Return the checkpoint to resume from, None to start from the beginning.
+
+    asked: True for the newest complete one of `output_dir`, or the folder of a complete one.
+    """
     if not asked:
         return None
     if asked is True:
@@ -77,7 +79,7 @@ def find(asked: str | bool | None, output_dir: Path) -> Path | None:
         raise InputError(
             "resume_from_checkpoint",
             f"a checkpoint folder with its {MARKER}",
-            f"{asked}, which is half-written or none",
+            f"{asked}, which is incomplete or no checkpoint",
             "Pass True (on the command line: auto) for the newest complete one.",
         )
     return Path(asked)
@@ -86,7 +88,7 @@ def find(asked: str | bool | None, output_dir: Path) -> Path | None:
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
     """Keep the newest `limit` complete checkpoints and the best one; remove the others.
 
-    Called after a new marker is written, so that a complete checkpoint exists at any moment.
+    To be called after a new marker is written: then a complete checkpoint exists at any moment.
     """
     if limit is None or limit <= 0:
         return
@@ -109,7 +111,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without_rotation(args: TrainingArguments) -> Iterator[None]:
-    """transformers would remove the last complete checkpoint before the new one has its marker."""
+    """Keep transformers from removing the last complete checkpoint before a new one is marked."""
     limit, args.save_total_limit = args.save_total_limit, None
     try:
         yield

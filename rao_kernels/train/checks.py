@@ -1,7 +1,7 @@
-"""What is known to be wrong before anything is loaded, tokenized or scored.
+"""Checks that find mistakes before anything is loaded, tokenized or scored.
 
-`check_arguments` and `check_objects` look at what `RAOTrainer` is given, `check_rows` at tokenized
-rows beside the model that is to read them.
+`check_arguments` and `check_objects` check the arguments of `RAOTrainer`, `check_rows` that the
+model can read the tokenized rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .config import RAOConfig, check_runnable
 _FOR_METRICS = "it serves compute_metrics, which RAOTrainer does not take: there are no logits"
 _FULL_EVAL = "it rounds the weights of the policy, and the reference was scored without"
 
-# Arguments of transformers that RAOTrainer would ignore or compute something wrong with:
+# Arguments of transformers that RAOTrainer would ignore, or that would make its results wrong:
 # name -> values that are fine, why others are not and what to do.
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "label_smoothing_factor": (
@@ -67,7 +67,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-# Arguments of transformers that it would use as they are: name -> lowest value, whether that is
+# Ranges of arguments that transformers does not check: name -> lowest value, whether that is
 # excluded, and the highest, excluded.
 _RANGES: dict[str, tuple[float, bool, float]] = {
     "per_device_train_batch_size": (1, False, math.inf),
@@ -84,7 +84,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Raise where `args` ask for something that cannot work, be it only after hours of scoring."""
+    """Raise if `args` ask for something that could only fail after hours of scoring."""
     if not isinstance(args, RAOConfig):
         fix = "RAOConfig takes all that TrainingArguments takes."
         raise InputError("args", "an RAOConfig", type(args).__name__, fix)
@@ -107,7 +107,7 @@ def check_arguments(args: TrainingArguments) -> None:
 
 
 def check_objects(model: Any, ref_model: Any, processing_class: Any) -> None:
-    """Raise where what `RAOTrainer` is given is of another kind than it says."""
+    """Raise if an argument of `RAOTrainer` has another type than documented."""
     loadable = (str, os.PathLike, nn.Module)
     expected = "a model, or the name or folder of one"
     if not isinstance(model, loadable):
@@ -121,13 +121,13 @@ def check_objects(model: Any, ref_model: Any, processing_class: Any) -> None:
 
 
 def check_hyperparameters(args: RAOConfig) -> None:
-    """Compute the loss once on four short responses: each loss checks its own ranges."""
+    """Compute the loss once on four short responses, since each loss checks its own ranges."""
     hyper = args.hyperparameters()
     given = ", ".join(f"{name}={value!r}" for name, value in hyper.items())
     expected = f"hyperparameters with which the loss {args.loss!r} can be computed"
     try:
         with warnings.catch_warnings():
-            # They are about the rewards, which are made up here.
+            # Warnings are about the rewards, and these are only examples.
             warnings.simplefilter("ignore")
             loss = args.spec(_example_inputs(), **hyper).loss
     except InputError:
@@ -144,8 +144,10 @@ def check_rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Raise where `model` has no embedding for a token of the rows, for padding, or for the last
-    position; warn where it was trained on shorter rows."""
+    """Raise if `model` has no embedding for a token of the rows, for padding or for a position.
+
+    Warn if rows are longer than the model was made for.
+    """
     _check_tokens(rows, model, tokenizer)
     limit = getattr(_text_config(model), "max_position_embeddings", None)
     longest = max(rows, key=_length)
@@ -170,7 +172,7 @@ def _check_checkpoint(args: RAOConfig) -> None:
 
 
 def _check_sharding(args: RAOConfig) -> None:
-    """FSDP that would not be, and a run of ZeRO-3 that would save no weights."""
+    """Raise for FSDP on a CPU, which would not shard; warn of ZeRO-3 that would save no weights."""
     if args.fsdp and args.device.type == "cpu":
         fix = "Without fsdp each process trains the whole model (DDP)."
         raise InputError("fsdp", "None on a CPU, where accelerate runs DDP instead", args.fsdp, fix)
@@ -189,8 +191,8 @@ def _check_sharding(args: RAOConfig) -> None:
 def _check_tokens(
     rows: Sequence[TokenizedRow], model: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    words = model.get_input_embeddings()
-    size = getattr(words, "num_embeddings", None) or len(words.weight)
+    embeddings = model.get_input_embeddings()
+    size = getattr(embeddings, "num_embeddings", None) or len(embeddings.weight)
     largest = max(rows, key=_largest_id)
     found = {f"in {largest.where}": _largest_id(largest), "for padding": tokenizer.pad_token_id}
     for where, token in found.items():
@@ -204,10 +206,10 @@ def _check_tokens(
 
 
 def _has_position_table(model: Any, limit: int) -> bool:
-    """Whether positions are looked up in a table, as of GPT-2, OPT and GPT-J, and not computed."""
-    words = model.get_input_embeddings()
-    # OPT's and others' tables begin with two rows for padding.
-    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words)
+    """Return whether positions come from a table, as in GPT-2, OPT and GPT-J, or are computed."""
+    embeddings = model.get_input_embeddings()
+    # Some tables, such as OPT's, begin with two entries for padding.
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embeddings)
     learnt = any(limit <= table.num_embeddings <= limit + 2 for table in tables)
     return learnt or any(name.endswith("embed_positions") for name, _ in model.named_buffers())
 
@@ -225,8 +227,11 @@ def _largest_id(row: TokenizedRow) -> int:
 
 
 def _example_inputs() -> LossInputs:
-    """Two prompts with two responses of two tokens each, rewards in [0, 1], and all else that a
-    loss may read. No advantages: losses take them from the rewards, as in training."""
+    """Make inputs for any loss: two prompts with two responses of two tokens each.
+
+    Rewards are in [0, 1]. There are no advantages: losses take them from the rewards, as in
+    training.
+    """
     sequences = torch.arange(4)
     segments = sequences.repeat_interleave(2)
     tokens, sums = torch.linspace(-1.2, -0.1, 8), torch.linspace(-2.1, -0.3, 4)

@@ -1,11 +1,12 @@
-"""`RAOConfig`: what a run is, on top of everything `transformers.TrainingArguments` knows."""
+"""`RAOConfig`: the settings of a run, on top of `transformers.TrainingArguments`."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -23,8 +24,16 @@ except ImportError as error:
     raise MissingDependencyError("transformers", "train") from error
 
 
+if TYPE_CHECKING:
+    LogZ0 = float | LogZ0Estimate
+    PrefixLength = int | Literal["auto"]
+    GradTolerance = float | Literal["auto"]
+else:
+    # HfArgumentParser refuses such unions. It hands over the text, and __post_init__ reads it.
+    LogZ0 = PrefixLength = GradTolerance = str
+
 # The largest tolerances at which what is dropped adds less to the error of the gradients than
-# rounding has made of it already: docs/sparse.md has the measurements.
+# rounding already does: docs/sparse.md has the measurements.
 HIDDEN_BY_ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-13}
 
 
@@ -34,8 +43,14 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class RAOConfig(TrainingArguments):
-    """Arguments of `RAOTrainer`. `per_device_train_batch_size` counts prompts, each with all its
-    responses."""
+    """Settings of `RAOTrainer`, beside all of `transformers.TrainingArguments`.
+
+    Batch sizes count prompts, each with all its responses. `rao-kernels train --help` describes
+    every field.
+
+    Raises:
+        InputError: a setting is out of range, or settings do not work together.
+    """
 
     learning_rate: float = _option(
         1e-6,
@@ -43,9 +58,15 @@ class RAOConfig(TrainingArguments):
         "with 2e-5, LoRA takes about 10 times a full model's. --warmup_steps tames the first steps "
         "(docs/training.md).",
     )
-    per_device_train_batch_size: int = _option(4, "Prompts per device and micro-batch.")
-    per_device_eval_batch_size: int = _option(4, "Prompts per device, evaluation and reference.")
-    logging_steps: float = _option(10, "Steps between two lines of metrics.")
+    per_device_train_batch_size: int = _option(
+        4, "Prompts, each with all its responses, per device and micro-batch."
+    )
+    per_device_eval_batch_size: int = _option(
+        4, "The same for evaluation and for scoring with the reference."
+    )
+    logging_steps: float = _option(
+        10, "Steps between two lines of metrics; below 1: a share of all steps."
+    )
     logging_nan_inf_filter: bool = _option(False, "Log the last finite loss in place of NaN.")
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
 
@@ -53,24 +74,38 @@ class RAOConfig(TrainingArguments):
         "rao",
         "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON.",
     )
-    beta: float | None = _option(None, "Pull to the reference (default: the loss's own).")
-    log_z0: str = _option(
+    beta: float | None = _option(
+        None,
+        "Strength of the pull to the reference, for RAO in reward per nat (default: the loss's "
+        "own; RAO's is 0.1).",
+    )
+    log_z0: LogZ0 = _option(
         "auto",
         "RAO's log Z(t0) in nats (the paper's best is 50), or how it is estimated, once, from the "
         "rewards of the training set: 'auto', mean reward / beta, centres the targets; "
         "'logmeanexp', log mean exp(reward / beta). The number is kept in the checkpoint.",
     )
-    prompt_term: PromptTerm | None = _option(None, "How RAO uses the prompt's log-ratio.")
+    prompt_term: PromptTerm | None = _option(
+        None,
+        "How the prompt's log-ratio DX enters RAO's loss: without gradient (default), not at all, "
+        "with gradient, or as exp(DX) times log_z0, the paper's Eq. 7 taken literally.",
+    )
     loss_kwargs: dict[str, Any] | str | None = _option(
         None, "Further hyperparameters of the loss, as JSON."
     )
 
-    max_length: int = _option(1024, "Tokens of prompt and response; prompts are never cut.")
+    max_length: int = _option(1024, "Most tokens of prompt and response; prompts are never cut.")
     truncate_responses: bool = _option(False, "Cut responses that do not fit; else drop them.")
-    prompt_format: PromptFormat = _option("auto", "How a text prompt is written.")
+    prompt_format: PromptFormat = _option(
+        "auto",
+        "A text prompt as a user turn of the chat template, or plain after BOS; 'auto': chat if "
+        "the tokenizer has a template.",
+    )
     bad_rows: BadRows = _option("raise", "Raise at the first bad row, or skip them and report.")
-    prefix_length: str = _option(
-        "auto", "Tokens of t0, which all prompts share; 'auto': as many as they do share."
+    prefix_length: PrefixLength = _option(
+        "auto",
+        "Tokens of t0, the beginning that all prompts share and RAO does not score; 'auto': as "
+        "many as they share. The paper's is 1.",
     )
 
     ref_cache_dir: str | None = _option(
@@ -79,14 +114,16 @@ class RAOConfig(TrainingArguments):
     ref_cache: CachePolicy = _option(
         "reuse", "Reuse what is valid, require all of it (an error if not), or rebuild."
     )
-    ref_per_token: bool = _option(False, "Keep reference log-probs per token: exact log-ratios.")
+    ref_per_token: bool = _option(
+        False, "Keep reference log-probs per token: log-ratios are exact, the cache larger."
+    )
 
     token_stats: bool = _option(False, "Log entropy and mean_token_accuracy of the responses.")
     backend: str | None = _option(None, "Backend of the fused head (default: the best there is).")
     workspace_bytes: int | None = _option(
-        None, "Bytes of logits kept for backward (default: up to 1 GiB)."
+        None, "Bytes of logits kept for backward; 0: recompute them (default: up to 1 GiB)."
     )
-    grad_tolerance: str = _option(
+    grad_tolerance: GradTolerance = _option(
         "auto",
         "Probability each token may drop in backward; 'auto': as much as rounding hides, 2^-9 in "
         "bf16, 2^-13 in fp16, none in fp32 (docs/sparse.md); 0: none.",
@@ -98,8 +135,7 @@ class RAOConfig(TrainingArguments):
         if isinstance(loss, dict):
             self.loss = json.dumps(loss)
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.log_z0, self.prefix_length = str(self.log_z0), str(self.prefix_length)
-        self.grad_tolerance = str(self.grad_tolerance)
+        self._read_numbers()
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
         if self.use_liger_kernel:
@@ -109,47 +145,58 @@ class RAOConfig(TrainingArguments):
         if not 0.0 <= self.learning_rate < math.inf:
             raise InputError("learning_rate", "a finite number from 0 on", self.learning_rate)
         self.hyperparameters()
-        self.tolerance(torch.float32)
-        if self.prefix_length != "auto" and not _is_count(self.prefix_length):
-            raise InputError("prefix_length", "'auto' or at least 1", repr(self.prefix_length))
+
+    def _read_numbers(self) -> None:
+        """Turn the options that are a number or a name from the text of a command line into it."""
+        names = get_args(LogZ0Estimate)
+        expected = "'auto', 'logmeanexp' or a finite number of nats"
+        self.log_z0 = _read("log_z0", self.log_z0, names, float, math.isfinite, expected)
+        self.prefix_length = _read(
+            "prefix_length",
+            self.prefix_length,
+            ("auto",),
+            int,
+            lambda length: length >= 1,
+            "'auto' or at least 1",
+        )
+        self.grad_tolerance = _read(
+            "grad_tolerance",
+            self.grad_tolerance,
+            ("auto",),
+            float,
+            lambda tolerance: 0.0 <= tolerance < 1.0,
+            "'auto' or a probability in [0, 1)",
+        )
 
     @property
     def spec(self) -> Loss:
-        """The loss, or the sum of losses that JSON of names and weights stands for."""
+        """The loss, or the sum of losses given as JSON of names and weights."""
         if self.loss.lstrip().startswith("{"):
             return LOSSES.combine(_parse_json("loss", self.loss), "loss")
         return LOSSES.find(self.loss)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every hyperparameter of the loss. `log_z0` may be an estimate's name: the trainer makes
-        it."""
+        """Return every hyperparameter of the loss; `log_z0` may be the name of an estimate."""
         named: dict[str, Any] = {"beta": self.beta, "prompt_term": self.prompt_term}
         given = {name: value for name, value in named.items() if value is not None}
         if "log_z0" in self.spec.defaults or self.log_z0 != "auto":
-            given["log_z0"] = _parse_log_z0(self.log_z0)
+            given["log_z0"] = self.log_z0
         assert not isinstance(self.loss_kwargs, str)
         return self.spec.bind({**given, **(self.loss_kwargs or {})})
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """`grad_tolerance` for products in `dtype`."""
+        """Return the number that `grad_tolerance` stands for, with products in `dtype`."""
         if self.grad_tolerance == "auto":
             return HIDDEN_BY_ROUNDING.get(dtype, 0.0)
-        try:
-            value = float(self.grad_tolerance)
-        except ValueError:
-            value = math.nan
-        if not 0.0 <= value < 1.0:
-            expected = "'auto' or a probability in [0, 1)"
-            raise InputError("grad_tolerance", expected, repr(self.grad_tolerance))
-        return value
+        return self.grad_tolerance
 
     def engine_options(self) -> EngineOptions:
-        """Options of the op, in either direction."""
+        """Return the options of the op that hold for policy and reference."""
         return EngineOptions(workspace_bytes=self.workspace_bytes, backend=self.backend)
 
 
 def check_runnable(args: RAOConfig) -> None:
-    """Before hours of scoring: whether this launch and this loss can work."""
+    """Raise if this launch or this loss cannot work, before hours of scoring."""
     if args.n_gpu > 1:
         raise InputError(
             "args",
@@ -177,21 +224,24 @@ def check_runnable(args: RAOConfig) -> None:
         )
 
 
-def _is_count(text: str) -> bool:
-    return text.isdecimal() and int(text) >= 1
-
-
-def _parse_log_z0(text: str) -> float | str:
-    if text in get_args(LogZ0Estimate):
-        return text
+def _read(
+    option: str,
+    value: Any,
+    names: tuple[str, ...],
+    kind: Callable[[str], Any],
+    in_range: Callable[[Any], bool],
+    expected: str,
+) -> Any:
+    """Return `value`, a number or its text, as a number, or as it is if it is one of `names`."""
+    if value in names:
+        return value
     try:
-        value = float(text)
+        number = kind(str(value))
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        expected = "'auto', 'logmeanexp' or a finite number of nats"
-        raise InputError("log_z0", expected, repr(text))
-    return value
+        number = None
+    if number is None or not in_range(number):
+        raise InputError(option, expected, repr(value))
+    return number
 
 
 def _parse_json(name: str, text: str) -> dict[str, Any]:

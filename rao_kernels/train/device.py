@@ -1,4 +1,4 @@
-"""Training where there is no GPU."""
+"""The choice of the CPU where there is no accelerator."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 def fall_back_to_cpu(config: RAOConfig) -> None:
-    """Set `use_cpu` where no accelerator is: transformers asks for it there. What a CPU cannot do
-    is an error."""
+    """Set `use_cpu`, which transformers asks for, if there is no accelerator.
+
+    Raises:
+        InputError: fp16, which a CPU cannot train in.
+    """
     if not config.use_cpu and not config.deepspeed and not _has_accelerator():
         config.use_cpu = True
         _say_so()

@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: numbers that are not finite, a loss that rises, Ctrl-C."""
+"""Callbacks that watch a run for non-finite numbers, a rising loss, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ _WINDOW = 5
 
 
 class DivergenceGuard(TrainerCallback):
-    """Stops a run at the step that leaves a loss or a weight that is not finite, before anything
-    of that step is saved.
+    """Stops a run at the first step with a loss or weight that is not finite, before it is saved.
 
-    Weights are looked at, not gradients: fp16's loss scaling skips steps whose gradients overflow.
+    Weights are checked, not gradients: fp16's loss scaling skips steps whose gradients overflow.
     """
 
     def __init__(self, reduce: Reduce) -> None:
@@ -36,7 +35,7 @@ class DivergenceGuard(TrainerCallback):
         self._losses: list[Tensor] = []
 
     def add_loss(self, loss: Tensor) -> None:
-        """The loss of a micro-batch of the running step."""
+        """Note the loss of a micro-batch of the running step."""
         self._losses.append(loss.detach().float())
 
     def on_optimizer_step(
@@ -49,7 +48,7 @@ class DivergenceGuard(TrainerCallback):
         model: nn.Module = given["model"]
         losses, self._losses = torch.stack(self._losses), []
         weights = _trained_weights(model)
-        # Sums of squares may overflow where the weights do not: they only tell when to look closer.
+        # A sum of squares may overflow where no weight does: it only says when to look closer.
         norms = torch._foreach_norm(list(weights.values())) if weights else ()
         sums = torch.stack([losses.sum(), *(norm.to(losses) for norm in norms)])
         if not self._any_rank(args, ~sums.isfinite().all()):
@@ -62,20 +61,23 @@ class DivergenceGuard(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Clipped to an infinite norm every gradient is 0: the weights stay, and nothing is learnt.
-        Under fp16 loss scaling skips such a step by itself."""
+        """Stop if the norm of the gradients is not finite.
+
+        Clipping by an infinite norm makes every gradient 0, and nothing is learnt. Under fp16,
+        loss scaling skips such a step by itself.
+        """
         norm = (given.get("logs") or {}).get("grad_norm", 0.0)
         if not math.isfinite(norm) and not args.fp16:
             raise diverged(args, state.global_step, f"the norm of the gradients is {norm}")
 
     def _any_rank(self, args: TrainingArguments, flag: Tensor) -> bool:
-        """Whether `flag` is set on any rank: the one host read of a step without findings."""
+        """Return whether `flag` is set on any rank: a good step's one host read."""
         joined = self._reduce(flag.float(), "max") if args.world_size > 1 else flag
         return bool(joined.item())
 
 
 def diverged(args: TrainingArguments, step: int, findings: str) -> DivergedError:
-    """What is said of a run that cannot go on."""
+    """Make the error of a run that cannot go on."""
     last = checkpoints.newest_complete(Path(str(args.output_dir)))
     return DivergedError(
         f"training diverged at step {step}: {findings}. Nothing of this step was saved; the last "
@@ -85,7 +87,7 @@ def diverged(args: TrainingArguments, step: int, findings: str) -> DivergedError
 
 
 def _trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What this process holds of the trained parameters: of a sharded one its shard."""
+    """Return this process's part of the trained parameters: of a sharded one its shard."""
     found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -113,7 +115,7 @@ def _findings(losses: Tensor, weights: Mapping[str, Tensor], model: nn.Module) -
 
 
 class RisingLoss(TrainerCallback):
-    """Warns once where the loss rises instead of falling."""
+    """Warns once if the loss rises instead of falling."""
 
     def __init__(self) -> None:
         self._warned = False
@@ -126,15 +128,19 @@ class RisingLoss(TrainerCallback):
         if finding := rise(state.log_history):
             self._warned = True
             warnings.warn(
-                f"{finding}: the run moves away from what it is asked for. Lower learning_rate "
+                f"{finding}: the model moves away from its targets. Lower learning_rate "
                 f"(now {args.learning_rate:g}) or set warmup_steps; see docs/training.md",
                 stacklevel=2,
             )
 
 
 def rise(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """How the loss has risen: held out, to over 1.5 times the first evaluation's; in training, the
-    last logged ones all above the first ones and twice as high, and above the first evaluation."""
+    """Describe how the loss has risen; None if it has not.
+
+    A held-out loss has risen if it exceeds 1.5 times the first evaluation's; the training loss, if
+    the last logged ones all exceed the first ones, are twice as high on average, and exceed the
+    first evaluation's.
+    """
     first: dict[str, float] = {}
     for entry in history:
         for name, value in entry.items():
@@ -153,7 +159,7 @@ def rise(history: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def warn_about_ties(held_out: Datasets) -> None:
-    """Warn of held-out rows none of which has responses of different rewards."""
+    """Warn if no held-out prompt has responses of different rewards."""
     for dataset in each_dataset(held_out):
         ordered = (
             row.preferred is not None or len(set(row.rewards or ())) > 1 for row in dataset.rows
@@ -178,17 +184,17 @@ class StopOnInterrupt(TrainerCallback):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Ctrl-C is taken by this callback inside."""
+        """Handle Ctrl-C inside the context."""
         process = os.getpid()
 
         def note(number: int, frame: Any) -> None:
-            # A worker of the data loader inherits the handler, and is ended by its parent.
+            # Workers of the data loader inherit the handler; their parent ends them.
             if os.getpid() != process:
                 return
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
-            # Not print: the signal may have come inside one.
+            # Not print: the signal may have interrupted one, which holds its lock.
             os.write(2, b"\ninterrupt: saving a checkpoint after this step; again: stop at once\n")
 
         previous = signal.signal(signal.SIGINT, note)
@@ -206,6 +212,6 @@ class StopOnInterrupt(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """transformers takes the end of training for the end of an epoch."""
+        """Save nothing a second time: transformers ends an epoch when it stops training."""
         if self.interrupted:
             control.should_log = control.should_evaluate = control.should_save = False

@@ -1,8 +1,8 @@
-"""What a run is: everything its result depends on.
+"""The identity of a run: everything its result depends on.
 
-Kept in the output folder and in every checkpoint, so that a run goes on only from a checkpoint of
-its own. Left out is what may change on the way: how long the run is, what is logged, saved and
-evaluated, the number of devices.
+It is kept in the output folder and in every checkpoint, so that a run resumes only from a
+checkpoint of its own. What may change on resuming is left out: the length of the run, what is
+logged, saved and evaluated, the number of devices.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 FILE = "identity.json"
-# One name, one value; what is too long to show is {"what": ..., "sha256": ...}.
+# Values by name; one that is too long to show is {"what": ..., "sha256": ...}.
 Identity = dict[str, Any]
 
 _SETTINGS = (
@@ -38,7 +38,7 @@ _SETTINGS = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
     *("max_grad_norm", "train_sampling_strategy", "seed", "data_seed", "bf16", "fp16"),
 )
-# What peft writes into an adapter's config beside what the adapter is.
+# Entries of an adapter's config that do not change what it computes.
 _NOT_OF_THE_ADAPTER = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
 }
@@ -47,8 +47,7 @@ _NOT_OF_THE_ADAPTER = {
 def describe_run(
     trainer: Trainer, scorer: ReferenceScorer | None, prefix_length: int | None
 ) -> Identity | None:
-    """The identity of the run a trainer is made for, its model still being the one it starts from;
-    None without training data."""
+    """Return the identity of a trainer's run, before its first step; None without training data."""
     args, model, dataset = trainer.args, trainer.model, trainer.train_dataset
     if dataset is None:
         return None
@@ -87,7 +86,7 @@ def describe_run(
 
 
 def data_fingerprint(dataset: PreferenceDataset) -> str:
-    """SHA-256 of the token ids and of rewards, labels and whatever else a row has for the loss."""
+    """Return the SHA-256 of token ids, rewards, labels and all else a row holds for the loss."""
     digest = hashlib.sha256(dataset.fingerprint().encode())
     for row in dataset.rows:
         values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
@@ -101,7 +100,7 @@ def write(folder: Path, identity: Identity) -> None:
 
 
 def read(folder: Path) -> Identity | None:
-    """The identity kept in a folder; None without one."""
+    """Read the identity kept in a folder; None without one."""
     path = folder / FILE
     try:
         identity: Identity = json.loads(path.read_bytes())
@@ -114,7 +113,7 @@ def read(folder: Path) -> Identity | None:
 
 
 def check_same_run(folder: Path, own: Identity) -> None:
-    """Raise unless `folder`, a checkpoint or an output folder, is of the run `own`."""
+    """Raise unless `folder`, a checkpoint or an output folder, belongs to the run `own`."""
     there = read(folder)
     if there is None:
         raise InputError(
@@ -123,7 +122,7 @@ def check_same_run(folder: Path, own: Identity) -> None:
             f"{folder} without one",
             "It was written by an older version or another program: start in another output_dir.",
         )
-    # An item that another version of a package knows and this one does not is no difference.
+    # Entries that only one version of a package knows are not compared.
     differing = [
         f"{name} is {_show(own[name])}, was {_show(there[name])}"
         for name in own
@@ -139,7 +138,7 @@ def check_same_run(folder: Path, own: Identity) -> None:
 
 
 def _adapter(model: nn.Module) -> Identity:
-    """Type and settings of the adapter that is trained, if any."""
+    """Return type and settings of the trained adapter, if any."""
     configs: dict[str, Any] = getattr(model, "peft_config", {})
     items: Identity = {"adapter": [str(one.peft_type.value) for one in configs.values()] or None}
     for config in configs.values():

@@ -1,15 +1,18 @@
-"""Units of a micro-batch, and means of metrics over micro-batches and ranks, without a host read
-per step."""
+"""Units of a micro-batch, and means of metrics over micro-batches and ranks.
+
+Nothing is read on the host but when metrics are logged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..losses import CombinedLoss, Loss, LossInputs, reduce_units
+from ..sequence import SequenceBatch
 from ..types import LossOutput
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ Reduce = Callable[[Tensor, str], Tensor]
 
 
 class Meter:
-    """Collects scalars with weights on the device and gives their means.
+    """Collects weighted scalars on the device, and returns their means.
 
     A name that ends in ``_max`` is a maximum. A ``_std`` beside a ``_mean`` of the same stem is
     pooled: the standard deviation over everything seen, not the mean of the parts'.
@@ -45,7 +48,10 @@ class Meter:
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def pop(self, reduce: Reduce) -> dict[str, float]:
-        """Means and maxima since the last call. `reduce(tensor, "sum" | "max")` joins ranks."""
+        """Return means and maxima since the last call.
+
+        reduce: ``reduce(tensor, "sum" | "max")`` joins the values of all ranks.
+        """
         names, maxima = sorted(self._sums), sorted(self._maxima)
         result: dict[str, float] = {}
         if names:
@@ -63,20 +69,16 @@ class Meter:
 
 
 def _mean_of(name: str) -> str:
-    """Name of the mean that belongs to a standard deviation; a name nobody has for others."""
+    """Return the name of the mean that a standard deviation belongs to; "" for other metrics."""
     return f"{name.removesuffix('_std')}_mean" if name.endswith("_std") else ""
 
 
-def count_units(spec: Loss, batch: Mapping[str, Tensor]) -> Tensor:
-    """Units of a loss in a collated micro-batch, before any forward."""
-    segments = batch["completion_mask"][:, 1:].nonzero()[:, 0]
-    inputs = LossInputs(
-        token_logps=torch.zeros(len(segments), device=segments.device),
-        segments=segments,
-        num_sequences=len(batch["input_ids"]),
-        groups=batch["groups"],
-        preferred=batch.get("preferred"),
-        rewards=batch.get("rewards"),
+def count_units(spec: Loss, batch: Mapping[str, Any]) -> Tensor:
+    """Count the units of a loss in a collated micro-batch, before any forward."""
+    sequences: SequenceBatch = batch["sequences"]
+    unknown = torch.zeros(sequences.response_rows.shape, device=sequences.response_rows.device)
+    inputs = sequences.row_loss_inputs(
+        unknown, None, preferred=batch.get("preferred"), rewards=batch.get("rewards")
     )
     return spec.count_units(inputs)
 
@@ -92,11 +94,11 @@ def record(
 ) -> None:
     """Add a micro-batch's metrics to `meter`, weighted by the units of the loss they are of.
 
-    Where two losses of a sum share a metric's name, the first one's is kept.
+    If two losses of a sum have a metric of one name, the first one's is kept.
 
     Args:
-        seen: 0 where the micro-batch repeats rows and is to count nothing, else 1.
-        with_loss: whether the mean of the loss is added too. Of a sum the parts' always are.
+        seen: 0 if the micro-batch only repeats prompts and must not count, else 1.
+        with_loss: add the mean of the loss too. Those of a sum's parts are always added.
     """
     outputs = output.parts or (output,)
     known: set[str] = set()
@@ -109,27 +111,42 @@ def record(
         meter.update(metrics, spec.count_units(inputs) * seen)
 
 
+def token_stats(sequences: SequenceBatch, outputs: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Return entropy and accuracy as means over the response tokens, and the number of these.
+
+    outputs: a `FusedLMOutput` with `entropy` and `is_top1`.
+    """
+    rows = sequences.response_rows
+    count = rows.new_full((), len(rows))
+    named = {"entropy": outputs.entropy.detach(), "mean_token_accuracy": outputs.is_top1}
+    sums = {name: value.reshape(-1)[rows].sum() for name, value in named.items()}
+    return {name: total / count.clamp(min=1) for name, total in sums.items()}, count
+
+
 def total_loss(loss: Loss, means: Mapping[str, float]) -> dict[str, float]:
-    """`means`, for a sum of losses with the total: the weighted sum of its parts' means."""
+    """Return `means`; of a sum of losses add the total, the weighted sum of its parts' means."""
     if not isinstance(loss, CombinedLoss):
         return dict(means)
     total = sum(weight * means.get(f"loss/{spec.name}", 0.0) for spec, weight in loss.parts)
     return {"loss": total, **means}
 
 
-def drop_repeated(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """The micro-batch fetched last, without the prompts that another one of this epoch holds.
+def drop_repeated(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """Drop from an epoch's last micro-batch the prompts that another one of the epoch holds.
 
     accelerate fills the last round of micro-batches, so that every rank gets a full one, with
     prompts from the beginning. A rank that got nothing else keeps one of them, for it must take
     part in the step; "fresh" is then False, and the micro-batch is to count nothing.
+
+    Reads the batch on the host, once per epoch and only on several ranks.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    groups = batch["groups"]
-    before = accelerator.process_index * (int(groups[-1]) + 1)
-    fresh = state.remainder - before
-    kept = groups < max(fresh, 1)
-    rows = {name: value[kept] for name, value in batch.items()}
-    return rows | {"fresh": torch.tensor(fresh > 0, device=groups.device)}
+    sequences: SequenceBatch = batch["sequences"]
+    groups = sequences.groups
+    fresh = state.remainder - accelerator.process_index * (int(groups[-1]) + 1)
+    kept = int((groups < max(fresh, 1)).sum())
+    rows = {name: value[:kept] for name, value in batch.items() if name != "sequences"}
+    fresh_mark = torch.tensor(fresh > 0, device=groups.device)
+    return rows | {"sequences": sequences.first(kept), "fresh": fresh_mark}

@@ -1,4 +1,4 @@
-"""The model as the trainer wants it: adapter on, head fused, dropout off."""
+"""Load and prepare the models of a trainer: adapter, fused head, no dropout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def prepare_model(
     model: str | PathLike[str] | nn.Module, peft_config: PeftConfig | None, seed: int
 ) -> nn.Module:
-    """Load (fp32 weights), add the adapter where there is one, attach the op, disable dropout."""
+    """Load (fp32 weights), add the adapter if given, attach the fused head, disable dropout."""
     if not isinstance(model, nn.Module):
         model = load_model(fspath(model), torch.float32)
     if peft_config is not None:
@@ -32,21 +32,21 @@ def prepare_model(
 
 
 def prepare_reference(model: str | PathLike[str] | nn.Module, device: torch.device) -> nn.Module:
-    """The reference on `device`, loaded as the model is where it is a name."""
+    """Return the reference on `device`; load it if it is a name."""
     if not isinstance(model, nn.Module):
         model = load_model(fspath(model), torch.float32, "ref_model").requires_grad_(False)
     return model.to(device)
 
 
 def load_model(name: str, dtype: torch.dtype, argument: str = "model") -> nn.Module:
-    """The causal language model in a folder or on the hub; `argument` names it in errors."""
+    """Load a causal language model from a folder or the hub; `argument` names it in errors."""
     with _named(name, argument):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     return model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the hub."""
+    """Load a tokenizer from a folder or the hub."""
     with _named(name, "model"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     return tokenizer
@@ -54,7 +54,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 @contextlib.contextmanager
 def _named(name: str, argument: str) -> Iterator[None]:
-    """transformers says in many ways, and paragraphs, that it found no model."""
+    """Turn the errors of transformers about a missing model into one `InputError` of one line."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -64,14 +64,14 @@ def _named(name: str, argument: str) -> Iterator[None]:
 
 
 def run_dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:
-    """Dtype of the head's products: of mixed precision where it is on, else of the weights."""
+    """Return the dtype of the head's products: of mixed precision if on, else of the weights."""
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else next(model.parameters()).dtype
 
 
 def name_of(model: Any) -> str:
-    """Folder or name the model was loaded from."""
+    """Return the folder or name that the model was loaded from."""
     return str(model.config._name_or_path)
 
 
@@ -80,7 +80,7 @@ def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
         import peft
     except ImportError as error:
         raise MissingDependencyError("peft", "train") from error
-    # Trainer seeds later; the adapter's start must be the same in every run.
+    # Trainer seeds later, and the adapter must be initialised the same way in every run.
     set_seed(seed)
     layers = _layers(model)
     try:
@@ -90,14 +90,14 @@ def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
     targets = getattr(peft_config, "target_modules", None)
     names = getattr(adapted, "targeted_module_names", ())
     for target in targets if names and isinstance(targets, (set, list)) else ():
-        # peft passes over a name without a match where another one has some.
+        # peft ignores a name that matches nothing as long as another one matches.
         if not any(f".{name}".endswith(f".{target}") for name in names):
             raise _misfit(layers, f"{target!r}, which none is called")
     return adapted
 
 
 def _layers(model: Any) -> list[str]:
-    """What the linear layers are called that an adapter may be put on."""
+    """Return the names of the linear layers that an adapter may be put on."""
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head else None
     named = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
@@ -115,7 +115,7 @@ def _misfit(layers: list[str], problem: str) -> InputError:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """Noise in the log-probs of the policy is an error in every log-ratio."""
+    """Set every dropout to 0: noise in the log-probs would be an error in every log-ratio."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,4 +1,4 @@
-"""One output folder, one run: a run neither writes into nor goes on from what another one left."""
+"""The output folder of a run, which no other run may write into or resume from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .config import RAOConfig
 from .plot import METRICS_FILE, PLOT_FILE
 from .prepare import say
 
-# Of a run that has done something; a start that failed leaves identity.json alone.
+# Files of a run that has begun; a start that failed leaves only identity.json.
 _RUN_FILES = (METRICS_FILE, PLOT_FILE, checkpoints.STATE)
-# What saving a model writes beside its weights.
+# Files that saving a model writes beside its weights.
 _MODEL_RECORDS = (
     *("README.md", "adapter_config.json", "chat_template.jinja", "config.json"),
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -34,10 +34,16 @@ class OutputFolder:
         self._begun = False
 
     def begin(self, asked: str | bool | None, wait: Callable[[], None]) -> Path | None:
-        """The checkpoint to resume from, if any, once it and the folder are known to be of this
-        run. A trainer that has begun may begin again.
+        """Check that folder and checkpoint are this run's; return the checkpoint to resume from.
 
-        asked: True for the newest complete checkpoint, or a folder. wait: waits for all ranks.
+        A trainer that has begun may begin again.
+
+        Args:
+            asked: True for the newest complete checkpoint, or the folder of one.
+            wait: waits for all ranks.
+
+        Returns:
+            None: start from the beginning.
         """
         folder = Path(str(self.args.output_dir))
         checkpoint = checkpoints.find(asked, folder)
@@ -48,7 +54,7 @@ class OutputFolder:
             identity.check_same_run(checkpoint, self.run)
         if self.run is not None and not self._begun:
             check_usable(folder, self.run, resuming=bool(asked), checkpoint=checkpoint)
-        # No rank may see what another one writes from here on.
+        # Ranks have checked the folder before any of them writes to it.
         wait()
         if self.args.should_save:
             self.identify(folder)
@@ -56,14 +62,17 @@ class OutputFolder:
         return checkpoint
 
     def identify(self, folder: Path) -> None:
-        """Write into `folder`, the output folder or a checkpoint, what run it is of."""
+        """Write the run's identity into `folder`, the output folder or a checkpoint."""
         if self.run is not None:
             identity.write(folder, self.run)
 
 
 def left_by_a_run(folder: Path) -> list[str]:
-    """Names of what a run would overwrite or continue in `folder`: checkpoints, records that hold
-    something, weights. The reference cache, which runs may share, is none of these."""
+    """Return the names of checkpoints, non-empty metrics and weights in `folder`.
+
+    A run would overwrite or continue them. The reference cache, which runs may share, is not
+    among them.
+    """
     names = [path.name for path in checkpoints.all_checkpoints(folder)]
     records = (folder / name for name in (*_RUN_FILES, *_MODEL_RECORDS))
     names += [path.name for path in records if path.exists() and path.stat().st_size > 0]
@@ -71,7 +80,7 @@ def left_by_a_run(folder: Path) -> list[str]:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise where a run has left something."""
+    """Raise if a run has left files in `folder`."""
     if found := left_by_a_run(folder):
         raise _used(folder, found)
 
@@ -81,7 +90,7 @@ def check_usable(
 ) -> None:
     """Raise unless `folder` is unused, or holds the run `own`, which is being resumed.
 
-    checkpoint: the one resumed from, already known to be of this run; None: from the start.
+    checkpoint: where to resume from, known to be this run's; None: from the start.
     """
     found = left_by_a_run(folder)
     if found and not resuming:
@@ -100,7 +109,7 @@ def check_usable(
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder`; raise where nothing can be written to it."""
+    """Create `folder`; raise if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,34 +1,50 @@
-"""metrics.jsonl and the picture of a run."""
+"""The files that tell how a run went: metrics.jsonl and run.png."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import MissingDependencyError
+from .. import _plot
 from ..refcache import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "run.png"
-# Title of a panel -> the curves in it.
-_PANELS = {
-    "loss": ["loss"],
-    "implicit reward": ["rewards/chosen", "rewards/rejected"],
-    "margin": ["rewards/margins"],
-    "accuracy": ["rewards/accuracies"],
-    "log-probability": ["logps/chosen", "logps/rejected"],
-    "gradient norm": ["grad_norm"],
-}
-_COLORS = ("tab:blue", "tab:orange")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that answer one question: metric -> name."""
+
+    title: str
+    curves: dict[str, str]
+
+
+# First whether it learns what it is asked to, then why it might not.
+PANELS = (
+    Panel("Loss", {"loss": "loss"}),
+    Panel("Reward margin: chosen minus rejected", {"rewards/margins": "margin"}),
+    Panel("Mean implicit reward", {"rewards/mean": "mean"}),
+    Panel("Accuracy: chosen ranked above rejected", {"rewards/accuracies": "accuracy"}),
+    Panel("Implicit reward", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
+    Panel("Log-prob of responses, nats", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
+    Panel("Mean log-prob of responses, nats", {"logps/mean": "mean"}),
+    Panel("Gradient norm", {"grad_norm": "norm"}),
+)
+_COLOURS = (_plot.OURS, _plot.MUTED[0])
 
 
 class RunRecorder(TrainerCallback):
-    """Writes metrics.jsonl from the start of training on, and run.png at its end. An evaluation
-    without training writes nothing: the folder may be another run's."""
+    """Write metrics.jsonl while training, and run.png at its end. An evaluation without training
+    writes nothing: the folder may be another run's."""
 
     def __init__(self) -> None:
         self._has_begun = False
@@ -36,7 +52,7 @@ class RunRecorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The file becomes what the state knows: nothing after the checkpoint resumed from."""
+        """Begin the file with the state's history, which ends at the checkpoint resumed from."""
         self._has_begun = True
         if state.is_world_process_zero:
             lines = "".join(f"{json.dumps(entry)}\n" for entry in state.log_history)
@@ -57,28 +73,33 @@ class RunRecorder(TrainerCallback):
 
 
 def plot_run(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the curves of a run, training as lines and evaluation as dots, into a PNG."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "train") from error
-    panels = {title: names for title, names in _PANELS.items() if _present(history, names)}
+    """Draw a run into a PNG: training as thin lines, evaluation as thick ones with dots."""
+    panels = [panel for panel in PANELS if _present(history, [*panel.curves])]
     columns = 2 if len(panels) > 1 else 1
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, (title, names) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for name, color in zip(names, _COLORS, strict=False):
-            label = name.rpartition("/")[2]
-            axes.plot(*_series(history, name), color=color, label=label)
-            if _present(history, [f"eval_{name}"]):
-                evaluated = _series(history, f"eval_{name}")
-                axes.plot(*evaluated, "o--", color=color, label=f"{label} (eval)")
-        axes.set(title=title, xlabel="step")
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    figure = _plot.new_figure(5 * columns, 2.9 * rows + 0.3, "train")
+    for number, panel in enumerate(panels, 1):
+        _draw(figure.add_subplot(rows, columns, number), panel, history)
+    if any(name.startswith("eval_") for entry in history for name in entry):
+        text = "thin: training batches; thick, with dots: evaluation"
+        figure.supxlabel(text, fontsize=_plot.SIZE, color=_plot.INK)
+    _plot.save(figure, path)
+
+
+def _draw(axes: Axes, panel: Panel, history: Sequence[Mapping[str, Any]]) -> None:
+    """The curves of a panel; several are named where they end."""
+    ends = []
+    for (name, label), colour in zip(panel.curves.items(), _COLOURS, strict=False):
+        steps, values = _series(history, name)
+        evaluated = _series(history, f"eval_{name}")
+        axes.plot(steps, values, color=colour, linewidth=1, alpha=0.45 if evaluated[0] else 1)
+        axes.plot(*evaluated, "o-", color=colour, markersize=5, linewidth=2.4)
+        last_steps, last_values = evaluated if evaluated[0] else (steps, values)
+        if last_steps:
+            ends.append(_plot.Label(last_steps[-1], last_values[-1], label, colour, bold=True))
+    _plot.describe(axes, panel.title, "step")
+    if len(panel.curves) > 1:
+        _plot.label_ends(axes, ends)
 
 
 def _present(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:

@@ -1,15 +1,16 @@
-"""From user data to a dataset the trainer runs on: rows, tokens, pairs, reference log-probs."""
+"""Turn a user's data into the trainer's datasets: load, tokenize, pair, score, estimate log_z0."""
 
 from __future__ import annotations
 
 import logging
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import (
     Collator,
@@ -27,7 +28,7 @@ from ..data import (
     shared_start,
     tokenize_records,
 )
-from ..errors import DataError, InputError
+from ..errors import DataError, InputError, OneSidedTargetsWarning
 from ..hf import attach_fused_head
 from ..losses import Loss, fit_log_z0
 from ..losses.rao import LogZ0Estimate
@@ -55,16 +56,19 @@ logger = logging.getLogger(__name__)
 
 
 class NoRowsError(DataError):
-    """None of the rows can be used by the loss, each for a reason that was reported."""
+    """The loss can use none of the rows; the reasons were reported."""
 
 
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
 
 
-def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The padding token is never attended to; any token does where the tokenizer names none."""
+def make_collator(tokenizer: PreTrainedTokenizerBase, prefix_length: int = 1) -> Collator:
+    """Return the collator that pads with the tokenizer's token, or with token 0 if it has none.
+
+    Padding is never attended to, so that any token serves.
+    """
     pad = tokenizer.pad_token_id
-    return Collator(0 if pad is None else pad)
+    return Collator(0 if pad is None else pad, prefix_length)
 
 
 def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
@@ -76,14 +80,14 @@ def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
 def prepare_training(
     source: Any, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreferenceDataset | None:
-    """Any source of rows to train on, as a dataset."""
+    """Make the dataset to train on from any source of rows."""
     return None if source is None else prepare_dataset(source, "training data", args, tokenizer)
 
 
 def prepare_evaluation(
     source: Any, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Datasets:
-    """Any source of rows to evaluate on, or a dict of several, as datasets."""
+    """Make datasets to evaluate on from any source of rows, or from a dict of several."""
     name = "evaluation data"
     if isinstance(source, Mapping):
         return {
@@ -104,9 +108,9 @@ def prepare_dataset(
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreferenceDataset:
-    """Load, check and tokenize what the loss needs of `source`, and report on it.
+    """Load, check and tokenize the rows that the loss can use, and print a report.
 
-    source: a `PreferenceDataset`, a list of `Record`, or whatever `load_records` reads.
+    source: a `PreferenceDataset`, a list of `Record`, or any source that `load_records` reads.
     """
     if isinstance(source, PreferenceDataset):
         return _as_loss_reads(source, name, config)
@@ -125,7 +129,7 @@ def prepare_dataset(
 
 
 def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> PreferenceDataset:
-    """`dataset` itself where its rows are as the loss reads them, else one of such rows."""
+    """Return `dataset` if its rows are as the loss reads them, else a new one."""
     counts = DataReport(len(dataset), sum(len(row.responses) for row in dataset.rows))
     rows = _reported_rows(dataset.rows, name, config, counts)
     if len(rows) == len(dataset) and all(map(operator.is_, rows, dataset.rows)):
@@ -139,7 +143,7 @@ def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> 
 def _reported_rows(
     rows: list[TokenizedRow], name: str, config: RAOConfig, report: DataReport
 ) -> list[TokenizedRow]:
-    """`_rows_for_loss`, at least one, and what became of the others said."""
+    """Return `_rows_for_loss`, at least one, and report what became of the others."""
     rows = _rows_for_loss(rows, config, report)
     say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
@@ -154,7 +158,7 @@ def _reported_rows(
 def _rows_for_loss(
     rows: list[TokenizedRow], config: RAOConfig, report: DataReport
 ) -> list[TokenizedRow]:
-    """The rows as the loss, alone or a sum, reads them; what it needs and they lack is an error."""
+    """Return the rows as the loss, alone or a sum, reads them; raise if one lacks an input."""
     needs = config.spec.required_inputs(config.hyperparameters())
     if config.spec.unit == "pair":
         rows = as_pairs(rows, report)
@@ -176,7 +180,10 @@ def _rows_for_loss(
 
 
 def _check_probabilities(rows: list[TokenizedRow], config: RAOConfig) -> None:
-    """Rewards that a loss reads as probabilities; checked here, whatever device trains."""
+    """Raise if a loss reads rewards as probabilities and one is none.
+
+    Losses check only tensors on the CPU; this holds for every device.
+    """
     for spec, _ in config.spec.bound_parts(config.hyperparameters()):
         for row in rows if "rewards" in spec.probabilities else ():
             for number, reward in enumerate(row.rewards or ()):
@@ -187,21 +194,24 @@ def _check_probabilities(rows: list[TokenizedRow], config: RAOConfig) -> None:
 
 
 def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: int | None) -> int:
-    """Tokens of t0, which all `rows` must begin with: `known` from earlier data, as many as were
-    asked for, or as many as all prompts share. 1 where the loss scores no prompt."""
+    """Return the number of tokens of t0, which all `rows` must begin with.
+
+    It is `known` from earlier data, or the number asked for, or as many as all prompts share; 1 if
+    the loss scores no prompt.
+    """
     if "prompt_logps" not in config.spec.required_inputs(config.hyperparameters()):
         return 1
-    if known is None and config.prefix_length == "auto":
-        known = max(shared_start(rows), 1)
-    length = int(config.prefix_length) if known is None else known
-    check_shared_start(rows, length)
-    return length
+    if known is None:
+        asked = config.prefix_length
+        known = max(shared_start(rows), 1) if asked == "auto" else asked
+    check_shared_start(rows, known)
+    return known
 
 
 class ReferenceScorer:
-    """Gives datasets their reference log-probs, from the cache or from the reference model.
+    """Adds reference log-probs to datasets, from the cache or by running the reference.
 
-    model: the reference; under an adapter its base model is.
+    model: the reference; if it has an adapter, its base model is.
     """
 
     def __init__(
@@ -215,16 +225,16 @@ class ReferenceScorer:
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.collator = make_collator(tokenizer)
         self.fingerprint = model_fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
-        """Fill in `dataset.references`; every rank scores its share of the shards."""
+        """Set `dataset.references`; every rank scores its share of the shards."""
         parts = self._parts(dataset) | {"prefix_length": str(prefix_length)}
         cache = ReferenceCache(self._root(), parts, self._layout(dataset))
+        collator = make_collator(self.tokenizer, prefix_length)
 
         def score(rows: range) -> ShardValues:
-            return join_rows(self._score(dataset, rows, prefix_length))
+            return join_rows(self._score(dataset, rows, collator))
 
         fill_cache(
             cache,
@@ -244,7 +254,7 @@ class ReferenceScorer:
         return Path(given) if given else Path(str(self.config.output_dir)) / "ref_cache"
 
     def _parts(self, dataset: PreferenceDataset) -> dict[str, str]:
-        """Everything the values depend on, but t0."""
+        """Return everything the values depend on, except t0."""
         settings = self.model.config
         return {
             "format": "2",
@@ -271,20 +281,19 @@ class ReferenceScorer:
         ]
 
     def _score(
-        self, dataset: PreferenceDataset, rows: range, prefix_length: int
+        self, dataset: PreferenceDataset, rows: range, collator: Collator
     ) -> list[RowValues]:
         device = next(self.model.parameters()).device
         step = self.config.per_device_eval_batch_size
         values: list[RowValues] = []
         for start in range(rows.start, rows.stop, step):
             indices = range(start, min(start + step, rows.stop))
-            batch = self.collator([dataset[index] for index in indices])
-            tensors: dict[str, Tensor] = {key: value.to(device) for key, value in batch.items()}
+            batch = collator([dataset[index] for index in indices])
+            tensors = {key: value.to(device) for key, value in batch.items()}
             with reference_mode(self.model), self.accelerator.autocast():
                 values += score_batch(
                     self.model,
                     tensors,
-                    prefix_length=prefix_length,
                     engine_options=self.config.engine_options(),
                     per_token=self.config.ref_per_token,
                 )
@@ -294,9 +303,14 @@ class ReferenceScorer:
 def estimate_log_z0(
     loss: Loss, hyper: Mapping[str, Any], known: Sequence[PreferenceDataset], config: RAOConfig
 ) -> dict[str, Any]:
-    """`hyper` with the number in place of an estimate of log_z0, made from the rewards of the first
-    dataset known, the training data where there are any, at the beta of the part that reads it;
-    unchanged where no part asks for one or no data are known."""
+    """Replace the name of an estimate of log_z0 in `hyper` by its value, `fit_log_z0`.
+
+    Args:
+        hyper: of the loss; log_z0 may be "auto" or "logmeanexp". Without such a name, or without
+            data, it is returned unchanged.
+        known: datasets; the first one's rewards are used (the training set, if there is one),
+            with the beta of the part of the loss that reads log_z0.
+    """
     for _, bound in loss.bound_parts(hyper):
         method: LogZ0Estimate | float | None = bound.get("log_z0")
         if isinstance(method, str) and known:
@@ -312,9 +326,30 @@ def estimate_log_z0(
     return dict(hyper)
 
 
+def report_targets(
+    loss: Loss, hyper: Mapping[str, Any], dataset: PreferenceDataset, config: RAOConfig
+) -> None:
+    """Print the targets of each part of the loss that has log_z0; warn if all have one sign."""
+    for _, bound in loss.bound_parts(hyper):
+        if "log_z0" not in bound:
+            continue
+        text, one_sign = describe_targets(dataset, bound["beta"], bound["log_z0"])
+        say(config, text)
+        if one_sign:
+            warnings.warn(
+                f"all responses are to move in one direction (log_z0={bound['log_z0']:g}, {text}); "
+                "log_z0='auto' centres the targets",
+                OneSidedTargetsWarning,
+                stacklevel=3,
+            )
+
+
 def describe_targets(dataset: PreferenceDataset, beta: float, log_z0: float) -> tuple[str, bool]:
-    """Quantiles of the log-ratios the first step asks for, r / beta - log_z0, and if all agree in
-    sign."""
+    """Describe the targets of the log-ratios, ``r / beta - log_z0``, by their quantiles.
+
+    Returns:
+        The text, and whether all targets have one sign.
+    """
     rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
     targets = torch.tensor(rewards, dtype=torch.float64) / beta - log_z0
     shares = torch.tensor([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0], dtype=torch.float64)

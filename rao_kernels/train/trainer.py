@@ -1,4 +1,4 @@
-"""`RAOTrainer`: a loss of `LOSSES` on preference data, ridden on `transformers.Trainer`.
+"""`RAOTrainer`: trains with a loss of `LOSSES` on preference data, on `transformers.Trainer`.
 
 Legend: P prompts and S sequences of a micro-batch, T tokens.
 """
@@ -19,30 +19,30 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import LOSS_FIELDS, PreferenceDataset, TokenizedRow
 from ..errors import InputError, NotYetError, OneSidedTargetsWarning
-from ..fused import TOKEN_STATS, scoring_of
+from ..fused import scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
-from ..types import EngineOptions
+from ..types import EngineOptions, LossOutput
 from . import checkpoints
 from .card import write_model_card
 from .checks import check_arguments, check_objects, check_rows
 from .config import RAOConfig
 from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
 from .identity import describe_run
-from .metrics import Meter, count_units, drop_repeated, record, total_loss
+from .metrics import Meter, count_units, drop_repeated, record, token_stats, total_loss
 from .model import load_tokenizer, name_of, prepare_model, prepare_reference, run_dtype
 from .output_folder import OutputFolder, check_writable
 from .plot import RunRecorder
 from .prepare import (
     Datasets,
     ReferenceScorer,
-    describe_targets,
     each_dataset,
     estimate_log_z0,
     find_prefix_length,
     make_collator,
     prepare_evaluation,
     prepare_training,
+    report_targets,
     say,
 )
 
@@ -54,18 +54,35 @@ if TYPE_CHECKING:
 class RAOTrainer(Trainer):
     """Aligns a causal language model with any loss of `rao_kernels.losses.LOSSES`, RAO by default.
 
+    Making a trainer loads and checks everything, tokenizes the data and scores it with the
+    reference, so that mistakes are found before training.
+
     Args:
         model: a model, a `PeftModel`, or a name or folder to load one from (fp32 weights).
-        ref_model: the reference, given as the model is; None: the model as it comes, or its base
-            model under an adapter.
-        args: what to do.
-        train_dataset, eval_dataset: a path, rows, `datasets` object, list of `data.Record` or
-            `data.PreferenceDataset`; for evaluation also a dict of several.
-        processing_class: the tokenizer; None: the one of the model's folder.
+            Changed in place: its head is fused, its dropout set to 0.
+        ref_model: the reference, given as the model is. None: the model as it is at the start, or
+            its base model under an adapter.
+        args: the settings; None: the defaults, with output_dir="rao_output".
+        train_dataset, eval_dataset: a path or a list of paths, rows, a `datasets` object, a data
+            frame, a list of `data.Record`, or a `data.PreferenceDataset`; for evaluation also a
+            dict of several. None: no training, no evaluation.
+        processing_class: the tokenizer; None: the one in the model's folder.
         peft_config: adapter to put on the model.
+        callbacks, optimizers: as of `transformers.Trainer`.
+
+    Raises:
+        InputError: an argument or a combination of settings cannot work.
+        DataError: a record is bad, or lacks what the loss needs.
+        NotYetError: the loss cannot be trained from records.
+
+    Example:
+        >>> args = RAOConfig(output_dir="out", beta=0.1, learning_rate=2e-5, num_train_epochs=1)
+        >>> trainer = RAOTrainer("DIR_OR_NAME", args=args, train_dataset="rows.jsonl")
+        >>> trainer.train()
+        >>> trainer.save_model()
     """
 
-    # The loss is divided by the units of the whole window and of all ranks, not by micro-batch.
+    # The loss is divided by the units of all micro-batches of a step, on all ranks.
     loss_is_scaled_for_ga = True
     _tag_names = ["rao", "rao-kernels"]  # noqa: RUF012
     args: RAOConfig
@@ -134,8 +151,10 @@ class RAOTrainer(Trainer):
         return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
 
     def _add_references(self, *given: Datasets) -> None:
-        """Find t0, which the data at hand and all later data share, and score with the reference
-        while it is still what the model is."""
+        """Find t0, which these data and all later ones share, and score them with the reference.
+
+        The reference may be the model itself, so this must come before training.
+        """
         datasets = [one for some in given for one in each_dataset(some)]
         rows = self._first_row + [row for dataset in datasets for row in dataset.rows]
         if not rows:
@@ -144,6 +163,7 @@ class RAOTrainer(Trainer):
         for model in dict.fromkeys(readers):
             check_rows(rows, model, self.processing_class, self.args.max_length)
         self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
+        self.data_collator = make_collator(self.processing_class, self._prefix_length)
         if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
         self._first_row = rows[:1]
@@ -152,60 +172,41 @@ class RAOTrainer(Trainer):
             if self._scorer is not None and dataset.references is None:
                 self._scorer.attach(dataset, self._prefix_length)
 
-    def _report_targets(self) -> None:
-        for _, bound in self.spec.bound_parts(self.hyper):
-            if "log_z0" not in bound:
-                continue
-            text, one_sign = describe_targets(self.train_dataset, bound["beta"], bound["log_z0"])
-            say(self.args, text)
-            if one_sign:
-                warnings.warn(
-                    f"every response is asked to move in one direction (log_z0="
-                    f"{bound['log_z0']:g}, {text}); log_z0='auto' centres the targets",
-                    OneSidedTargetsWarning,
-                    stacklevel=2,
-                )
-
     # The loss.
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """``sum(weight * value)`` of the micro-batch over the units of the window and all ranks."""
+        """Compute ``sum(weight * value)`` of a micro-batch over the units of the whole step.
+
+        Args:
+            inputs: what `data.Collator` returns.
+            num_items_in_batch: the units of all micro-batches of the step, on all ranks; None:
+                of this micro-batch.
+        """
         loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, normalizer=num_items_in_batch, **self.hyper)
-        meter, seen = self._meters["train"], inputs.get("fresh", 1)
-        record(meter, self.spec, loss_inputs, result, seen, with_loss=False)
-        stats, tokens = self._token_stats(inputs, outputs)
-        meter.update(stats, tokens * seen)
-        loss = result.loss * seen
+        self._record("train", inputs, loss_inputs, result, outputs)
+        loss = result.loss * inputs.get("fresh", 1)
         if num_items_in_batch is not None:
             # Engines average gradients over ranks.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _score(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[LossInputs, Any]:
-        """One forward through the wrapped model. Only ids and masks go in: whatever else the
-        model is given, mixed precision may round."""
-        batch = SequenceBatch.from_padded(
-            inputs["input_ids"],
-            inputs["completion_mask"],
-            inputs["attention_mask"],
-            prefix_length=self._prefix_length or 1,
-            groups=inputs["groups"],
-        )
-        scoring = self._scoring
-        with_prompt = scoring.prompts != "skipped"
-        targets, learned = batch.logp_targets, batch.logp_grad_mask
+    def _score(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[LossInputs, Any]:
+        """Run the wrapped model once, and return the inputs of the loss and the model's output.
+
+        The model is given ids and masks only: mixed precision may round other tensors.
+        """
+        sequences: SequenceBatch = inputs["sequences"]
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            logp_targets=targets if with_prompt else targets.masked_fill(~learned, -100),
-            logp_grad_mask=None if scoring.prompts == "grad" else learned,
+            **self._scoring.head_inputs(sequences),
             logp_stats=self._asked_stats(),
             engine_options=EngineOptions(
                 **self.args.engine_options(),
@@ -213,34 +214,32 @@ class RAOTrainer(Trainer):
             ),
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
-        given |= {name: getattr(outputs, TOKEN_STATS[name]) for name in scoring.stats}
-        logps = outputs.token_logps
-        if with_prompt:
-            return batch.loss_inputs(logps, **given), outputs
-        return batch.row_loss_inputs(logps.flatten()[batch.response_rows], None, **given), outputs
+        return self._scoring.loss_inputs_of(sequences, outputs, given), outputs
 
     def _asked_stats(self) -> tuple[str, ...]:
-        """What the head gives beside log-probs: for the loss, and for the log."""
+        """Statistics that the head returns with the log-probs: for the loss, and for the log."""
         logged = ("entropy", "is_top1") if self.args.token_stats else ()
-        needed = (TOKEN_STATS[name] for name in self._scoring.stats)
-        return tuple(dict.fromkeys((*logged, *needed)))
+        return tuple(dict.fromkeys((*logged, *self._scoring.head_stats)))
 
-    def _token_stats(
-        self, inputs: dict[str, Tensor], outputs: Any
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Means over the response tokens, and the number of these."""
-        rows = inputs["completion_mask"][:, 1:]
-        count = rows.sum()
-        if not self.args.token_stats:
-            return {}, count
-        entropy, is_top1 = outputs.entropy[:, :-1].detach(), outputs.is_top1[:, :-1]
-        sums = {"entropy": entropy[rows].sum(), "mean_token_accuracy": is_top1[rows].sum()}
-        return {name: total / count.clamp(min=1) for name, total in sums.items()}, count
+    def _record(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+        loss_inputs: LossInputs,
+        result: LossOutput,
+        outputs: Any,
+    ) -> None:
+        """Add a micro-batch to the metrics of "train" or "eval"."""
+        meter, seen = self._meters[kind], inputs.get("fresh", 1)
+        record(meter, self.spec, loss_inputs, result, seen, with_loss=kind == "eval")
+        if self.args.token_stats:
+            means, tokens = token_stats(inputs["sequences"], outputs)
+            meter.update(means, tokens * seen)
 
     def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+        self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> Tensor | None:
-        """The loss's units in the window of micro-batches, summed over ranks."""
+        """Count the loss's units in the micro-batches of a step, on all ranks."""
         if not batch_samples:
             return None
         batch_samples[-1] = drop_repeated(batch_samples[-1], self.accelerator)
@@ -249,10 +248,10 @@ class RAOTrainer(Trainer):
         return self._reduce(total, "sum").clamp(min=1)
 
     def _prepare_input(self, data: Any) -> Any:
-        """Moves without casting: DeepSpeed's cast would round rewards and log-probs."""
+        """Move without casting: DeepSpeed's cast would round rewards and log-probs."""
         if isinstance(data, Mapping):
             return {key: self._prepare_input(value) for key, value in data.items()}
-        return data.to(self.args.device) if isinstance(data, Tensor) else data
+        return data.to(self.args.device) if isinstance(data, Tensor | SequenceBatch) else data
 
     # Metrics and evaluation.
 
@@ -262,26 +261,23 @@ class RAOTrainer(Trainer):
         super().log(logs, start_time)
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
-        """Joins the values of all ranks by "sum" or "max"."""
+        """Join the values of all ranks by "sum" or "max"."""
         joined: Tensor = self.accelerator.gather(values[None])
         return joined.sum(0) if how == "sum" else joined.amax(0)
 
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """Loss and metrics of a held-out micro-batch; their means are taken at the end."""
+        """Add a held-out micro-batch to the metrics; their means are taken at the end."""
         inputs = drop_repeated(self._prepare_inputs(inputs), self.accelerator)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, **self.hyper)
-        meter, seen = self._meters["eval"], inputs.get("fresh", 1)
-        record(meter, self.spec, loss_inputs, result, seen, with_loss=True)
-        stats, tokens = self._token_stats(inputs, outputs)
-        meter.update(stats, tokens * seen)
+        self._record("eval", inputs, loss_inputs, result, outputs)
         return result.loss, None, None
 
     def predict(self, *_: Any, **__: Any) -> Any:
@@ -328,11 +324,14 @@ class RAOTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
-        """Train. `resume_from_checkpoint`: True for the newest complete checkpoint of the output
-        folder (from the start where there is none), or the folder of one.
+        """Train, from the beginning or from a checkpoint.
 
         The output folder must be new, or hold this very run, which must then be resumed. The same
         trainer may train again.
+
+        Args:
+            resume_from_checkpoint: True for the newest complete checkpoint of the output folder
+                (from the beginning if there is none), or the folder of one.
 
         Raises:
             InputError: the checkpoint or the output folder is another run's.
@@ -341,20 +340,20 @@ class RAOTrainer(Trainer):
         folder = self._output.begin(resume_from_checkpoint, self.accelerator.wait_for_everyone)
         if folder is not None:
             self._restore(folder)
-        self._report_targets()
+        report_targets(self.spec, self.hyper, self.train_dataset, self.args)
         try:
             with warnings.catch_warnings():
-                # Told of the whole training set; a micro-batch may well be of one sign.
+                # It was said of the whole training set; one micro-batch may well have one sign.
                 warnings.simplefilter("ignore", OneSidedTargetsWarning)
                 return super().train(str(folder) if folder else None, *args, **kwargs)
         except InputError as error:
-            # Weights that are finite and too large.
+            # The weights are finite, but so large that the hidden states are not.
             if error.argument == "hidden" and self.state.global_step > 0:
                 raise diverged(self.args, self.state.global_step + 1, str(error)) from error
             raise
 
     def _restore(self, folder: Path) -> None:
-        """The offset a run was started with stays, whatever the data would now give."""
+        """Take over the log_z0 that the run began with, whatever an estimate would now give."""
         state = checkpoints.read_state(folder)
         if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]

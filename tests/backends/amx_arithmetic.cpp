@@ -1,4 +1,4 @@
-// The instructions of csrc/cpu/amx on emulated tiles, and the vector work beside them, for tests.
+// Test entry points to csrc/cpu/amx: its instructions on emulated tiles, and its vector work.
 #include "../../csrc/cpu/amx/operands.h"
 
 using namespace rao::RAO_ISA;
@@ -17,7 +17,7 @@ EXPORT void multiply_tiles(const uint16_t* a, const uint16_t* b, float* c, int64
   }
 }
 
-// Rows of a tile that lie `stride` bytes apart; zero: the tile is zeroed in between.
+// Loads and stores a tile whose rows are `stride` bytes apart; zero: zeroes it in between.
 EXPORT void copy_tile(const void* source, int64_t stride, bool zero, void* target) {
   const TileScope scope;
   RAO_TILE_STREAM(3, source, stride);
@@ -34,7 +34,8 @@ EXPORT void multiply_after_the_scope() {
   }
   RAO_TILE_MULTIPLY(0, 4, 6);
 }
-// `count` is a multiple of 32 below.
+
+// In the functions below, `count` is a multiple of 32.
 EXPORT void round_to_bf16(const float* source, int64_t count, uint16_t* target) {
   for (int64_t i = 0; i < count; i += 32) {
     store(target + i, to_bf16(load<Floats>(source + i), load<Floats>(source + i + 16)));

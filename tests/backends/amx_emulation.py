@@ -1,7 +1,7 @@
-"""The AMX kernels on a processor without the unit: csrc/cpu/amx over csrc/cpu/amx/tile_emulation.h.
+"""The AMX kernels on a processor without AMX: csrc/cpu/amx compiled with tile_emulation.h.
 
-A library of its own, with the operators of the real one in another namespace. The emulated tiles
-give the hardware's bits; vectors are those of AVX-512 where the processor has them.
+The library is separate, with the real one's operators in another namespace. Emulated tiles give the
+hardware's bits; vector work uses AVX-512 where the processor has it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ EMULATED = "-DRAO_TILES_EMULATED"
 GENERIC = ["-Og", "-Wno-psabi", *(["-mfma"] if SETUP.accepts(["-mfma"]) else [])]
 
 
-BUILDS = ("avx512", "generic")  # the vectors beside the tiles
+BUILDS = ("avx512", "generic")  # the instructions of vector work
 
 
 @cache
 def host_build() -> str:
-    """The faster build that this processor runs."""
+    """Return the fastest build that this processor runs."""
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
@@ -36,7 +36,7 @@ def host_build() -> str:
 
 
 def flags_of(build: str) -> list[str]:
-    """The compiler's, of a build; the test is skipped where the processor cannot run it."""
+    """Return a build's compiler flags; skip the test where the processor cannot run it."""
     if build == "generic":
         return GENERIC
     if host_build() != "avx512":
@@ -52,8 +52,8 @@ def load(build: str) -> _native.CpuLibrary:
 
 
 def load_units(namespace: str, amx_units: list[tuple[str, list[str]]]) -> _native.CpuLibrary:
-    """A library of sources of AMX, each with its flags, and of all that they need."""
-    base = [EMULATED, "-DRAO_HAS_AMX"]  # AMX is usable, whatever the processor
+    """Build and load a library of AMX sources, each with its flags, and of all that they need."""
+    base = [EMULATED, "-DRAO_HAS_AMX"]  # AMX is available on any processor
     base += [SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU", f"-DRAO_OPS={namespace}"]
     units = [
         *amx_units,
@@ -77,14 +77,14 @@ def require_hardware() -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, build: str | None = None) -> None:
-    """Let the `cpu` backend run the emulated kernels."""
+    """Make the `cpu` backend run the emulated kernels."""
     fastest = host_build()  # asked while the real library is in place
     build = build or fastest
     use(monkeypatch, load(build), f"{NAMESPACE}_{build}")
 
 
 def use(monkeypatch: pytest.MonkeyPatch, library: _native.CpuLibrary, namespace: str) -> None:
-    """Let the `cpu` backend run a library whose operators are in a namespace of its own."""
+    """Make the `cpu` backend run a library whose operators are in another namespace."""
     operators = getattr(torch.ops, namespace)
     monkeypatch.setattr(_native, "cpu_library", cache(lambda: library))
     monkeypatch.setattr(cpu, "_operators", lambda: operators)

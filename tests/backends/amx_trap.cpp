@@ -1,9 +1,9 @@
-// The instructions of the tile unit (AMX) on a processor without it: each raises SIGILL, whose
-// handler does what the instruction does.
+// Executes AMX instructions on a processor without AMX: each raises SIGILL, and the handler
+// emulates it.
 //
-// So the machine code that ships runs, with what the compiler made of the memory around the tiles,
-// which it does not see the instructions read and write. What the hardware would refuse is recorded
-// as a problem and left out; an instruction of no tile meets the handler that was there before.
+// The shipped machine code can thus be tested, with the compiler's treatment of memory that it does
+// not know the instructions read and write. An instruction that the hardware would refuse is
+// recorded as a problem and skipped; other illegal instructions go to the previous handler.
 #include <signal.h>
 #include <ucontext.h>
 
@@ -42,7 +42,7 @@ struct Instruction {
   int length;
 };
 
-// As the instruction reads it.
+// The operand of LDTILECFG.
 struct Configuration {
   uint8_t palette, start_row, reserved[14];
   uint16_t row_bytes[8], reserved_row_bytes[8];
@@ -67,7 +67,7 @@ int64_t read_displacement(const uint8_t* at, int bytes) {
   return bytes == 1 ? narrow : wide;
 }
 
-// The operand that the byte ModRM, at `at`, and those after it name.
+// Decodes the operand in the ModRM byte at `at` and the bytes after it.
 void decode_operand(const uint8_t* at, int high_index, int high_base, const greg_t* registers,
                     Instruction* found) {
   const int mode = *at >> 6, low = *at & 7;
@@ -103,7 +103,8 @@ void decode_operand(const uint8_t* at, int high_index, int high_base, const greg
   found->address = reinterpret_cast<uint8_t*>(address);
 }
 
-// Whether it is an instruction of three bytes VEX in the map 0F 38, with W and L clear.
+// Decodes an instruction with a three-byte VEX prefix in the map 0F 38, W and L clear; false if it
+// is another one.
 bool decode(const greg_t* registers, Instruction* found) {
   const auto* at = reinterpret_cast<const uint8_t*>(registers[REG_RIP]);
   if (at[0] != 0xc4 || (at[1] & 0x1f) != 2 || (at[2] & 0x84) != 0) {
@@ -117,7 +118,7 @@ bool decode(const greg_t* registers, Instruction* found) {
   return true;
 }
 
-// What the hardware would refuse; the first counts.
+// Records what the hardware would refuse, if it is the first problem.
 bool require(bool holds, const char* what) {
   const char* none = nullptr;
   if (!holds) {
@@ -189,7 +190,7 @@ bool configure_or_release(const Instruction& it) {
   return true;
 }
 
-// Whether it is an instruction of the unit, which is then done.
+// Executes an instruction of the tile unit; false if it is another one.
 bool execute(const Instruction& it) {
   if (it.reg > 7 || (it.vvvv != 0 && it.key != kMultiply)) {
     return false;
@@ -234,7 +235,7 @@ void handle(int, siginfo_t*, void* context) {
     registers[REG_RIP] += instruction.length;
     count.fetch_add(1, std::memory_order_relaxed);
   } else {
-    sigaction(SIGILL, &before, nullptr);  // and the instruction is met again
+    sigaction(SIGILL, &before, nullptr);  // the instruction is executed again, under that handler
   }
 }
 
@@ -248,7 +249,7 @@ EXPORT void trap_tiles() {
 }
 EXPORT void stop_trapping() { sigaction(SIGILL, &before, nullptr); }
 
-// Instructions done since the last call.
+// Instructions executed since the last call.
 EXPORT int64_t take_count() { return count.exchange(0); }
 // The first problem since the last call, or null.
 EXPORT const char* take_problem() { return problem.exchange(nullptr); }

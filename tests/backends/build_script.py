@@ -1,4 +1,4 @@
-"""setup.py as a module, so that tests compile with its commands."""
+"""Load setup.py as a module, so that tests compile with its commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETUP = load()
 
 
 def nvcc() -> str:
-    """The CUDA compiler. Without one a test is skipped, but fails where CI runs it."""
+    """Return the CUDA compiler; without one skip the test, or fail it in CI."""
     try:
         return str(SETUP.find_nvcc())
     except SETUP.SkipBuild as error:

@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def fresh_library() -> Iterator[None]:
-    """The library is looked for again inside the test, and after it."""
+    """Search for the library again inside the test, and after it."""
     _native.cpu_library.cache_clear()
     yield
     _native.cpu_library.cache_clear()
@@ -39,7 +39,7 @@ def fresh_library() -> Iterator[None]:
 def isa(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: None
 ) -> str:
-    """Each instruction set this processor has, forced by the environment; AMX on emulated tiles."""
+    """Each instruction set of this processor, forced by the environment; AMX also emulated."""
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)
@@ -57,7 +57,7 @@ def isa(
 def amx(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: None
 ) -> str:
-    """The `cpu` backend on AMX tiles: emulated, and the processor's own."""
+    """The `cpu` backend on AMX tiles: emulated, and the processor's."""
     if request.param == "emulated":
         amx_emulation.install(monkeypatch)
     else:

@@ -37,13 +37,13 @@ class Function:
 
 @cache
 def source(name: str) -> str:
-    """A file of python_bindings, or a header of csrc/include/rao, without its comments."""
+    """Return a file of python_bindings or a header of csrc/include/rao, without its comments."""
     folder = "python_bindings" if (ROOT / "python_bindings" / name).exists() else "csrc/include/rao"
     return re.sub(r"//[^\n]*", "", (ROOT / folder / name).read_text())
 
 
 def schemas(text: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Of each operator, the (C++ type, name) of its arguments, as torch reads the schema."""
+    """Return for each operator the (C++ type, name) of its arguments, parsed by torch."""
     found = {}
     for literals in re.findall(r"constexpr char k\w+\[\] =((?:\s*\"[^\"]*\")+);", text):
         schema = torch._C.parse_schema("".join(re.findall(r'"([^"]*)"', literals)))
@@ -59,7 +59,7 @@ def _type(argument: torch._C.Argument) -> str:
 
 
 def functions(text: str) -> dict[str, Function]:
-    """The functions that a file defines, by name."""
+    """Return the functions that a file defines, by name."""
     pattern = r"^(?:inline )?[\w:&<> ]+?[ *&](\w+)\(([^()]*)\) \{(?:([^\n]+)\}|\n(.*?)^\})$"
     return {
         name: Function(name, tuple(map(_parameter, _split(parameters))), line or body)
@@ -74,7 +74,7 @@ def _parameter(text: str) -> tuple[str, str]:
 
 
 def _split(arguments: str) -> list[str]:
-    """Arguments at the commas outside of brackets."""
+    """Split arguments at the commas outside brackets."""
     parts, depth = [""], 0
     for character in arguments:
         depth += (character in "([{") - (character in ")]}")
@@ -86,7 +86,7 @@ def _split(arguments: str) -> list[str]:
 
 
 def calls(body: str, name: str) -> Iterator[list[str]]:
-    """The arguments of each call ``name(...)`` or initialisation ``Name x{...}``."""
+    """Yield the arguments of each call ``name(...)`` or initialisation ``Name x{...}``."""
     for match in re.finditer(rf"\b{name}(?:<\w+>)?(?: \w+)?([({{])", body):
         depth, end = 1, match.end()
         while depth:
@@ -96,6 +96,6 @@ def calls(body: str, name: str) -> Iterator[list[str]]:
 
 
 def fields(struct: str, text: str) -> tuple[str, ...]:
-    """The names of a struct's fields, in order."""
+    """Return the names of a struct's fields, in order."""
     (body,) = re.findall(rf"struct {struct} \{{(.*?)\}};", text, re.DOTALL)
     return tuple(re.findall(r"(\w+);", body))

@@ -1,7 +1,7 @@
-"""The `cuda` backend on a CPU: the sources of csrc/cuda, compiled over the headers of cuda_on_cpu.
+"""The `cuda` backend on a CPU: csrc/cuda compiled with the headers of cuda_on_cpu.
 
-The threads of a block take turns, so that whole kernels, their binding and their launcher run, and
-only the compiler and the hardware are missing.
+The threads of a block take turns. Kernels, launchers and the binding run unchanged; only nvcc and
+the GPU are replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLAGS = ["-O2", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", f"-I{HEADERS}", "-x
 
 @cache
 def load() -> None:
-    """Compile and load the library, whose ops are then those of CPU tensors."""
+    """Compile and load the library, with its ops registered for CPU tensors."""
     if not isinstance(_native.cuda_library(), _native.Missing):
         pytest.skip("the real library of the CUDA kernels is loaded")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
@@ -45,7 +45,7 @@ def load() -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the backend take CPU tensors."""
+    """Make the backend accept CPU tensors."""
     load()
 
     def supports(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,4 +1,4 @@
-// The arithmetic of csrc/include/rao, one row at a time, for tests.
+// Test entry points to the arithmetic of csrc/include/rao, one row at a time.
 #include "rao/logit.h"
 #include "rao/online_lse.h"
 
@@ -35,7 +35,7 @@ EXPORT void row_logits(const float* products, int64_t count, float scale, float 
 }
 
 // row: row_max, log_sum, logp, logp_grad, p_factor, p_log_p_factor. dz: of the products, without
-// the slope; target -1 = elsewhere.
+// the slope. target -1: in another tile.
 EXPORT void row_gradients(const float* logits, int64_t count, const float* row, float scale,
                           int64_t target, float* dz) {
   const RowGradients rows{row, row + 1, row + 2, row + 3, row + 4, row + 5, nullptr};

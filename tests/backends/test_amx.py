@@ -1,4 +1,4 @@
-"""The tile unit's kernels: shapes, layouts and threads. Their precision is in test_amx_parts.py."""
+"""The AMX kernels: shapes, layouts and threads. test_amx_parts.py tests their precision."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from .tile_walk import (
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("amx", "nan_filled_memory")
 
-# rows, size, entries, width of a tile. Panels, strips and tiles of K are 32 long; K goes by blocks
-# beyond 48 tiles.
+# rows, size, entries, width of a tile. Panels, strips and tiles of K are 32 long; K is cut into
+# blocks beyond 48 tiles.
 SHAPES = [
     *((33, size, 70, 70) for size in (1, 7, 8, 31, 32, 33, 64, 576, 1024, 1568, 2048, 2056)),
     (5, 4096, 70, 70),
     (3, 8192, 40, 40),
     *((rows, 40, 100, 64) for rows in (1, 16, 31, 32, 33, 65)),
 ]
-# dz goes by chunks of at most 80 strips of bf16, 40 of fp16, 26 of fp32; sums of dweight wait.
+# dz is formed in chunks of at most 80 strips of bf16, 40 of fp16, 26 of fp32, with partial sums of
+# dweight between them.
 CHUNKED = [(2600, 24, 300, 300), (900, 2600, 40, 40)]
 
 
@@ -60,8 +61,8 @@ def test_shapes(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_fills_up_a_panel_has_no_gradient(dtype: torch.dtype, retain: bool) -> None:
-    """Its products, 0, are so far above every logit that their probability overflows."""
+def test_the_padding_of_a_panel_has_no_gradient(dtype: torch.dtype, retain: bool) -> None:
+    """The padding's products, 0, are so far above every logit that their probability overflows."""
 
     def negative(plain: bool) -> Case:
         case = make_case(40, 64, 70, 70, dtype, plain=plain, spread=0.001)
@@ -90,7 +91,7 @@ def test_scattered_entries_and_rows(size: int, dtype: torch.dtype, retain: bool)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weight_of_another_dtype_and_layout(dtype: torch.dtype) -> None:
-    """The tile is converted, and copied where its rows do not follow one another."""
+    """The tile is converted, and copied where its rows are not adjacent."""
     narrow, wide = (torch.bfloat16, torch.float32)
     case = make_case(40, 64, 100, 64, dtype, weight_dtype=narrow if dtype == wide else wide)
     head = case.head
@@ -107,7 +108,7 @@ def test_weight_of_another_dtype_and_layout(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [33, 64, 2048])
 def test_alignment_does_not_change_a_bit(size: int, dtype: torch.dtype) -> None:
-    """A misaligned weight is copied panel by panel, and results are stored another way."""
+    """A misaligned weight is copied panel by panel, and results are stored through the caches."""
     case = make_case(40, size, 100, 64, dtype)
     head = case.head
     moved = replace(head, hidden=misplaced(head.hidden), weight=misplaced(head.weight))
@@ -120,7 +121,7 @@ def test_alignment_does_not_change_a_bit(size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
 def test_rows_that_share_a_cache_set_give_the_bits_of_those_in_place(retain: bool) -> None:
-    """Rows 4096 bytes apart are copied; 32 columns of zeros more, and they are used in place."""
+    """Rows 4096 bytes apart are copied; with 32 more columns, of zeros, they are used in place."""
     case = make_case(40, 2048, 70, 70, torch.bfloat16)
 
     def wider(matrix: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ def test_rows_that_share_a_cache_set_give_the_bits_of_those_in_place(retain: boo
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_memory_of_a_thread_stays_small(dtype: torch.dtype) -> None:
+def test_a_threads_memory_is_at_most_that_of_the_documentation(dtype: torch.dtype) -> None:
     """docs/memory.md: at most 4.6 MB."""
     for rows, size in itertools.product((1, 512, 4096, 1 << 16), (1, 576, 1600, 2600, 4096, 8192)):
         hidden = torch.empty(1, dtype=dtype).expand(rows, size)
@@ -146,12 +147,12 @@ def test_the_memory_of_a_thread_stays_small(dtype: torch.dtype) -> None:
 
 
 def thread_cases() -> Iterator[tuple[Case, Tensor | None]]:
-    """With the rows of the backward pass."""
+    """Yield cases, each with the rows of its backward pass."""
     for dtype in (torch.bfloat16, torch.float32):
         yield make_case(140, 40, 400, 300, dtype, bias=True), None
         yield make_case(140, 40, 400, 300, dtype, scattered=True), torch.arange(0, 140, 3)
-    yield make_case(70, 1600, 100, 100, torch.bfloat16, plain=True), None  # K by blocks
-    yield make_case(900, 24, 100, 100, torch.float32, plain=True), None  # dz by chunks
+    yield make_case(70, 1600, 100, 100, torch.bfloat16, plain=True), None  # K in blocks
+    yield make_case(900, 24, 100, 100, torch.float32, plain=True), None  # dz in chunks
     yield make_case(1, 64, 700, 512, torch.bfloat16), None
 
 
@@ -177,7 +178,7 @@ def test_retained_memory_is_the_same_for_any_number_of_threads() -> None:
 
 
 def at_the_end_of_its_memory(tensor: Tensor) -> Tensor:
-    """A copy behind which the process may not read."""
+    """Return a copy that is followed by memory the process may not read."""
     pages = -(-tensor.nbytes // mmap.PAGESIZE)
     memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -191,7 +192,7 @@ def at_the_end_of_its_memory(tensor: Tensor) -> Tensor:
 
 
 def survives(run: Callable[[], object]) -> bool:
-    """Whether a forked process comes to the end of it."""
+    """Return True if `run` finishes in a forked process."""
     child = os.fork()
     if child == 0:
         faulthandler.disable()
@@ -221,7 +222,7 @@ def test_nothing_is_read_beyond_the_operands(dtype: torch.dtype) -> None:
 
 
 def answers_beside_torch(case: Case, rounds: int) -> list[Result]:
-    """Of walks between torch's own products in bf16, which configure the tiles for themselves."""
+    """Return results of walks between torch's bf16 products, which also configure the tiles."""
     left = torch.randn(64, 96).bfloat16()
     product = left @ left.T
     results = []
@@ -232,8 +233,8 @@ def answers_beside_torch(case: Case, rounds: int) -> list[Result]:
     return results
 
 
-def test_torch_may_use_the_tiles_in_between() -> None:
-    """On this thread, and on threads that come and go."""
+def test_torch_may_use_amx_between_calls() -> None:
+    """On this thread, and on short-lived threads."""
     case = make_case(40, 64, 100, 64, torch.bfloat16, plain=True)
     quiet = [walk(cpu, case, retain=retain) for retain in (True, False)]
     found = answers_beside_torch(case, 4)

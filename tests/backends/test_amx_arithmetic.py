@@ -1,6 +1,6 @@
-"""The emulated tile unit against the manual's pseudo-code, and the vector work beside it.
+"""The emulated tile unit against the pseudo-code of Intel's manual, and the kernels' vector work.
 
-In both builds of the emulation: AVX-512's vectors, and the compiler's own.
+For both builds of the emulation: AVX-512, and generic vectors.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def at(tensor: Tensor) -> c_void_p:
 
 
 def flushed(values: Tensor) -> Tensor:
-    """Denormals are zero."""
+    """Return `values` with denormals as zeros of their sign."""
     return torch.where(values.abs() < SMALLEST_NORMAL, torch.copysign(values * 0, values), values)
 
 
 def rounded_sum(a: Tensor, b: Tensor) -> Tensor:
-    """The float64 numbers a + b as fp32, rounded once: the sum is rounded to odd on its way."""
+    """Return the float64 sum a + b as fp32, rounded once: the float64 sum is rounded to odd."""
     total = a + b
     back = total - a
     lost = (a - (total - back)) + (b - back)
     bits = total.view(torch.int64)
     even = (bits & 1) == 0
-    # Towards zero, if what is lost points there, and then the odd neighbour.
+    # The odd neighbour, on the side of the remainder.
     inwards = lost.sign() == -total.sign()
     odd = torch.where(inwards, bits - 1, bits + 1)
     exact = (lost == 0) | ~total.isfinite() | ~even
@@ -64,7 +64,7 @@ def rounded_sum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def manual(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """TDPBF16PS of a [16, 32] and b [16, 16, 2] to c [16, 16], for a batch."""
+    """Return TDPBF16PS of a [16, 32] and b [16, 16, 2] to c [16, 16], for a batch."""
     left = flushed(a.float()).double().view(-1, 16, 1, 16, 2)
     right = flushed(b.float()).double().view(-1, 1, 16, 16, 2).transpose(2, 3)
     chains = torch.zeros(len(a), 16, 16, 2)
@@ -112,7 +112,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_product_of_tiles_is_that_of_the_manual(library: CDLL, kind: str) -> None:
+def test_the_product_of_tiles_is_the_manuals(library: CDLL, kind: str) -> None:
     a, b, c = operands(kind)
     expected, got = manual(a, b, c), c.clone()
     library.multiply_tiles(at(a), at(b), at(got), c_int64(BATCH))
@@ -123,7 +123,7 @@ def test_the_product_of_tiles_is_that_of_the_manual(library: CDLL, kind: str) ->
         assert expected.isinf().any() and number.any()
 
 
-def test_rows_of_a_tile_may_lie_apart(library: CDLL) -> None:
+def test_rows_of_a_tile_have_a_stride(library: CDLL) -> None:
     source, target = torch.randn(16, 37), torch.empty(16, 16)
     library.copy_tile(at(source), c_int64(37 * 4), c_bool(False), at(target))
     assert torch.equal(target, source[:, :16])
@@ -139,7 +139,7 @@ def test_a_tile_without_configuration_traps(path: Path, use: str) -> None:
 
 
 def interesting_floats() -> Tensor:
-    """Any bits, ties of bf16, denormals and what is next to them, the largest, infinity and NaN."""
+    """Return random bits, ties of bf16, denormals, numbers around the extremes, inf and NaN."""
     bits = torch.randint(-(2**31), 2**31, (1 << 15,))
     bits[:4096] = bits[:4096] & ~0xFFFF | 0x8000
     bits[4096:6144] &= 0x007FFFFF | (1 << 31)
@@ -185,7 +185,7 @@ def of_bits(bits: int) -> float:
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 64, 65, 200])
-def test_what_three_parts_hold(library: CDLL, size: int) -> None:
+def test_the_range_that_three_parts_represent(library: CDLL, size: int) -> None:
     library.is_row_exact.restype = c_bool
     inside = [0.0, of_bits(0x0C000000), of_bits(0x7F7F7FFF), 1.0]
     outside = [of_bits(0x0BFFFFFF), 2.0**-149, of_bits(0x7F7F8000), torch.inf, torch.nan]

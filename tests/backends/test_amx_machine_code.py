@@ -1,8 +1,8 @@
-"""The AMX kernels' machine code as it ships, on a processor without the unit: amx_trap.cpp does the
-tile instructions. Results are those of the emulated kernels, bit for bit.
+"""The AMX kernels' shipped machine code, on a processor without AMX: amx_trap.cpp executes the tile
+instructions. Results must equal those of the emulated kernels, bit for bit.
 
-The compiler sees neither that tile loads read memory nor that tile stores write it, so what it may
-leave out or move around them shows in machine code only.
+The compiler does not know that tile loads read memory and tile stores write it. If it removes or
+reorders accesses around them, that shows in machine code only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 @cache
 def load() -> _native.CpuLibrary:
-    """The kernels as setup.py compiles them, and those that they fall back to."""
+    """Load the kernels as setup.py compiles them, and those that they fall back to."""
     fallback = [*SETUP.AVX512_BF16, "-DRAO_ISA=avx512_bf16"]
     return amx_emulation.load_units(
         NAMESPACE,
@@ -49,7 +49,7 @@ def load() -> _native.CpuLibrary:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
-    """amx_trap.cpp."""
+    """amx_trap.cpp, compiled."""
     host = _native.cpu_library()
     if isinstance(host, _native.Missing):
         pytest.skip(host.reason)
@@ -82,7 +82,7 @@ def trap(library: CDLL) -> Iterator[CDLL]:
 
 
 def assert_same(trap: CDLL, case: Case, kept_rows: Tensor | None = None) -> None:
-    """The results of machine code, and the tiles it retains, are those of emulated kernels."""
+    """Assert that machine code gives the emulated kernels' results and retained tiles."""
     for retain in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             amx_emulation.install(patch, "avx512")
@@ -104,7 +104,7 @@ def assert_same_retained(got: Result, expected: Result) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [8, 33, 64, 576, 1600])  # the last one by blocks of K
+@pytest.mark.parametrize("size", [8, 33, 64, 576, 1600])  # the last one in blocks of K
 def test_shapes(size: int, dtype: torch.dtype, trap: CDLL) -> None:
     torch.set_num_threads(1)
     assert_same(trap, make_case(40, size, 70, 70, dtype, plain=True))
@@ -121,7 +121,7 @@ def test_scattered_entries_and_rows(dtype: torch.dtype, trap: CDLL) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_several_chunks_of_strips(dtype: torch.dtype, threads: int, trap: CDLL) -> None:
-    """And several tiles and groups of panels; sums of dweight wait."""
+    """Also several tiles and groups of panels; partial sums of dweight are kept between chunks."""
     torch.set_num_threads(threads)
     rows = {torch.bfloat16: 2600, torch.float16: 1400, torch.float32: 900}[dtype]
     assert_same(trap, make_case(rows, 24, 40, 40, dtype, plain=True))
@@ -133,7 +133,7 @@ CONFIGURE, RELEASE, UNKNOWN = "c4e2784907", "c4e27849c0", "0f0b"  # [rdi]; ud2
 
 
 def function(code: str) -> mmap.mmap:
-    """Memory with instructions and a return."""
+    """Return executable memory with instructions and a return."""
     memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     memory.write(bytes.fromhex(code + "c3"))
     return memory

@@ -1,4 +1,4 @@
-"""fp32 and fp16 operands as sums of bf16 parts: how precise that is, and what does not go so."""
+"""fp32 and fp16 operands as sums of bf16 parts: precision, and the fallback where parts fail."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def in_float32(case: Case) -> Case:
 def assert_as_good_as_float32(
     case_of: Callable[[], Case], names: tuple[str, ...], *, retain: bool = False
 ) -> None:
-    """The error is at most twice that of plain torch in fp32, on most of 5 draws."""
+    """Assert an error of at most twice that of plain torch in fp32, on most of 5 draws."""
     shares: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(5):
         case = case_of()
@@ -70,7 +70,7 @@ def test_float16_has_statistics_of_float32(size: int) -> None:
 
 
 def filled(case: Case) -> list[bool]:
-    """Which tiles the tile unit retained: the first byte of a slot says so."""
+    """Return for each tile True if AMX retained it, from the first byte of its slot."""
     _, slots = score(cpu, case, retain=True)
     return [bool(slot.memory[0]) for slot in slots if slot is not None]
 
@@ -79,7 +79,7 @@ def of_bits(bits: int) -> float:
     return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
-# Below the middle between bf16's largest number and the next; that middle.
+# The largest float below the midpoint of bf16's largest number and the next; that midpoint.
 LARGEST, TOO_LARGE = of_bits(0x7F7F7FFF), of_bits(0x7F7F8000)
 SMALLEST, TOO_SMALL = 2.0**-103, of_bits(0x0BFFFFFF)
 
@@ -99,10 +99,10 @@ SMALLEST, TOO_SMALL = 2.0**-103, of_bits(0x0BFFFFFF)
         (2.0**-149, False),
     ],
 )
-def test_what_parts_cannot_hold_goes_to_the_other_kernels(
+def test_values_that_parts_do_not_represent_fall_back(
     value: float, exact: bool, sign: float
 ) -> None:
-    """Wherever it is in hidden; in the weight only the tile that has it goes there."""
+    """All tiles for a value in hidden; for one in the weight, only the tile that has it."""
     for row, column in itertools.product((0, 17, 39), (0, 64, 69)):
         case = make_case(40, 70, 150, 64, torch.float32)
         case.head.hidden[row, column] = sign * value
@@ -116,16 +116,14 @@ def test_what_parts_cannot_hold_goes_to_the_other_kernels(
 @pytest.mark.parametrize(
     ("value", "exact"), [(2.0**-24, True), (65504.0, True), (torch.inf, False)]
 )
-def test_float16_goes_to_the_other_kernels_only_where_it_is_not_finite(
-    value: float, exact: bool
-) -> None:
+def test_float16_falls_back_only_where_it_is_not_finite(value: float, exact: bool) -> None:
     case = make_case(40, 70, 150, 64, torch.float16)
     case.head.weight[90, 5] = value
     assert filled(case) == [True, exact, True]
 
 
 def huge_in_hidden() -> Case:
-    """Where the weight is 0."""
+    """Return a case with a huge value in hidden, where the weight is 0."""
     case = make_case(40, 33, 150, 64, torch.float32)
     case.head.weight[:, 5] = 0.0
     case.head.hidden[7, 5] = 3.4e38
@@ -155,7 +153,7 @@ def tiny_in_the_weight() -> Case:
 
 
 def with_gradient(size: float, *, cancels: bool = False) -> Callable[[], Case]:
-    """Row gradients of that size. cancels: only the target's logit has one."""
+    """Return a maker of cases with row gradients of that size. cancels: only at the target."""
 
     def make_one() -> Case:
         case = make_case(40, 33, 150, 64, torch.float32, spread=0.1, plain=not cancels)
@@ -188,7 +186,7 @@ HARD = {
 
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
 @pytest.mark.parametrize("which", HARD)
-def test_nothing_is_lost_of_hard_operands(which: str, retain: bool) -> None:
+def test_hard_operands_are_as_good_as_eager(which: str, retain: bool) -> None:
     kept_rows = torch.arange(1, 40, 3)
     for kept in (None, kept_rows):
         shares = shares_of_the_limit(HARD[which](), retain, kept)
@@ -196,15 +194,15 @@ def test_nothing_is_lost_of_hard_operands(which: str, retain: bool) -> None:
 
 
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
-def test_a_bad_row_that_backward_leaves_out(retain: bool) -> None:
-    """Forward goes to the other kernels and retains nothing, backward does not."""
+def test_a_bad_row_that_backward_skips(retain: bool) -> None:
+    """Forward falls back and retains nothing; backward, without the row, does not fall back."""
     kept_rows = torch.tensor([0, 2, 3, 31, 33, 39])
     shares = shares_of_the_limit(huge_in_hidden(), retain, kept_rows)
     assert {name: share for name, share in shares.items() if not share <= 1} == {}
 
 
 @pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
-def test_a_bad_row_spoils_no_other(retain: bool) -> None:
+def test_a_bad_row_does_not_affect_others(retain: bool) -> None:
     case = make_case(40, 33, 150, 64, torch.float32)
     case.head.hidden[7, 3] = torch.nan
     case.head.hidden[35, 32] = torch.inf
@@ -247,7 +245,7 @@ def test_hard_operands_through_the_op(workspace_bytes: int | None) -> None:
     assert worse_than_torch(got, truth, plain, torch.float32) == []
 
 
-def test_rows_that_the_sparse_backward_leaves_out_may_be_bad() -> None:
+def test_rows_that_the_sparse_backward_skips_may_be_bad() -> None:
     """A huge value in a row whose log-prob has no gradient."""
     problem = make(37, 5000, 48, logit_std=4.0)
     assert problem.dlogp is not None

@@ -17,16 +17,21 @@ from .build_script import ROOT, SETUP
 from .cpp_source import BINDINGS, calls, functions, schemas, source
 
 RECORDS = {"RowState": RowState, "RowGradients": RowGradients}
+# Two names that must be equal: of a tensor in error messages, of a field that is assigned.
+PAIRS = (
+    r'_of(?:<\w+>)?\(\*?(\w+), "(\w+)"',
+    r'\.(\w+) =\s+\w+_of(?:<\w+>)?\(\*?(\w+), "',
+    r"\.(\w+) =\s+static_cast<\w+>\((\w+)\)",
+)
 
 
-def differences(text: str) -> Iterator[str]:
-    """Find where a binding's order of arguments is not that of what it calls or fills."""
+def differences(text: str, header: str) -> Iterator[str]:
+    """Find arguments of a binding that differ from what it calls, or the fields it fills.
+
+    header: params.h, whose functions the binding calls.
+    """
     found = functions(text)
-    helpers = [
-        helper
-        for name, helper in (functions(source("params.h")) | found).items()
-        if name not in schemas(text)
-    ]
+    helpers = [one for one in (functions(header) | found).values() if one.name not in schemas(text)]
     for name, arguments in schemas(text).items():
         function = found[name]
         if function.parameters != arguments:
@@ -46,14 +51,16 @@ def differences(text: str) -> Iterator[str]:
                 names = tuple(re.match(r"\w+\((\w+)", value)[1] for value in given)
                 if names != cpp_source.fields(struct, source("rows.h")):
                     yield f"{function.name} fills {struct} with {names}"
-        for pair in re.findall(r'_of(?:<\w+>)?\(\*?(\w+), "(\w+)"', function.body):
-            if pair[0] != pair[1]:
-                yield f"{function.name} calls {pair[0]} {pair[1]!r}"
+    for function in [*found.values(), *functions(header).values()]:
+        for pattern in PAIRS:
+            for first, second in re.findall(pattern, function.body):
+                if first != second:
+                    yield f"{function.name} uses {first!r} for {second!r}"
 
 
 @pytest.mark.parametrize("file", BINDINGS)
 def test_schema_function_and_structs_have_one_order(file: str) -> None:
-    assert list(differences(source(file))) == []
+    assert list(differences(source(file), source("params.h"))) == []
 
 
 @pytest.mark.parametrize(
@@ -81,12 +88,22 @@ def test_swapped_arguments_are_found(file: str, first: str, second: str) -> None
     for match in found:
         swapped = f"{second},{match[1]}{first}"
         mutated = text[: match.start()] + swapped + text[match.end() :]
-        assert list(differences(mutated)) != [], match
+        assert list(differences(mutated, source("params.h"))) != [], match
 
 
-def test_a_tensor_that_is_checked_under_another_name_is_found() -> None:
-    text = source("bind_cpu.cpp").replace('floats_of(logp, "logp"', 'floats_of(log_sum, "logp"')
-    assert len(list(differences(text))) == 2
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('floats_of(logp, "logp"', 'floats_of(log_sum, "logp"'),
+        ("out.dbias = floats_of(dbias", "out.dhidden = floats_of(dbias"),
+        ("head.scale = static_cast<float>(scale)", "head.scale = static_cast<float>(softcap)"),
+        ("scratch.rows = bytes_of(rows", "scratch.threads = bytes_of(rows"),
+    ],
+)
+def test_a_tensor_of_another_name_is_found(right: str, wrong: str) -> None:
+    text, header = source("bind_cpu.cpp"), source("params.h")
+    assert right in text + header
+    assert list(differences(text.replace(right, wrong), header.replace(right, wrong))) != []
 
 
 @pytest.mark.parametrize("struct", RECORDS)

@@ -1,4 +1,4 @@
-"""setup.py where the compiler knows no AMX."""
+"""setup.py with a compiler that does not know AMX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 @pytest.fixture
 def old_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler, but for its options of AMX."""
+    """The compiler, without its options of AMX."""
     script = tmp_path / "old-c++"
     refuses = 'case "$*" in *-mamx-*) echo "unknown option" >&2; exit 1;; esac'
     script.write_text(f'#!/bin/sh\n{refuses}\nexec {SETUP.compiler()} "$@"\n')
@@ -46,7 +46,7 @@ def test_a_compiler_without_amx_builds_the_rest(
 
 @pytest.mark.parametrize("built", [False, True], ids=["without", "with"])
 def test_a_library_says_why_amx_is_not_used(tmp_path: Path, built: bool) -> None:
-    """dispatch.cpp alone, its kernels left unresolved."""
+    """dispatch.cpp alone, with its kernels left unresolved."""
     library = _native.cpu_library()
     if isinstance(library, _native.Missing):
         pytest.skip(library.reason)

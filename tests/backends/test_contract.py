@@ -1,7 +1,7 @@
 """Every backend, dtype and workspace against float64: one contract, one oracle.
 
-A variant is a backend, or one of its forms; Triton's run under its interpreter here, which takes
-its time: fewer combinations of dtype and workspace for them.
+A variant is a backend, or one of its forms. Triton's run under its slow interpreter, with fewer
+combinations of dtype and workspace.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def require(backend: str, dtype: torch.dtype) -> None:
 
 
 def run(problem: Problem, backend: str, workspace_bytes: int | None, device: str = "cpu") -> Answer:
-    """The op's results and gradients, as the oracle gives them."""
+    """Return the op's results and gradients, as the oracle returns them."""
     leaves = {
         name: tensor.detach().to(device, copy=True).requires_grad_()
         for name in ("hidden", "weight", "bias")
@@ -84,7 +84,7 @@ def case(name: str, dtype: torch.dtype, seed: int) -> Case:
 
 
 def worse_than_torch(got: Answer, truth: Answer, plain: Answer, dtype: torch.dtype) -> list[str]:
-    """What has a larger error than it may."""
+    """Return the names of the results whose error is too large."""
     assert (got.logps <= 0).all()
     worse = []
     for field in fields(Answer):
@@ -203,7 +203,7 @@ def test_half_precision_survives_a_loss_scaler(backend: str) -> None:
 
 
 def _views(tensor: Tensor) -> Tensor:
-    """The same values behind an offset and strides."""
+    """Return the same values with an offset and strides."""
     wide = torch.empty(tensor.shape[0] + 3, tensor.shape[1] * 2 + 1, dtype=tensor.dtype)
     view = wide[2:-1, 1::2]
     return view.copy_(tensor)

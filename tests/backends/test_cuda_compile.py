@@ -1,4 +1,4 @@
-"""Every CUDA source for every target it ships for, without a GPU: registers, memory accesses."""
+"""Registers and memory accesses of every CUDA source for every target, without a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from .build_script import ROOT, SETUP, nvcc
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
-# dtypes x with and without a retained tile x two flags; without one, the dtype is of no account.
+# dtypes x with and without a retained tile x two flags; without one, the dtype does not matter.
 KERNELS = {"score_tile": (3 + 1) * 2 * 2, "grad_tile": 3 * 2 * 2 * 2}
 REGISTERS = 64  # four blocks of 256 threads on a multiprocessor
 
@@ -30,8 +30,8 @@ class Kernel:
 
     @property
     def loops(self) -> list[list[str]]:
-        """From a label to a branch back to it."""
-        # What stands behind the end is for warps that have come apart.
+        """Instructions from a label to a branch back to it."""
+        # Code behind the end is for diverged warps.
         lines = list(takewhile(lambda line: not line.startswith("EXIT"), self.lines))
         labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
         found = []
@@ -43,7 +43,7 @@ class Kernel:
 
     @property
     def main_loop(self) -> list[str]:
-        """The loop that does a row's work: the one that takes exponentials of what it loads."""
+        """The loop over a row: the one that loads and takes exponentials."""
         working = [loop for loop in self.loops if count(r"MUFU\.EX2", loop) and count("LDG", loop)]
         assert len(working) == 1, self.name
         return working[0]
@@ -54,7 +54,7 @@ def count(instruction: str, lines: list[str]) -> int:
 
 
 def disassembler() -> str:
-    """nvdisasm, which Triton's package brings."""
+    """Return nvdisasm, which is part of Triton's package."""
     triton = find_spec("triton")
     folders = (
         [] if triton is None else [f"{triton.submodule_search_locations[0]}/backends/nvidia/bin"]

@@ -1,4 +1,4 @@
-"""The library of the CUDA kernels: how it is built, found, and refused, all without a GPU."""
+"""Building, loading and refusing the library of the CUDA kernels, without a GPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attempt(folder: Path) -> bool:
-    """Whether the CUDA library was built."""
+    """Return True if the CUDA library was built."""
     command = SETUP.BuildNative(Distribution())
     command.build_temp = command.build_lib = str(folder)
     command.ensure_finalized()
@@ -120,7 +120,7 @@ def test_of_the_default_architectures_those_the_compiler_knows(
     assert found == [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
 
 
-def test_a_name_that_is_no_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_architecture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(SETUP.SkipBuild, match="'Hopper' is not like '9\\.0'"):
         SETUP.architecture_flags("nvcc")
@@ -157,7 +157,7 @@ def test_best_effort_beside_a_torch_with_cuda_warns(
 
 
 @pytest.mark.parametrize(("switch", "has_cuda"), [("0", True), ("", False)])
-def test_skipped_in_silence(
+def test_skipped_without_a_warning(
     switch: str, has_cuda: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAO_BUILD_CUDA", switch)

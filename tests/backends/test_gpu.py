@@ -1,4 +1,4 @@
-"""The CUDA and the eager backend on a GPU: the contract, and what only a GPU can show."""
+"""The CUDA and the eager backend on a GPU: the contract, streams, graphs and devices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def require(backend: str, dtype: torch.dtype, device: str = "cuda") -> None:
 
 @cache
 def case(name: str, dtype: torch.dtype, seed: int) -> Case:
-    """A problem, its answer in float64, and plain torch's in `dtype` on the GPU."""
+    """Return a problem, its answer in float64, and plain torch's in `dtype` on the GPU."""
     problem = make(dtype=dtype, seed=seed, **PROBLEMS[name])
     plain = moved(dense(moved(problem, "cuda")), "cpu")
     return problem, dense(problem.to(torch.float64)), plain
@@ -71,7 +71,7 @@ def test_several_tiles_and_a_ragged_last_one(backend: str) -> None:
 
 @pytest.mark.usefixtures("nan_filled_memory")
 def test_same_bits_every_time(backend: str) -> None:
-    """Deterministic algorithms are asked for."""
+    """With torch's deterministic algorithms."""
     require(backend, HALF)
     problem = make(517, 20000, 128, dtype=HALF, entropy=True, ignored=0.2)
     first, second = (run(problem, backend, None, device="cuda") for _ in range(2))
@@ -81,7 +81,7 @@ def test_same_bits_every_time(backend: str) -> None:
 
 
 class Call:
-    """A forward and a backward over fixed tensors, as a captured graph has them."""
+    """A forward and a backward over fixed tensors, as a captured graph needs."""
 
     def __init__(self, backend: str, rows: int = 256, device: str = "cuda") -> None:
         problem = moved(make(rows, 20000, 128, dtype=HALF), device)
@@ -153,7 +153,7 @@ def test_a_captured_graph_replays_with_new_inputs(backend: str) -> None:
 
 
 def test_the_current_stream_is_used(backend: str) -> None:
-    """The inputs change on a side stream, behind work that keeps it busy."""
+    """The inputs change on a side stream, after work that keeps it busy."""
     require(backend, HALF)
     call = Call(backend)
     new = torch.randn_like(call.hidden)

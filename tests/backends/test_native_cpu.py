@@ -1,4 +1,4 @@
-"""The native library: how it is found, which instruction set runs, and what each one computes."""
+"""The native library: loading, choice of the instruction set, and the results of each one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_processor_without_amx_says_so(
 def test_amx_is_not_used_where_another_set_is_forced(
     monkeypatch: pytest.MonkeyPatch, fresh_library: None
 ) -> None:
-    """The retained tile and the widths are then the other's too."""
+    """The retained tile and the widths are then the other set's too."""
     amx_emulation.require_hardware()
     monkeypatch.setenv("RAO_KERNELS_CPU_ISA", "avx512_bf16")
     _native.cpu_library.cache_clear()
@@ -102,13 +102,13 @@ def test_a_broken_library_is_a_reason(
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """Stands in for one of torch.ops."""
+    """A stand-in for one of torch.ops."""
 
     default: SimpleNamespace
 
 
 def older_libraries() -> dict[str, SimpleNamespace]:
-    """The operators of a library without score_tile, and of one whose arguments had other names."""
+    """Return operators without score_tile, and operators whose arguments have other names."""
     schema = torch._C.parse_schema("score_tile(int isa, Tensor hidden, int first_word) -> ()")
     others = {"host_isas": lambda: 1, "amx_problem": lambda: "", "compiler": lambda: ""}
     return {
@@ -158,14 +158,14 @@ def test_odd_sizes(
 
 
 @pytest.mark.usefixtures("isa")
-def test_more_depth_than_a_block_of_k() -> None:
+def test_depth_of_several_blocks() -> None:
     assert_as_good_as_eager(lambda: make_case(12, 1100, 300, 300, torch.float32))
     assert_as_good_as_eager(lambda: make_case(1100, 20, 300, 300, torch.bfloat16))
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spread", [1e-4, 20.0], ids=["near zero", "bent"])
+@pytest.mark.parametrize("spread", [1e-4, 20.0], ids=["near zero", "capped"])
 def test_bias_softcap_and_scale(dtype: torch.dtype, spread: float) -> None:
     def case_of(bias: bool) -> Case:
         return make_case(19, 40, 500, 256, dtype, spread=spread, bias=bias, scale=-0.7, softcap=5.0)

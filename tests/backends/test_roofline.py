@@ -1,4 +1,4 @@
-"""The roofline's model, and that its page and the table of forms are what it gives."""
+"""The roofline model, and that its page and the table of forms are generated from it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 TARGET = tuning.Target("NVIDIA H100 80GB HBM3", (9, 0), 132, 232448, False)
 
 
-def test_page_is_what_the_model_gives() -> None:
+def test_page_is_generated_from_the_model() -> None:
     """Run docs/generate_roofline.py where this fails."""
     text = (DOCS / "roofline.md").read_text()
     assert generate_roofline.page(text) == text
 
 
-def test_forms_nobody_measured_are_the_models() -> None:
+def test_forms_without_a_measurement_are_the_models() -> None:
     """Run docs/generate_roofline.py where this fails."""
     assert (
         generate_roofline.forms_text(generate_roofline.forms())

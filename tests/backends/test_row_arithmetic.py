@@ -1,4 +1,4 @@
-"""The headers that the kernels of every device share, compiled for the host, against float64."""
+"""The arithmetic that all devices share (csrc/include/rao), on the host, against float64."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_row_without_probabilities(library: CDLL) -> None:
     assert out.tolist() == [-torch.inf, 0.0, 0.0, 0.0, -torch.inf]
 
 
-def test_a_nan_is_told_by_the_sums(library: CDLL) -> None:
+def test_a_nan_shows_in_the_sums(library: CDLL) -> None:
     z, out = torch.randn(ENTRIES), torch.empty(5)
     z[3] = torch.nan
     library.row_sums(at(z), c_int64(ENTRIES), c_int64(64), at(out))

@@ -1,4 +1,4 @@
-"""What the Triton backend refuses, with which reason, and what it reserves."""
+"""The Triton backend's reasons for refusing a problem, and its scratch memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install triton" in str(triton.supports(CUDA, BF16))
 
 
-def test_first_on_cuda_and_never_a_cpus_choice() -> None:
+def test_first_on_cuda_and_never_chosen_on_a_cpu() -> None:
     assert backends.ORDER["cuda"][0] == "triton"
     assert "triton" not in backends.ORDER["cpu"]
 
@@ -69,6 +69,6 @@ def test_scratch_of_each_form(width: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")
-def test_interpreter_is_at_hand() -> None:
-    """Else the contract would be skipped for this backend, and nobody would see it."""
+def test_the_interpreter_is_available() -> None:
+    """Without the interpreter, the contract's tests of this backend would be skipped unnoticed."""
     assert triton.supports(torch.device("cpu"), BF16) is None

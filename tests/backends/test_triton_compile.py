@@ -1,6 +1,6 @@
-"""Every Triton kernel compiles for every target, into the instructions it is meant to.
+"""Every Triton kernel compiled for every target: registers, wide loads, tensor-core instructions.
 
-No GPU is needed; a compiler that is missing fails these tests.
+No GPU is needed; a missing compiler fails these tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-# What the products of a target are in its assembly, and its loads of 16 bytes or whole blocks.
+# Each target's matrix instruction in its assembly, and its loads of 16 bytes or whole blocks.
 TENSOR_INSTRUCTIONS = {
     "sm_80": "mma.sync",
     "sm_90": "wgmma.mma_async",
@@ -42,7 +42,7 @@ KERNELS = [*READING_TILES, *(f"score_fused-{variant}_merge" for variant in VARIA
 
 @cache
 def compiled(target: str) -> dict[str, dict[str, object]]:
-    """What the program of that name prints."""
+    """Return the output of `PROGRAM` for a target."""
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", PROGRAM, target]
     done = subprocess.run(command, cwd=ROOT, env=without, capture_output=True, text=True)
@@ -60,7 +60,7 @@ def test_all_kernels_are_compiled(target: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_no_register_goes_to_local_memory(target: str, kernel: str) -> None:
+def test_no_register_is_spilled(target: str, kernel: str) -> None:
     found = compiled(target)[kernel]
     assert found["local_bytes"] == 0, found["loads"]
 

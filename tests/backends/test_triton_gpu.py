@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU: the contract natively, and what only a GPU can show."""
+"""The Triton backend on a GPU: the contract, streams, graphs and large problems."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_contract(name: str, dtype: torch.dtype, workspace: str) -> None:
     )
 
 
-# Several tiles, rows and entries that no block divides, D that one block and that none divides.
+# Several tiles; rows and entries that are no multiples of a block; D that is one or is not.
 LARGE = {
     "even": {"rows": 1000, "vocabulary": 20_011, "size": 1024},
     "uneven": {"rows": 515, "vocabulary": 16_640, "size": 1040, "entropy": True},
@@ -90,7 +90,7 @@ def _gradients(problem: Problem, **options: object) -> tuple[Tensor, ...]:
 
 
 def _trusted() -> tuple[Callable[[], tuple[Tensor, ...]], Tensor]:
-    """A step without a host read, on tensors that stay where they are; and its hidden."""
+    """Return a step that reads nothing on the host, over fixed tensors, and its hidden."""
     problem = make(256, 17_000, 512, dtype=torch.bfloat16)
     hidden, weight = (x.cuda().requires_grad_() for x in (problem.hidden, problem.weight))
     targets = problem.targets.cuda()
@@ -203,7 +203,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 
 
 def test_more_than_2_to_the_31_logits() -> None:
-    """int64 offsets: a retained tile and a scratch tile of more than 2^31 elements."""
+    """Offsets need int64: a retained tile and a scratch tile have more than 2^31 elements."""
     rows = 2**31 // 8192 + 300
     if torch.cuda.mem_get_info()[0] < 40 << 30:
         pytest.skip("needs 40 GiB of free GPU memory")

@@ -1,4 +1,4 @@
-"""The sparse walk over Triton's tile operations: entries in another order, rows gathered."""
+"""The sparse backward with Triton's tile operations: permuted entries, gathered rows."""
 
 from __future__ import annotations
 

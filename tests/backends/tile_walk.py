@@ -1,4 +1,4 @@
-"""A backend's functions called one after the other, as the engine does, on cases of any layout."""
+"""Call a backend's functions as the engine does, on cases of any layout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..cases import FLOOR, error
 
 @dataclass(frozen=True)
 class Case:
-    """One head, cut into tiles, with everything the two operations take.
+    """One head, cut into tiles, with all inputs of the two operations.
 
     dhidden_row: the row of dhidden that belongs to each row; None = the same row. misaligned: the
     gradients begin one element beyond a multiple of 64 bytes.
@@ -67,8 +67,11 @@ def make_case(
     plain: bool = False,
     scattered: bool = False,
 ) -> Case:
-    """A random case. plain: no gradient of entropy or lse. scattered: entries of a tile and rows of
-    dhidden in any order."""
+    """Return a random case.
+
+    plain: no gradient of entropy or lse. scattered: entries of a tile and rows of dhidden in any
+    order.
+    """
     head = Head(
         hidden=torch.randn(rows, size).to(dtype),
         weight=(torch.randn(entries, size) * spread / size**0.5).to(weight_dtype or dtype),
@@ -87,7 +90,7 @@ def make_case(
 
 
 def misplaced(tensor: Tensor) -> Tensor:
-    """A contiguous copy that begins one element beyond a multiple of 64 bytes."""
+    """Return a contiguous copy that begins one element beyond a multiple of 64 bytes."""
     memory = torch.empty(tensor.numel() + 65, dtype=tensor.dtype)
     first = 1 + -memory.data_ptr() % 64 // tensor.itemsize
     return memory[first : first + tensor.numel()].view(tensor.shape).copy_(tensor)
@@ -95,7 +98,7 @@ def misplaced(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Result:
-    """All that a forward and a backward walk give."""
+    """The results of a forward and a backward walk."""
 
     row_max: Tensor
     row_sum: Tensor
@@ -112,7 +115,7 @@ class Result:
 def score(
     backend: object, case: Case, *, retain: bool
 ) -> tuple[RowState, list[RetainedSlot | None]]:
-    """Forward over all rows, on the case's tiles."""
+    """Run forward over all rows, on the case's tiles."""
     head, dtype = case.head, case.head.accumulator
 
     def full(value: float) -> Tensor:
@@ -134,7 +137,7 @@ def score(
 
 
 def walk(backend: object, case: Case, *, retain: bool, kept_rows: Tensor | None = None) -> Result:
-    """Forward over all rows, backward over `kept_rows`, on the case's tiles."""
+    """Run forward over all rows and backward over `kept_rows`, on the case's tiles."""
     state, slots = score(backend, case, retain=retain)
     out = differentiate(backend, case, state, slots, kept_rows)
     values = {field.name: getattr(state, field.name) for field in fields(RowState)}
@@ -196,8 +199,11 @@ def assert_as_good_as_eager(
     kept_rows: Tensor | None = None,
     factor: float = 2.0,
 ) -> None:
-    """On the first draw, or else on most of 15: of a few numbers, or a sum of large terms that
-    cancel, either may have the lucky or the unlucky roundings."""
+    """Assert errors of at most `factor` times eager's, on the first draw or else on most of 15.
+
+    One draw does not decide: for few numbers, or sums of large terms that cancel, rounding errors
+    vary by chance.
+    """
 
     def shares() -> dict[str, float]:
         return shares_of_the_limit(case_of(), retain, kept_rows, factor)
@@ -211,7 +217,7 @@ def assert_as_good_as_eager(
 def shares_of_the_limit(
     case: Case, retain: bool, kept_rows: Tensor | None, factor: float = 2.0
 ) -> dict[str, float]:
-    """The error of each result over what is allowed: `factor` times eager's, and a floor."""
+    """Return each result's error over its limit: `factor` times eager's error plus `FLOOR`."""
     truth = walk(eager, case.to(torch.float64), retain=False, kept_rows=kept_rows)
     plain = walk(eager, case, retain=retain, kept_rows=kept_rows)
     got = walk(cpu, case, retain=retain, kept_rows=kept_rows)
@@ -224,7 +230,7 @@ def shares_of_the_limit(
 
 
 def assert_same_bits(first: Result, second: Result) -> None:
-    """NaN is NaN, whatever its payload."""
+    """Assert equal bits, except for the payload of a NaN."""
     for name in (field.name for field in fields(Result) if field.name != "retained"):
         a, b = getattr(first, name), getattr(second, name)
         assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()), (

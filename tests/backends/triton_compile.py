@@ -1,8 +1,8 @@
-"""Compiles every Triton kernel for a target without having it: the target is the argument.
+"""Compile every Triton kernel for a target, the program's argument, without its hardware.
 
-Prints one JSON object: kernel and variant -> what `Compiled` holds. A program of its own, because a
-process has its kernels either interpreted or compiled. The launchers run on CPU tensors; what they
-would launch is compiled instead, with the arguments' own specialisation.
+Prints one JSON object from kernel and variant to the fields of `Compiled`. It is a program because
+a process has its kernels either interpreted or compiled. The launchers run on CPU tensors; instead
+of being launched, kernels are compiled, specialised for their arguments.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """local_bytes: of each thread, spilt registers among them. loads: of memory in machine
-    code, by instruction. assembly: PTX, or machine code where there is none."""
+    """Properties of a compiled kernel.
+
+    local_bytes: of each thread, with spilled registers. loads: of memory in machine code, by
+    instruction. assembly: PTX, or machine code where there is none.
+    """
 
     local_bytes: int
     registers: int
@@ -46,7 +49,7 @@ class Compiled:
 
 
 class Driver:
-    """As much of a driver as compiling asks for."""
+    """The part of a driver that compiling needs."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -108,8 +111,11 @@ VARIANTS = {"plain": 4096, "usual": 4096, "uneven": 4112, "full": 4096}  # and t
 
 
 def arguments(variant: str) -> tuple[Head, RowState, RetainedTile | None, RowGradients]:
-    """What the tile operations take: with no option, with retained tiles and the entropy, with a D
-    that no block divides, with every option."""
+    """Return inputs of the tile operations for a variant.
+
+    The variants have no option, retained tiles and the entropy, a D that is no multiple of a block,
+    or every option.
+    """
     size, full, usual = VARIANTS[variant], variant == "full", variant in ("usual", "full")
 
     def rows(want: bool = True, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -134,7 +140,7 @@ def arguments(variant: str) -> tuple[Head, RowState, RetainedTile | None, RowGra
 
 
 def launches(variant: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Every launcher, by name."""
+    """Yield every launcher, with its name."""
     score, grad = score_tile_kernels, grad_tile_kernels
     head, state, retained, gradients = arguments(variant)
     tile = Tile(0, WIDTH)

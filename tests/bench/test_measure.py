@@ -83,5 +83,5 @@ def test_values_in_half_precision_may_be_rounded() -> None:
 
 def test_a_loss_may_be_as_far_off_as_plain_log_probs_put_it() -> None:
     plain = {"loss_error": 0.0, "dhidden_error": 1e-3, "dweight_error": 1e-3}
-    assert measure.is_right(plain | {"loss_error": 1e-3}, plain, 1.1, slack=1e-3)
-    assert not measure.is_right(plain | {"loss_error": 2e-3}, plain, 1.1, slack=1e-3)
+    assert measure.is_right(plain | {"loss_error": 1e-3}, plain, 1.1, tolerance=1e-3)
+    assert not measure.is_right(plain | {"loss_error": 2e-3}, plain, 1.1, tolerance=1e-3)

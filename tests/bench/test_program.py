@@ -18,7 +18,7 @@ from rao_kernels.bench import cases, plan, program, providers, readme, record, t
 from rao_kernels.bench.cases import BOTH, CASES, SUITES, Case, Choice, Head, minutes
 from rao_kernels.cli.main import main
 
-from .test_rows import measured
+from .test_results import measured
 
 
 def test_a_missing_peer_is_a_failed_run(
@@ -190,8 +190,8 @@ def test_plan_search() -> None:
 def test_a_step_of_trl_before_and_after() -> None:
     pytest.importorskip("trl", reason="TRL is not installed")
     size = trl_step.Size(pairs=2, prompt=3, answer=5, hidden=16, vocabulary=64, heads=2)
-    floor, before, after = trl_step.measured(2, torch.device("cpu"), size, "fp32")
-    assert floor["ratio_to_gemms"] == 1.0 and floor["rounds"] == 2
+    baseline, before, after = trl_step.measured(2, torch.device("cpu"), size, "fp32")
+    assert baseline["ratio_to_gemms"] == 1.0 and baseline["rounds"] == 2
     assert after["status"] == "ok" and after["gradient_difference"] < 1e-5
     assert before["provider"] == "TRL" and before["N"] == 20
     assert before["peak_extra_bytes"] > 0 and before["ratio_to_gemms"] > 1

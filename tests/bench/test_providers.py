@@ -10,13 +10,13 @@ import torch
 from rao_kernels.bench import measure, providers
 from rao_kernels.bench.cases import BOTH, FORWARD, FROZEN, LOSSES, OP
 from rao_kernels.bench.problems import Problem
-from rao_kernels.bench.providers import YARDSTICK, Outcome, Provider, Unsupported
+from rao_kernels.bench.providers import REFERENCE, Outcome, Provider, Unsupported
 
 from .tiny import tiny_problem
 
 CPU = torch.device("cpu")
 REGISTRY = providers.registry(CPU)
-EXACT = [one for one in REGISTRY.values() if not one.is_floor]
+EXACT = [one for one in REGISTRY.values() if not one.is_baseline]
 SPARSE, LIGER = REGISTRY["rao_kernels sparse 2^-9"], REGISTRY["Liger chunked losses"]
 # In float32, that is.
 CANNOT = {(SPARSE.name, task) for task in (OP, *LOSSES)} | {
@@ -52,7 +52,7 @@ def test_what_is_not_offered(name: str, task: str) -> None:
 def test_both_directions(provider: Provider, task: str) -> None:
     problem = tiny_problem(task, prompt=task != OP)
     found = outcome(provider, problem, BOTH)
-    plain = outcome(REGISTRY[YARDSTICK], problem, BOTH)
+    plain = outcome(REGISTRY[REFERENCE], problem, BOTH)
     assert found.dhidden is not None and found.dweight is not None
     assert found.dhidden.shape == problem.hidden.shape
     got, limit = (measure.errors(one, problem) for one in (found, plain))
@@ -70,7 +70,7 @@ def test_directions(provider: Provider) -> None:
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BOTH, FROZEN])
-@pytest.mark.parametrize("name", [name for name, one in REGISTRY.items() if one.is_floor])
+@pytest.mark.parametrize("name", [name for name, one in REGISTRY.items() if one.is_baseline])
 def test_the_floor_is_three_products(name: str, direction: str) -> None:
     problem = tiny_problem("rao", prompt=True)
     found = REGISTRY[name].prepare(problem, direction)()
@@ -83,15 +83,15 @@ def test_the_floor_is_three_products(name: str, direction: str) -> None:
 
 
 def test_softcap() -> None:
-    for name in (YARDSTICK, "rao_kernels", "TRL chunked log-probs"):
+    for name in (REFERENCE, "rao_kernels", "TRL chunked log-probs"):
         problem = tiny_problem(softcap=1.5)
         found = measure.errors(outcome(REGISTRY[name], problem, BOTH), problem)
         assert found["logp_error"] < 1e-5 and found["dweight_error"] < 1e-5
 
 
-def test_the_yardstick_and_the_floor_are_always_there() -> None:
+def test_the_reference_and_the_baseline_are_always_there() -> None:
     names = {one.name for one in providers.chosen(CPU, ["liger"])}
-    assert {YARDSTICK, "bare GEMMs", "Liger chunked losses"} <= names
+    assert {REFERENCE, "bare GEMMs", "Liger chunked losses"} <= names
     assert "rao_kernels" not in names
     assert len(providers.chosen(CPU, [])) == len(REGISTRY)
 

@@ -16,8 +16,8 @@ def tiny_problem(
     return problems.make(case, "cpu", Path())
 
 
-def row(provider: str, seconds: float, **others: object) -> dict[str, object]:
-    """A result row, as `record.read` gives it."""
+def result(provider: str, seconds: float, **others: object) -> dict[str, object]:
+    """A result, as `record.read` gives it."""
     return {
         "device": "CPU, 2 threads",
         "isa": "avx2",

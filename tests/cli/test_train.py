@@ -54,6 +54,8 @@ output_dir: {folder / "out"}
 loss: ipo
 loss_kwargs: {{tau: 0.3}}
 max_steps: 5
+prefix_length: auto
+grad_tolerance: 0.001
 limit: 8
 eval_fraction: 0.0
 lora_r: 2
@@ -171,7 +173,7 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags(folder, "--resume_from_checkpoint", str(folder / "none"))) == 2
-    assert "half-written or none" in capsys.readouterr().err
+    assert "incomplete or no checkpoint" in capsys.readouterr().err
     assert not (folder / "out" / "ref_cache").exists()
 
 
@@ -190,6 +192,9 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
         (("--lora_r", "-1"), "`lora_r`"),
         (("--lora_r", "2", "--lora_target_modules", "nope"), "such as q_proj, k_proj"),
         (("--beta", "0"), "`beta`"),
+        (("--log_z0", "many"), "`log_z0`: expected 'auto', 'logmeanexp' or a finite number"),
+        (("--prefix_length", "0"), "`prefix_length`: expected 'auto' or at least 1"),
+        (("--grad_tolerance", "1"), "`grad_tolerance`: expected 'auto' or a probability"),
         (("--label_smoothing_factor", "0.1"), "`label_smoothing_factor`"),
         (
             ("--max_length", "11", "--truncate_responses"),

@@ -1,11 +1,14 @@
-"""The micro-batch: tensors only, fp32 floats, groups dense and whole."""
+"""The micro-batch: padded ids, index tensors as from masks, whole groups, fp32 floats."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rao_kernels.data import (
     Collator,
@@ -16,6 +19,7 @@ from rao_kernels.data import (
     tokenize_records,
 )
 from rao_kernels.errors import DataError
+from rao_kernels.sequence import SequenceBatch
 from tests.train.tiny import tiny_rows, tiny_tokenizer
 
 
@@ -30,24 +34,58 @@ def test_batch_holds_every_response_of_its_prompts() -> None:
     assert set(batch) == {
         "input_ids",
         "attention_mask",
-        "completion_mask",
-        "groups",
+        "sequences",
         "rewards",
     }
-    assert all(isinstance(value, torch.Tensor) for value in batch.values())
-    assert batch["groups"].tolist() == [0, 0, 1, 1, 1, 2, 3, 3]
+    assert batch["sequences"].groups.tolist() == [0, 0, 1, 1, 1, 2, 3, 3]
     assert batch["rewards"].dtype == torch.float32
     sequence = 0
     for row in data.rows:
         for response, reward in zip(row.responses, row.rewards or [], strict=True):
             length = len(row.prompt) + len(response)
             ids, mask = batch["input_ids"][sequence], batch["attention_mask"][sequence]
-            completion = batch["completion_mask"][sequence]
             assert ids[:length].tolist() == row.prompt.tolist() + response.tolist()
             assert mask.tolist() == [1] * length + [0] * (len(ids) - length)
-            assert completion.nonzero().flatten().tolist() == list(range(len(row.prompt), length))
             assert batch["rewards"][sequence] == torch.tensor(reward)
             sequence += 1
+
+
+@pytest.mark.parametrize("prefix_length", [1, 3])
+def test_index_tensors_are_those_of_masks(prefix_length: int) -> None:
+    data = dataset(7)
+    batch = Collator(0, prefix_length)([data[i] for i in range(7)])
+    masks = torch.zeros_like(batch["input_ids"])
+    starts = [len(row.prompt) for row in data.rows for _ in row.responses]
+    ends = batch["attention_mask"].sum(1).tolist()
+    for mask, start, end in zip(masks, starts, ends, strict=True):
+        mask[start:end] = 1
+    expected = SequenceBatch.from_padded(
+        batch["input_ids"],
+        masks,
+        batch["attention_mask"],
+        prefix_length=prefix_length,
+        groups=torch.tensor([g for g, row in enumerate(data.rows) for _ in row.responses]),
+    )
+    assert_same_batch(batch["sequences"], expected)
+
+
+def test_a_loader_and_accelerate_hand_the_batch_on() -> None:
+    """Through the pickle of a worker process, and moved to a device."""
+    data = dataset(4)
+    loader = DataLoader(data, 4, collate_fn=Collator(0), num_workers=1)
+    (batch,) = loader
+    assert_same_batch(batch["sequences"], Collator(0)([data[i] for i in range(4)])["sequences"])
+    moved = send_to_device(batch, torch.device("meta"))
+    tensors = [value for value in vars(moved["sequences"]).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 8
+    assert all(value.is_meta for value in tensors)
+
+
+def assert_same_batch(found: SequenceBatch, expected: SequenceBatch) -> None:
+    for item in fields(SequenceBatch):
+        value, wanted = getattr(found, item.name), getattr(expected, item.name)
+        same = torch.equal(value, wanted) if isinstance(wanted, Tensor) else value == wanted
+        assert same, item.name
 
 
 def test_reference_values_arrive_unrounded() -> None:

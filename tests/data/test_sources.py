@@ -211,7 +211,7 @@ def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
 
 
 def test_files_are_read_line_by_line(tmp_path: Path) -> None:
-    """What lies behind the limit is not read, not even where it is broken."""
+    """Rows behind the limit are not read, even if they are broken."""
     path = tmp_path / "x.jsonl.gz"
     random = Random(seeds.shifted())
     rows = [GOOD | {"prompt": random.randbytes(99).hex()} for _ in range(3000)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rao_kernels.demo import report, run
+from rao_kernels.demo import picture, report, run
 from rao_kernels.demo.sampling import Answer, SamplingOptions
 from rao_kernels.demo.task import make_tasks
 from tests.train.tiny import save_tiny
@@ -47,6 +47,18 @@ def test_files(figures: tuple[Path, report.Figures]) -> None:
     assert len(rows) == 8
     assert rows[0]["rewards"] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
     assert len(found.implicit["RAO"].explicit) == 16
+    levels = content["implicit_rewards"]["RAO"]
+    assert levels["reward"] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    implicit = report.implicit_reward(found.runs["RAO"], found.implicit["RAO"])
+    best = implicit[found.implicit["RAO"].explicit == 1.0]
+    assert levels["mean"][-1] == pytest.approx(float(best.mean()))
+
+
+def test_the_picture_is_drawn_from_the_json_file_alone(
+    figures: tuple[Path, report.Figures], tmp_path: Path
+) -> None:
+    picture.draw(figures[0] / "demo.json", tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (figures[0] / "demo.png").read_bytes()
 
 
 def test_both_start_from_the_same_model(figures: tuple[Path, report.Figures]) -> None:

@@ -41,8 +41,7 @@ def test_sums_and_tokens_are_those_of_plain_logits(prefix_length: int) -> None:
     with reference_mode(model):
         rows = score_batch(
             model,
-            Collator(0)([data[i] for i in range(5)]),
-            prefix_length=prefix_length,
+            Collator(0, prefix_length)([data[i] for i in range(5)]),
             engine_options=EngineOptions(),
             per_token=True,
         )

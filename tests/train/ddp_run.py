@@ -46,7 +46,7 @@ class Spoil(TrainerCallback):
 
 
 def ends(folder: Path) -> list[str]:
-    """How a run ends that one rank spoils, and then another one in its folder."""
+    """Return the errors of a run that one rank spoils, and of another run in its folder."""
     said = []
     for callback in (Spoil(), None):
         trainer = make(folder, callback, "rao", 2, 1)

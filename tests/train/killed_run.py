@@ -47,7 +47,7 @@ def train(folder: Path, model: Path, *, steps: int = STEPS) -> None:
 
 
 def check(folder: Path) -> None:
-    """What is marked complete loads, whatever else lies there."""
+    """Load every checkpoint that is marked complete, whatever else is in the folder."""
     newest = checkpoints.newest_complete(folder)
     if newest is not None:
         AutoModelForCausalLM.from_pretrained(newest)

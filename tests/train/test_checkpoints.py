@@ -48,7 +48,7 @@ def make_trainer(
         save_total_limit=2,
         eval_strategy="steps",
         eval_steps=3,
-        grad_tolerance=str(tolerance),
+        grad_tolerance=tolerance,
         disable_tqdm=True,
         use_cpu=True,
         seed=seeds.shifted(42),

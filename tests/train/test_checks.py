@@ -1,4 +1,4 @@
-"""What cannot work is refused by name before the reference is scored."""
+"""Settings that cannot work are refused by name before the reference is scored."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rao_kernels.losses import LOSSES
-from tests.train.test_trainer import PAIRS, Gradients, dense_inputs, trainer
+from tests.train.test_trainer import PAIRS, Gradients, dense_inputs, one_batch, trainer
 from tests.train.tiny import tiny_model
 
 BOTH = json.dumps({"sigmoid": 0.8, "sft": 1.0})
@@ -50,7 +50,7 @@ def test_weights_from_the_heads_own_statistics(tmp_path: Path) -> None:
     )
     policy = tiny_model()
     policy.load_state_dict(run.model.state_dict())
-    batch = run.data_collator([run.train_dataset[i] for i in range(len(PAIRS))])
+    batch = one_batch(run)
     inputs = dense_inputs(policy, batch, tiny_model())
     logits = policy(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     squares = (2 * logits.detach().double().log_softmax(-1)).logsumexp(-1)[:, :-1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import HfArgumentParser
 
 from rao_kernels.errors import InputError
 from rao_kernels.train import RAOConfig, device
@@ -18,7 +19,7 @@ def hyper(tmp_path: Path, **options: Any) -> dict[str, Any]:
 
 def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
     assert hyper(tmp_path) == {"beta": 0.1, "log_z0": "auto", "prompt_term": "detached"}
-    assert hyper(tmp_path, log_z0="-3.5", beta=0.5)["log_z0"] == -3.5
+    assert hyper(tmp_path, log_z0=-3.5, beta=0.5)["log_z0"] == -3.5
     assert hyper(tmp_path, log_z0=50)["log_z0"] == 50.0
     assert hyper(tmp_path, loss="sigmoid", beta=0.2)["beta"] == 0.2
     assert hyper(tmp_path, loss="ipo", loss_kwargs='{"tau": 0.3}')["tau"] == 0.3
@@ -48,6 +49,44 @@ def test_named_fields_and_loss_kwargs_meet(tmp_path: Path) -> None:
 def test_bad_options(tmp_path: Path, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         hyper(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("beta", "0.1", 0.1),
+        ("log_z0", "50", 50.0),
+        ("log_z0", "-3.5e1", -35.0),
+        ("log_z0", "auto", "auto"),
+        ("log_z0", "logmeanexp", "logmeanexp"),
+        ("prefix_length", "7", 7),
+        ("prefix_length", "auto", "auto"),
+        ("grad_tolerance", "1e-3", 1e-3),
+        ("grad_tolerance", "auto", "auto"),
+    ],
+)
+def test_numbers_are_numbers_wherever_they_come_from(
+    tmp_path: Path, name: str, text: str, value: float | str
+) -> None:
+    """From a command line, from the parser's dict of a YAML file, and from Python."""
+    shared = {"output_dir": str(tmp_path), "use_cpu": True}
+    flags = ["--output_dir", str(tmp_path), "--use_cpu", f"--{name}={text}"]
+    parser = HfArgumentParser(RAOConfig)
+    for config in (
+        *parser.parse_args_into_dataclasses(flags),
+        *parser.parse_dict({**shared, name: value}),
+        RAOConfig(**{**shared, name: value}),
+    ):
+        found = getattr(config, name)
+        assert found == value
+        assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", [True, None, "", "0x1", float("inf")])
+@pytest.mark.parametrize("name", ["log_z0", "prefix_length", "grad_tolerance"])
+def test_what_is_no_number_is_refused_by_name(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"`{name}`: expected 'auto'"):
+        RAOConfig(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
 def test_tolerance_of_each_precision(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
 
 
 def assert_same(path: Path, expected: dict[str, Any]) -> None:
-    """What a rank wrote is what one process has: a repeated prompt changes nothing."""
+    """Compare a rank's results with one process's: a repeated prompt must change nothing."""
     found = torch.load(path, weights_only=True)
     for step, own in zip(expected["steps"], found["steps"], strict=True):
         for name, gradient in step.items():

@@ -1,4 +1,4 @@
-"""What the trainer feeds a loss, alone or in a sum: labels, hyperparameters, gradients."""
+"""Labels, hyperparameters and gradients that the trainer gives a loss, alone or in a sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rao_kernels.losses import LOSSES, fit_log_z0
 from rao_kernels.train import RAOConfig, RAOTrainer
 from rao_kernels.train.config import check_runnable
 from tests import seeds
-from tests.train.test_trainer import Gradients, config, dense_inputs, trainer
+from tests.train.test_trainer import Gradients, config, dense_inputs, one_batch, trainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 # Rewards from 0 to 1, which are probabilities to the loss that reads them so.
@@ -65,7 +65,7 @@ def test_a_sum_of_one_loss_trains_as_that_loss(tmp_path: Path, cache: Path, name
 
 def test_sft_beside_a_reward_loss_learns_from_the_preferred_responses(tmp_path: Path) -> None:
     run = trainer(tmp_path, tiny_rows(4), loss='{"rao": 0.0, "sft": 1.0}')
-    batch = run.data_collator([run.train_dataset[i] for i in range(4)])
+    batch = one_batch(run, 4)
     assert batch["preferred"].tolist() != [True] * len(batch["preferred"])
     inputs = dense_inputs(tiny_model(), batch, tiny_model())
     best = batch["preferred"][inputs.segments]
@@ -89,7 +89,7 @@ def test_fitted_log_z0_is_of_the_parts_own_beta(tmp_path: Path, key: str) -> Non
 def test_the_trainer_and_the_function_mean_the_same_estimate(tmp_path: Path, method: str) -> None:
     """On the whole training set as one batch."""
     run = trainer(tmp_path, tiny_rows(6), log_z0=method, beta=0.2)
-    batch = run.data_collator([run.train_dataset[i] for i in range(6)])
+    batch = one_batch(run, 6)
     inputs = dense_inputs(tiny_model(), batch, tiny_model())
     out = LOSSES["rao"](inputs, beta=0.2, log_z0=method)
     assert run.hyper["log_z0"] == pytest.approx(float(out.metrics["rao/log_z0"]), rel=1e-6)

@@ -1,4 +1,4 @@
-"""What the trainer takes as data: one set of rows to train on, one or several to evaluate on."""
+"""The trainer's data: one set of rows to train on, one or several to evaluate on."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def config(folder: Path, **changes: Any) -> RAOConfig:
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
-        "prefix_length": "1",
+        "prefix_length": 1,
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": seeds.shifted(42),
@@ -68,7 +68,20 @@ class Gradients(TrainerCallback):
         )
 
 
-def dense_inputs(model: nn.Module, batch: dict[str, Tensor], reference: nn.Module) -> LossInputs:
+def one_batch(run: RAOTrainer, prompts: int | None = None) -> dict[str, Any]:
+    """The first prompts as one micro-batch, with the mask and the groups that a loop finds."""
+    rows = run.train_dataset.rows[:prompts]
+    batch = run.data_collator([run.train_dataset[i] for i in range(len(rows))])
+    mask, groups = torch.zeros_like(batch["input_ids"], dtype=torch.bool), []
+    for group, row in enumerate(rows):
+        for response in row.responses:
+            start = len(row.prompt)
+            mask[len(groups), start : start + len(response)] = True
+            groups.append(group)
+    return batch | {"completion_mask": mask, "groups": torch.tensor(groups)}
+
+
+def dense_inputs(model: nn.Module, batch: dict[str, Any], reference: nn.Module) -> LossInputs:
     """Inputs of a loss from full logits, without the package's ops, batches or cache."""
 
     def scores(lm: nn.Module) -> Tensor:
@@ -122,7 +135,7 @@ def test_gradient_is_that_of_plain_logits(
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     policy = tiny_model()
     policy.load_state_dict(run.model.state_dict())
-    batch = run.data_collator([run.train_dataset[i] for i in range(len(run.train_dataset))])
+    batch = one_batch(run)
     expected = LOSSES[loss](dense_inputs(policy, batch, tiny_model()), **run.hyper)
     expected.loss.backward()
     run.train()
@@ -206,7 +219,7 @@ def test_model_gets_ids_and_masks_and_the_loss_gets_unrounded_numbers(
 
 def test_metrics_and_token_statistics(tmp_path: Path) -> None:
     run = trainer(tmp_path, per_device_train_batch_size=7, token_stats=True)
-    batch = run.data_collator([run.train_dataset[i] for i in range(7)])
+    batch = one_batch(run, 7)
     logits = tiny_model()(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
     ).logits
@@ -238,12 +251,12 @@ def test_log_z0_is_fitted_once_and_kept(tmp_path: Path) -> None:
     again = trainer(tmp_path, rows)
     again.train(resume_from_checkpoint=str(folder))
     assert again.hyper["log_z0"] == 4.0
-    assert trainer(tmp_path, log_z0="50").hyper["log_z0"] == 50.0
+    assert trainer(tmp_path, log_z0=50).hyper["log_z0"] == 50.0
 
 
 def test_targets_of_one_sign_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="asked to move in one direction"):
-        trainer(tmp_path, log_z0="50").train()
+        trainer(tmp_path, log_z0=50).train()
     assert "target log-ratios (nats): 0% -50.00" in capsys.readouterr().out
 
 
@@ -322,7 +335,7 @@ def test_bad_use(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no reference cache for this run"):
         trainer(tmp_path / "none", ref_cache="require")
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(InputError, match="half-written or none"):
+    with pytest.raises(InputError, match="incomplete or no checkpoint"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 

@@ -1,4 +1,4 @@
-"""Who is measured: one file per third party, one registry, needs per device type."""
+"""The measured implementations: one module per library, and a registry of all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from . import cut_cross_entropy, liger, ours, products, pytorch, quack, trl
 from ._interface import Call, Outcome, Provider, Unsupported
 
 __all__ = [
-    "FLOOR",
-    "YARDSTICK",
+    "BASELINE",
+    "REFERENCE",
     "Call",
     "Outcome",
     "Provider",
@@ -22,32 +22,32 @@ __all__ = [
     "registry",
 ]
 
-YARDSTICK = pytorch.PLAIN
-FLOOR = products.AS_CALLED
+REFERENCE = pytorch.PLAIN
+BASELINE = products.AS_CALLED
 
 
 def registry(device: torch.device) -> dict[str, Provider]:
-    """Every provider that belongs on the device, by name."""
+    """Return every provider that runs on the device, by name."""
     parties = (products, pytorch, ours, trl, cut_cross_entropy, liger, quack)
     found = [one for party in parties for one in party.providers(device)]
     return {one.name: one for one in found}
 
 
 def chosen(device: torch.device, patterns: Sequence[str]) -> list[Provider]:
-    """Providers whose name contains one of the patterns, all of them without any; the products and
-    the yardstick always."""
+    """Return the providers whose name contains a pattern, all without any; the bare GEMMs and
+    the reference always."""
     return [
         provider
         for provider in registry(device).values()
         if not patterns
-        or provider.is_floor
-        or provider.name == YARDSTICK
+        or provider.is_baseline
+        or provider.name == REFERENCE
         or any(pattern.lower() in provider.name.lower() for pattern in patterns)
     ]
 
 
 def missing(needs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Of the packages that each name needs, those that are not installed, and who needs them."""
+    """Return the packages that are not installed, each with the names that need it."""
     found: dict[str, list[str]] = {}
     for name, packages in needs.items():
         for package in packages:

@@ -1,4 +1,4 @@
-"""What a provider is, and how most are made of one function: rows to log-probs."""
+"""The interface of a provider; most are made from one function of rows to log-probs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """value: log-probs ``[N]`` or the loss; gradients: None where not asked for."""
+    """Results of a call. value: log-probs ``[N]`` or the loss; gradients: None where not asked
+    for."""
 
     value: Tensor
     dhidden: Tensor | None = None
@@ -32,21 +33,21 @@ Function = Callable[[Tensor, Tensor], Tensor]  # hidden, weight -> value
 
 @dataclass(frozen=True)
 class Provider:
-    """prepare(problem, direction): what is measured, all that comes once done before.
+    """An implementation. prepare(problem, direction): do the set-up, return the call to measure.
 
-    packages: distributions it needs. is_floor: bare products, which have no right or wrong.
+    packages: distributions it needs. is_baseline: bare GEMMs, which have no errors.
     """
 
     name: str
     prepare: Callable[[Problem, str], Call]
     packages: tuple[str, ...] = ()
-    is_floor: bool = False
+    is_baseline: bool = False
     is_ours: bool = False
 
 
 @dataclass(frozen=True)
 class LogProbs:
-    """A function of rows.
+    """A function from rows to log-probs, for the op and for losses on top of it.
 
     run(hidden [N, D], weight [V, D], targets [N], softcap) -> ``[N]``. every_position: it is used
     on the logits of all positions, as a model returns them, not on selected rows.
@@ -59,7 +60,7 @@ class LogProbs:
         return differentiated(self.value_of(problem), problem, direction)
 
     def value_of(self, problem: Problem) -> Function:
-        """hidden, weight -> what the problem asks for."""
+        """Return the function of hidden and weight to the log-probs or the loss of the problem."""
         if problem.task == OP:
             return lambda hidden, weight: self.run(hidden, weight, problem.targets, problem.softcap)
         return self._loss_everywhere(problem) if self.every_position else self._loss(problem)
@@ -95,7 +96,7 @@ class LogProbs:
 
 
 def differentiated(function: Function, problem: Problem, direction: str) -> Call:
-    """The call that computes the value, and the gradients the direction asks for."""
+    """Return the call that computes the value and the gradients of the direction."""
     if direction == FORWARD:
 
         def forward() -> Outcome:

@@ -16,14 +16,14 @@ IGNORE = -100
 
 
 def _labels(problem: Problem) -> Tensor:
-    """``[S, T - 1]`` next tokens, -100 where they belong to the prompt."""
+    """Return next tokens ``[S, T - 1]``, -100 where they belong to the prompt."""
     assert problem.input_ids is not None and problem.completion_mask is not None
     ids = problem.input_ids.masked_fill(~problem.completion_mask, IGNORE)
     return ids[:, 1:].contiguous()
 
 
 def _sorted(tensor: Tensor) -> Tensor:
-    """Its pair losses want the preferred sequences first; ours alternate."""
+    """Sort for its pair losses, which take preferred sequences first; those here alternate."""
     return torch.cat([tensor[::2], tensor[1::2]])
 
 
@@ -84,8 +84,8 @@ LOSSES = {"sigmoid": _dpo, "simpo": _simpo, "kto": _kto, "grpo": _grpo}
 
 def _prepare_losses(problem: Problem, direction: str) -> Call:
     if problem.task not in LOSSES:
-        kind = "per-token log-probs" if problem.task == OP else f"chunked {problem.task} loss"
-        raise Unsupported(f"has no {kind}")
+        asked = "per-token log-probs" if problem.task == OP else f"chunked {problem.task} loss"
+        raise Unsupported(f"has no {asked}")
     return differentiated(LOSSES[problem.task](problem), problem, direction)
 
 

@@ -1,4 +1,4 @@
-"""rao_kernels: its defaults, and what its options and backends give instead."""
+"""rao_kernels: its defaults, some of its options, its other backends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _value_of(problem: Problem, options: EngineOptions) -> Function:
 
 
 def provider(name: str, options: EngineOptions) -> Provider:
-    """The op, or a loss on it, with these options."""
+    """Return a provider of the op, and of losses on it, with these options."""
 
     def prepare(problem: Problem, direction: str) -> Call:
         dtype = problem.weight.dtype

@@ -1,4 +1,4 @@
-"""The floor: the products no dense method can do without, through the vendor's library, alone."""
+"""The baseline: the bare GEMMs that every dense method needs, by torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _operands(problem: Problem) -> Operands:
 
 
 def as_called(problem: Problem, direction: str) -> Call:
-    """Each result is allocated, as anybody calls it."""
+    """Return the GEMMs with newly allocated results, as in most code."""
     it = _operands(problem)
 
     def run() -> Outcome:
@@ -54,7 +54,7 @@ def as_called(problem: Problem, direction: str) -> Call:
 
 
 def _into_place(problem: Problem, direction: str) -> Call:
-    """Each result goes to memory that is there and warm."""
+    """Return the GEMMs with results written into memory that exists already."""
     it = _operands(problem)
     logits = torch.empty_like(it.dz)
     dhidden = torch.empty_like(it.hidden) if direction != FORWARD else None
@@ -76,6 +76,6 @@ def _into_place(problem: Problem, direction: str) -> Call:
 
 def providers(device: torch.device) -> list[Provider]:
     return [
-        Provider(AS_CALLED, as_called, is_floor=True),
-        Provider("bare GEMMs, out= given", _into_place, is_floor=True),
+        Provider(AS_CALLED, as_called, is_baseline=True),
+        Provider("bare GEMMs, out= given", _into_place, is_baseline=True),
     ]

@@ -32,7 +32,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | N
 
 
 def _prepare_chunked(problem: Problem, direction: str) -> Call:
-    """The mean where that is what is asked for: its gradients come with the forward."""
+    """Use the mean reduction for SFT, whose gradients come with the forward."""
     if not hasattr(F, "linear_cross_entropy"):
         raise Unsupported(f"torch {torch.__version__} has none; torch 2.13 does")
     if problem.task != "sft":

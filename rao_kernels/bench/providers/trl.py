@@ -20,7 +20,7 @@ def _selective(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float |
 
 
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    """As `add_fused_lm_head` calls it, but for the optional outputs, which cost it time."""
+    """Call it as `add_fused_lm_head` does, without the optional outputs, which cost time."""
     utils: Any = importlib.import_module("trl.trainer.utils")
     found: Tensor = utils._ChunkedLogProbFunction.apply(
         hidden, weight, None, targets, 1.0, utils._CHUNKED_LOGPROB_CHUNK_SIZE, softcap, 1.0, ()

@@ -1,7 +1,7 @@
-// Enough of CUDA to run the kernels of csrc/cuda on one CPU thread, for tests.
+// The part of CUDA that runs the kernels of csrc/cuda on one CPU thread, for tests.
 //
-// The threads of a block are fibers that run in turn. One that waits for others gives way; when all
-// of them wait, the kernel would hang on a device, and the program ends.
+// The threads of a block are fibers that run in turn; a fiber that waits for others yields. When
+// all of them wait, the kernel would hang on a GPU: the program aborts.
 #pragma once
 
 #include <math.h>
@@ -67,7 +67,7 @@ class Block {
         resume(i);
       }
       if (!progress_) {
-        fprintf(stderr, "the threads of a block wait for one another\n");
+        fprintf(stderr, "deadlock: all threads of a block wait at barriers\n");
         abort();
       }
     }
