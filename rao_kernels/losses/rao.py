@@ -145,9 +145,8 @@ def _warn_of_one_sign(targets: Tensor) -> None:
     targets = targets.detach()
     if bool((targets > 0).all()) or bool((targets < 0).all()):
         warnings.warn(
-            "every target of this call has one sign: all its responses are to move in one "
-            "direction from the reference. log_z0 is far from the mean of rewards / beta; "
-            "log_z0='auto' centres the targets",
+            "the targets of this call raise, or lower, the log-prob of every response: log_z0 is "
+            "far from the mean of rewards / beta; log_z0='auto' centres the targets",
             OneSidedTargetsWarning,
             stacklevel=4,
         )

@@ -337,8 +337,8 @@ def report_targets(
         say(config, text)
         if one_sign:
             warnings.warn(
-                f"all responses are to move in one direction (log_z0={bound['log_z0']:g}, {text}); "
-                "log_z0='auto' centres the targets",
+                "the targets raise, or lower, the log-prob of every response "
+                f"(log_z0={bound['log_z0']:g}, {text}); log_z0='auto' centres the targets",
                 OneSidedTargetsWarning,
                 stacklevel=3,
             )

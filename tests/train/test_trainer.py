@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rao_kernels.errors import DataError, InputError, NotYetError
+from rao_kernels.errors import DataError, InputError, NotYetError, OneSidedTargetsWarning
 from rao_kernels.losses import LOSSES, LossInputs
 from rao_kernels.train import RAOConfig, RAOTrainer, checkpoints
 from tests import seeds
@@ -255,7 +255,7 @@ def test_log_z0_is_fitted_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_targets_of_one_sign_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.warns(UserWarning, match="asked to move in one direction"):
+    with pytest.warns(OneSidedTargetsWarning, match="log_z0=50"):
         trainer(tmp_path, log_z0=50).train()
     assert "target log-ratios (nats): 0% -50.00" in capsys.readouterr().out
 
