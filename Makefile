@@ -10,7 +10,7 @@ NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh cs
   csrc/include/rao/*.h python_bindings/*)
 TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/demo.done
 	@$(BIN)/rao-kernels demo
@@ -31,6 +31,11 @@ format: $(VENV)/dev.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE_SOURCES) $(TEST_SOURCES)
+
+# The documentation, into build/docs; a warning is an error.
+docs: $(VENV)/docs.done
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_output rao_kernels/*.so

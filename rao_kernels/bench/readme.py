@@ -1,7 +1,11 @@
-"""``bench readme``: write the README's tables of numbers from the newest results."""
+"""``bench readme``: write the tables of numbers from the newest results.
+
+The README gets the log-probs on real text, docs/benchmarks.md the other cases too.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from .trl_step import SUITE as TRL
 from .trl_step import WITH, WITHOUT
 
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->"
 MIB = 2**20
 SUITES = ("readme", "real", "heads")
@@ -33,12 +38,14 @@ NAMES = {
 }
 
 
-def tables() -> str:
-    """Return the tables of every machine whose results are committed, as Markdown."""
+def tables(page: Path) -> str:
+    """Return the tables for `page`: of the first machine for the README, else of every machine."""
     machines = record.folders(SUITES[0])
+    if page == README:
+        machines = machines[:1]
     if len(machines) == 1:
-        return table(machines[0])
-    return "\n".join(f"### {_machine(folder)}\n\n{table(folder)}" for folder in machines)
+        return table(machines[0], page)
+    return "\n".join(f"### {_machine(folder)}\n\n{table(folder, page)}" for folder in machines)
 
 
 def _machine(folder: Path) -> str:
@@ -51,14 +58,16 @@ def _instructions(result: Result) -> str:
     return f"{result['device']} ({result['isa']}{f'; {limits}' if limits else ''})"
 
 
-def table(folder: Path) -> str:
-    """Return the first case in full, then our time and every peer's, case by case, as Markdown.
+def table(folder: Path, page: Path) -> str:
+    """Return the first case in full, and for benchmarks.md our time and every peer's, case by case.
 
     Each suite is shown as it was last run.
     """
-    files = record.newest_of_each(folder, (*SUITES, TRL))
+    suites = SUITES[:1] if page == README else (*SUITES, TRL)
+    files = record.newest_of_each(folder, suites)
     results = [result for suite, path in files.items() for result in _of_suite(suite, path)]
-    parts = (_head(results, list(dict.fromkeys(files.values()))), _full(results), *_rest(results))
+    rest = [] if page == README else _rest(results)
+    parts = (_head(results, list(dict.fromkeys(files.values())), page), _full(results), *rest)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -66,18 +75,17 @@ def _of_suite(suite: str, path: Path) -> list[Result]:
     return [result for result in record.read(path) if result.get("suite") == suite]
 
 
-def _head(results: Sequence[Result], paths: Sequence[Path]) -> str:
-    first, places = results[0], [path.relative_to(README.parent) for path in paths]
+def _head(results: Sequence[Result], paths: Sequence[Path], page: Path) -> str:
+    first, places = results[0], [os.path.relpath(path, page.parent) for path in paths]
     commits = " and ".join(dict.fromkeys(result["commit"] for result in results))
-    links = ", ".join(f"[{place}]({place})" for place in places)
+    links = ", ".join(f"[{Path(place).name}]({place})" for place in places)
     return (
         f"Measured on {_instructions(first)}, torch {first['torch']}, commit "
-        f"{commits}; medians of interleaved calls; the slowest were timed by themselves, beside "
-        "bare GEMMs of their own. Every result, with quantiles, versions and errors: "
-        f"{links}. *x GEMMs* is the time as a multiple of the bare "
-        "matrix GEMMs that a method which skips nothing needs (one for a forward, three for "
-        "both), by torch, in the same run, with results allocated as all others do; *out= given* "
-        "writes into memory that exists already. Errors are against float64."
+        f"{commits}. Medians of interleaved rounds; slow providers were timed alone, beside "
+        f"bare GEMMs. Every result, with quantiles and versions: {links}. *x GEMMs* is the "
+        "time over that of the bare matrix products, through torch in the same run: one for a "
+        "forward, three with both gradients. They allocate their results, as all others here do; "
+        "*out= given* writes into memory that exists already. Errors are against float64."
     )
 
 
@@ -194,13 +202,14 @@ def _timed(results: Sequence[Result], direction: str) -> list[Result]:
 
 
 def filled(text: str, numbers: str) -> str:
-    """Return the README's text with `numbers` between its marks."""
+    """Return a page's text with `numbers` between its marks."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + numbers + END + rest.split(END)[1]
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text(), tables()))
+    for page in (README, PAGE):
+        page.write_text(filled(page.read_text(), tables(page)))
 
 
 if __name__ == "__main__":

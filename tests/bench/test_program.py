@@ -95,7 +95,7 @@ def test_a_case_without_data_is_left_out(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_case_is_found_by_the_name_in_the_readme() -> None:
     """Each first cell of the tables, and no other case of another loss, head or dtype."""
-    numbers = readme.README.read_text().split(readme.BEGIN)[1].split(readme.END)[0]
+    numbers = readme.PAGE.read_text().split(readme.BEGIN)[1].split(readme.END)[0]
     names = [line.split(" | ")[0].strip("| ") for line in numbers.splitlines() if ", bf16" in line]
     names = [name for name in names if ", bf16" in name and not name.startswith("TRL")]
     assert len(names) > 20

@@ -93,7 +93,11 @@ def test_readme_tables() -> None:
     for one in results[3:]:
         del one["median_s"]
     text = "\n\n".join(
-        [readme._head(results, [place]), readme._full(results), *readme._rest(results)]
+        [
+            readme._head(results, [place], readme.README),
+            readme._full(results),
+            *readme._rest(results),
+        ]
     )
     assert "| plain torch | 1.000 | 1.00 | 1.0e-03 | 1.0e-03 | 1.0e-03 | 8 |" in text
     assert "| 0.500 | 0.50 |  | 2.00x | over 62x |" in text
@@ -108,12 +112,14 @@ def test_each_machine_has_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "other" / "plan" / "a.jsonl", [result("rao_kernels", 1.0)])
     write(tmp_path / "capped" / "a.jsonl", [result("rao_kernels", 1.0, suite="rows")])
     assert record.folders("readme") == [tmp_path / "one"]
-    assert "###" not in readme.tables()
+    assert "###" not in readme.tables(readme.PAGE)
     path = tmp_path / "two" / "a.jsonl"
     results = [result("bare GEMMs", 1.0), result("rao_kernels", 0.25), result("plain torch", 4.0)]
     write(path, [{**one, "device": "Another CPU"} for one in results])
-    text = readme.tables()
+    text = readme.tables(readme.PAGE)
     assert text.count("###") == 2 and "### Another CPU" in text and "| 0.250 |" in text
+    short = readme.tables(readme.README)
+    assert "Another CPU" not in short and short.count("\n|---") == 1
 
 
 def test_results_of_older_files_have_the_names_of_today(tmp_path: Path) -> None:
@@ -158,7 +164,7 @@ def test_results_under_a_limit_are_told_apart(
     write(tmp_path / "b" / "a.jsonl", both)
     write(tmp_path / "a" / "a.jsonl", slow)
     assert record.folders("readme") == [tmp_path / "b", tmp_path / "a"]
-    text = readme.tables()
+    text = readme.tables(readme.PAGE)
     assert "### CPU, 2 threads (avx2)" in text
     assert "### CPU, 2 threads (avx2; ONEDNN_MAX_CPU_ISA=AVX2)" in text
     assert len(record.read(write(tmp_path / "c.jsonl", both + slow))) == 6
