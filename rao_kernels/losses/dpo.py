@@ -233,10 +233,7 @@ ROWS: tuple[LossSpec, ...] = (
             "Chowdhury et al. 2024, Provably Robust DPO: Aligning Language Models with Noisy "
             "Feedback, arXiv 2403.00409"
         ),
-        defaults_from=(
-            "beta 0.1 (Appendix B) and label_smoothing 0.1 (Sec. 6) are the paper's, according to "
-            "TRL's paper index."
-        ),
+        defaults_from="beta 0.1 (Table 4) and label_smoothing 0.1 (Sec. 6) are the paper's.",
         notes=("TRL smooths by 0 unless told, which is sigmoid.",),
     ),
     margin_row(

@@ -39,7 +39,7 @@ def _rewards(inputs: LossInputs) -> Tensor:
 def kimi(inputs: LossInputs, *, tau: float, baseline: Baseline) -> Terms:
     """Kimi k1.5: ``(r - V - tau D)^2 / (2 tau)``, mean over prompts of means over responses.
 
-    Kimi Team 2025, arXiv 2501.12599. The reference is the policy of the previous iteration.
+    Kimi Team 2025, arXiv 2501.12599, Eq. 3. The reference is the policy of the previous iteration.
     dL/dD = -(r - V - tau D) / k.
 
     Args:
@@ -145,7 +145,8 @@ ROWS: tuple[LossSpec, ...] = (
         needs=("rewards", REFERENCE, "groups"),
         defaults={"tau": 0.1, "baseline": "mean"},
         paper=(
-            "Kimi Team 2025, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv 2501.12599"
+            "Kimi Team 2025, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv "
+            "2501.12599, Eq. 3"
         ),
         defaults_from="tau 0.1 is DPO's beta; set it for the reward's scale.",
         notes=("Trinity-RFT's k2 regulariser is per token and has no factor 1/2.",),

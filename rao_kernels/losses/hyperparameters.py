@@ -153,7 +153,7 @@ class QRPO(TypedDict, total=False):
 
 class KimiK15(TypedDict, total=False):
     """Hyperparameters of `kimi`: Kimi Team 2025, Kimi k1.5: Scaling Reinforcement Learning with
-    LLMs, arXiv 2501.12599.
+    LLMs, arXiv 2501.12599, Eq. 3.
 
     tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 0.1.
     baseline: V. "mean": the group's mean reward. "log_mean_exp": ``tau log mean exp(r / tau)``.
