@@ -157,7 +157,7 @@ def _table(specs: Iterable[LossSpec]) -> Iterator[str]:
         first, *more = wrap(f"{needs} [{taken}]" if taken else needs, _WIDTH - len(_INDENT))
         yield f"{spec.name:<20}{spec.unit + 's':<10}{first}"
         hyper = wrap(_hyperparameters(spec), _WIDTH - len(_INDENT))
-        paper = wrap(spec.paper, _WIDTH - len(_INDENT))
+        paper = wrap(spec.paper, _WIDTH - len(_INDENT), break_on_hyphens=False)
         lines = [*more, *hyper, *paper, *wrap(_untrainable(spec), _WIDTH - len(_INDENT))]
         title = "" if _heading(spec) == f"`{spec.name}`" else f"  {spec.title}"
         yield f"{title:<{len(_INDENT)}}{lines[0]}"

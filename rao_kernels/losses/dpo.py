@@ -57,7 +57,7 @@ def cdpo(
 ) -> Terms:
     """cDPO: ``(1 - e) sp(-u) + e sp(u)``, mean over pairs: DPO with label smoothing.
 
-    Mitchell 2023, ericmitchell.ai/cdpo.pdf. Equal to ``sp(-u) + e u``, smallest at
+    Mitchell 2023, ericmitchell.ai/cdpo.pdf, Eq. 3. Equal to ``sp(-u) + e u``, smallest at
     ``u = log((1 - e) / e)``.
 
     Args:
@@ -97,7 +97,7 @@ def robust(
 ) -> Terms:
     """Robust DPO: ``((1 - e) sp(-u) - e sp(u)) / (1 - 2 e)``, mean over pairs.
 
-    Chowdhury et al. 2024, arXiv 2403.00409, Sec. 3.1. Computed as ``sp(-u) - e u / (1 - 2 e)``,
+    Chowdhury et al. 2024, arXiv 2403.00409. Computed as ``sp(-u) - e u / (1 - 2 e)``,
     which is equal; not bounded below.
 
     Args:
@@ -182,7 +182,7 @@ def r_dpo(
 def aot(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
     """AOT: ``sp(-beta (m_(k) - mref_(k)))``, mean over ranks k of the sorted m and mref.
 
-    Melnyk et al. 2024, arXiv 2406.05882, Sec. 3. m = l_w - l_l is a pair's difference of log-probs,
+    Melnyk et al. 2024, arXiv 2406.05882. m = l_w - l_l is a pair's difference of log-probs,
     mref the same under the reference; each is sorted by itself. The sort couples the pairs of one
     call: the parts of a batch do not add up to the whole.
 
@@ -217,7 +217,10 @@ ROWS: tuple[LossSpec, ...] = (
         "cDPO",
         cdpo,
         {"beta": 0.1, "label_smoothing": 0.1},
-        "Mitchell 2023, A note on DPO with noisy preferences, ericmitchell.ai/cdpo.pdf",
+        (
+            "Mitchell 2023, A note on DPO with noisy preferences & relationship to IPO, "
+            "ericmitchell.ai/cdpo.pdf, Eq. 3"
+        ),
         defaults_from="beta 0.1 is DPO's, label_smoothing 0.1 that of `robust`.",
         notes=("Has no key in TRL and Liger; HALOs smooths by 0.2.",),
     ),
@@ -226,11 +229,11 @@ ROWS: tuple[LossSpec, ...] = (
         "Robust DPO",
         robust,
         {"beta": 0.1, "label_smoothing": 0.1},
-        "Chowdhury et al. 2024, Provably Robust DPO, arXiv 2403.00409, Sec. 3.1",
-        defaults_from=(
-            "label_smoothing 0.1 is the paper's (Sec. 6); beta 0.1 is TRL's default, "
-            "the paper's is 0.01."
+        (
+            "Chowdhury et al. 2024, Provably Robust DPO: Aligning Language Models with Noisy "
+            "Feedback, arXiv 2403.00409"
         ),
+        defaults_from="beta 0.1 (Table 4) and label_smoothing 0.1 (Sec. 6) are the paper's.",
         notes=("TRL smooths by 0 unless told, which is sigmoid.",),
     ),
     margin_row(
@@ -238,7 +241,10 @@ ROWS: tuple[LossSpec, ...] = (
         "Length-normalised DPO",
         sigmoid_norm,
         {"beta": 0.1, "label_smoothing": 0.0},
-        "Lambert et al. 2024, Tulu 3, arXiv 2411.15124",
+        (
+            "Lambert et al. 2024, Tulu 3: Pushing Frontiers in Open Language Model Post-Training, "
+            "arXiv 2411.15124"
+        ),
         defaults_from=(
             "beta 0.1 is TRL's; of a mean log-ratio it is small, and the Tulu 3 "
             "models were trained with 5."
@@ -262,7 +268,10 @@ ROWS: tuple[LossSpec, ...] = (
         "R-DPO",
         r_dpo,
         {"beta": 0.1, "alpha": 0.01, "label_smoothing": 0.0},
-        "Park et al. 2024, Disentangling Length from Quality in DPO, arXiv 2403.19159",
+        (
+            "Park et al. 2024, Disentangling Length from Quality in Direct Preference "
+            "Optimization, arXiv 2403.19159"
+        ),
         defaults_from="beta 0.1 is DPO's; alpha 0.01 per token is to be set for the data.",
         notes=(
             "The sign follows from the paper's penalty of alpha per token on the reward; it is "
@@ -277,8 +286,11 @@ ROWS: tuple[LossSpec, ...] = (
         weights=pair_weights,
         needs=(*PAIR, REFERENCE),
         defaults={"beta": 0.01, "label_smoothing": 0.0},
-        paper="Melnyk et al. 2024, Alignment via Optimal Transport, arXiv 2406.05882, Sec. 3",
-        defaults_from="beta 0.01; TRL's is 0.1.",
+        paper=(
+            "Melnyk et al. 2024, Distributional Preference Alignment of LLMs via Optimal "
+            "Transport, arXiv 2406.05882"
+        ),
+        defaults_from="beta 0.01 is the paper's (Figure 2); TRL's is 0.1.",
         notes=("Sorted over the pairs of one call; TRL sorts over those of one device.",),
     ),
 )

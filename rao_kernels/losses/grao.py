@@ -29,8 +29,8 @@ def grao(
 ) -> Terms:
     """GRAO: ``-mean_i [A_i J_i + lam A_i (J_i - J_y)] - beta A_y J_y``, mean over prompts.
 
-    Wang et al. 2025, arXiv 2508.07750, Eq. 2 to 5. J is the mean token log-probability of a sampled
-    response i or of the gold answer y; ``A = (r - mean_g(r)) / (std_g(r) + eps)``.
+    Wang et al. 2025, arXiv 2508.07750, Eq. 3 and 4. J is the mean token log-probability of a
+    sampled response i or of the gold answer y; ``A = (r - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
         beta: weight of the imitation of the gold answer.
@@ -76,7 +76,9 @@ ROWS: tuple[LossSpec, ...] = (
             "population_std": True,
         },
         paper=(
-            "Wang et al. 2025, Group Relative Alignment Optimization, arXiv 2508.07750, Eq. 2 to 5"
+            "Wang et al. 2025, Learning to Align, Aligning to Learn: A Unified Approach for "
+            "Self-Optimized Alignment (Group Relative Alignment Optimization), arXiv 2508.07750, "
+            "Eq. 3 and 4"
         ),
         defaults_from=(
             "beta 0.5, lam 0.6 and the population's standard deviation are the "

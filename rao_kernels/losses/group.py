@@ -111,7 +111,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=prompt_weights,
         needs=_NEEDS,
         defaults={"beta": 0.01, "alpha": 0.01},
-        paper="Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369",
+        paper=(
+            "Chen et al. 2024, Noise Contrastive Alignment of Language Models with Explicit "
+            "Rewards, arXiv 2402.05369, Sec. 3"
+        ),
         defaults_from="beta 0.01 is the paper's for `nca_pair`; alpha is set equal to it.",
         notes=(_NCA_NOTE,),
     ),
@@ -123,7 +126,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=prompt_weights,
         needs=_NEEDS,
         defaults={"beta": 0.01, "alpha": 0.01},
-        paper="Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369",
+        paper=(
+            "Chen et al. 2024, Noise Contrastive Alignment of Language Models with Explicit "
+            "Rewards, arXiv 2402.05369, Sec. 4"
+        ),
         defaults_from="beta 0.01 is the paper's for `nca_pair`; alpha is set equal to it.",
         notes=(_NCA_NOTE,),
     ),
@@ -135,8 +141,11 @@ ROWS: tuple[LossSpec, ...] = (
         weights=prompt_weights,
         needs=_NEEDS,
         defaults={"beta": 0.1, "alpha": 0.1},
-        paper="Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856",
-        defaults_from="alpha 0.1 is the paper's beta_r (Appendix B); beta is set equal to it.",
+        paper=(
+            "Ji et al. 2024, Towards Efficient Exact Optimization of Language Model Alignment, "
+            "arXiv 2402.00856"
+        ),
+        defaults_from="those of the authors' IMDb script, where beta_pi and beta_r are 0.1.",
         notes=("The paper's beta_pi is beta, its beta_r is alpha.",),
     ),
 )

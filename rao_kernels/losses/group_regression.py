@@ -39,7 +39,7 @@ def _rewards(inputs: LossInputs) -> Tensor:
 def kimi(inputs: LossInputs, *, tau: float, baseline: Baseline) -> Terms:
     """Kimi k1.5: ``(r - V - tau D)^2 / (2 tau)``, mean over prompts of means over responses.
 
-    Kimi Team 2025, arXiv 2501.12599. The reference is the policy of the previous iteration.
+    Kimi Team 2025, arXiv 2501.12599, Eq. 3. The reference is the policy of the previous iteration.
     dL/dD = -(r - V - tau D) / k.
 
     Args:
@@ -144,12 +144,12 @@ ROWS: tuple[LossSpec, ...] = (
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"tau": 0.1, "baseline": "mean"},
-        paper="Kimi Team 2025, Kimi k1.5, arXiv 2501.12599",
-        defaults_from="the report publishes no tau; 0.1 is DPO's beta.",
-        notes=(
-            "The report publishes no tau. Trinity-RFT's k2 regulariser is per token and has no "
-            "factor 1/2.",
+        paper=(
+            "Kimi Team 2025, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv "
+            "2501.12599, Eq. 3"
         ),
+        defaults_from="tau 0.1 is DPO's beta; set it for the reward's scale.",
+        notes=("Trinity-RFT's k2 regulariser is per token and has no factor 1/2.",),
     ),
     LossSpec(
         name="dgro",
@@ -159,7 +159,11 @@ ROWS: tuple[LossSpec, ...] = (
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"beta1": 1.0, "beta2": 0.1, "half": True, "baseline": "mean"},
-        paper="Su et al. 2025, Decoupled Group Reward Optimization, arXiv 2505.12951",
+        paper=(
+            "Su et al. 2025, DGRO: Enhancing LLM Reasoning via Exploration-Exploitation Control "
+            "and Reward Variance Management (Decoupled Group Reward Optimization), arXiv "
+            "2505.12951"
+        ),
         defaults_from="with beta1 1 and beta2 0.1 the loss is `kimi` at its default.",
     ),
     LossSpec(
@@ -170,7 +174,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=prompt_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"beta": 0.1, "unbiased": False},
-        paper="Tang et al. 2025, Any-Generation Reward Optimization, arXiv 2503.19612",
+        paper=(
+            "Tang et al. 2025, RL-finetuning LLMs from on- and off-policy data with a single "
+            "algorithm (Any-Generation Reward Optimization), arXiv 2503.19612"
+        ),
         defaults_from="beta 0.1 is DPO's.",
         notes=("GVPO (arXiv 2504.19599) and TB-VarGrad (arXiv 2503.18929) share its gradient.",),
     ),
@@ -182,7 +189,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=pair_weights,
         needs=(*PAIR, REFERENCE, "rewards"),
         defaults={"eta": 1.0},
-        paper="Gao et al. 2024, REBEL: Regressing Relative Rewards, arXiv 2404.16767",
+        paper=(
+            "Gao et al. 2024, REBEL: Reinforcement Learning via Regressing Relative Rewards, arXiv "
+            "2404.16767"
+        ),
         defaults_from="eta 1 takes rewards as log-ratios in nats; set it for the reward's scale.",
     ),
 )

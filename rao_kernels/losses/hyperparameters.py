@@ -101,7 +101,7 @@ class RAO(TypedDict, total=False):
 
 class DROV(TypedDict, total=False):
     """Hyperparameters of `dro_value`: Richemond et al. 2024, Offline Regularised Reinforcement
-    Learning (DRO), arXiv 2405.19107.
+    Learning for Large Language Models Alignment, arXiv 2405.19107.
 
     tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 1.0.
     """
@@ -110,8 +110,8 @@ class DROV(TypedDict, total=False):
 
 
 class RewardPartitioning(TypedDict, total=False):
-    """Hyperparameters of `reward_partition`: Faye et al. 2025, Reward Partitioning Optimization,
-    arXiv 2506.13702.
+    """Hyperparameters of `reward_partition`: Faye et al. 2025, Value-Free Policy Optimization via
+    Reward Partitioning, arXiv 2506.13702.
 
     tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 5.0.
     length_normalized: True takes means over tokens of log-probs, False sums. Default: False.
@@ -122,8 +122,8 @@ class RewardPartitioning(TypedDict, total=False):
 
 
 class AStarPO(TypedDict, total=False):
-    """Hyperparameters of `a2po`: Brantley et al. 2025, Optimal Advantage Regression (A*-PO), arXiv
-    2505.20686.
+    """Hyperparameters of `a2po`: Brantley et al. 2025, Accelerating RL for LLM Reasoning with
+    Optimal Advantage Regression, arXiv 2505.20686.
 
     beta1: temperature of the estimate of V, in reward. Default: 0.5.
     beta2: KL coefficient, in reward per nat; the implicit reward is beta2 D. Default: 0.001.
@@ -152,7 +152,8 @@ class QRPO(TypedDict, total=False):
 
 
 class KimiK15(TypedDict, total=False):
-    """Hyperparameters of `kimi`: Kimi Team 2025, Kimi k1.5, arXiv 2501.12599.
+    """Hyperparameters of `kimi`: Kimi Team 2025, Kimi k1.5: Scaling Reinforcement Learning with
+    LLMs, arXiv 2501.12599, Eq. 3.
 
     tau: KL coefficient, in reward per nat; the implicit reward is tau D. Default: 0.1.
     baseline: V. "mean": the group's mean reward. "log_mean_exp": ``tau log mean exp(r / tau)``.
@@ -164,8 +165,9 @@ class KimiK15(TypedDict, total=False):
 
 
 class DGRO(TypedDict, total=False):
-    """Hyperparameters of `dgro`: Su et al. 2025, Decoupled Group Reward Optimization, arXiv
-    2505.12951.
+    """Hyperparameters of `dgro`: Su et al. 2025, DGRO: Enhancing LLM Reasoning via
+    Exploration-Exploitation Control and Reward Variance Management (Decoupled Group Reward
+    Optimization), arXiv 2505.12951.
 
     beta1: scale of the policy gradient. Default: 1.0.
     beta2: weight of the squared distance to the sampling policy, in reward per nat. Default: 0.1.
@@ -182,8 +184,8 @@ class DGRO(TypedDict, total=False):
 
 
 class AGRO(TypedDict, total=False):
-    """Hyperparameters of `agro`: Tang et al. 2025, Any-Generation Reward Optimization, arXiv
-    2503.19612.
+    """Hyperparameters of `agro`: Tang et al. 2025, RL-finetuning LLMs from on- and off-policy data
+    with a single algorithm (Any-Generation Reward Optimization), arXiv 2503.19612.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     unbiased: True divides the variance by k - 1, False by k. Default: False.
@@ -194,8 +196,8 @@ class AGRO(TypedDict, total=False):
 
 
 class REBEL(TypedDict, total=False):
-    """Hyperparameters of `rebel`: Gao et al. 2024, REBEL: Regressing Relative Rewards, arXiv
-    2404.16767.
+    """Hyperparameters of `rebel`: Gao et al. 2024, REBEL: Reinforcement Learning via Regressing
+    Relative Rewards, arXiv 2404.16767.
 
     eta: log-ratio per unit of reward, in nats; 1 / beta of other losses. Default: 1.0.
     """
@@ -233,8 +235,8 @@ class DPO(TypedDict, total=False):
 
 
 class CDPO(TypedDict, total=False):
-    """Hyperparameters of `cdpo`: Mitchell 2023, A note on DPO with noisy preferences,
-    ericmitchell.ai/cdpo.pdf.
+    """Hyperparameters of `cdpo`: Mitchell 2023, A note on DPO with noisy preferences & relationship
+    to IPO, ericmitchell.ai/cdpo.pdf, Eq. 3.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     label_smoothing: e, the assumed share of flipped labels, from 0 to 1; 0 is DPO. Default: 0.1.
@@ -261,8 +263,8 @@ class CDPO(TypedDict, total=False):
 
 
 class RobustDPO(TypedDict, total=False):
-    """Hyperparameters of `robust`: Chowdhury et al. 2024, Provably Robust DPO, arXiv 2403.00409,
-    Sec. 3.1.
+    """Hyperparameters of `robust`: Chowdhury et al. 2024, Provably Robust DPO: Aligning Language
+    Models with Noisy Feedback, arXiv 2403.00409.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     label_smoothing: e, the share of flipped labels, from 0 to below 1/2. Default: 0.1.
@@ -289,7 +291,8 @@ class RobustDPO(TypedDict, total=False):
 
 
 class LengthNormalisedDPO(TypedDict, total=False):
-    """Hyperparameters of `sigmoid_norm`: Lambert et al. 2024, Tulu 3, arXiv 2411.15124.
+    """Hyperparameters of `sigmoid_norm`: Lambert et al. 2024, Tulu 3: Pushing Frontiers in Open
+    Language Model Post-Training, arXiv 2411.15124.
 
     beta: KL coefficient, in reward per nat of mean log-ratio; the implicit reward is beta D / n.
         Default: 0.1.
@@ -348,8 +351,8 @@ class DPONLL(TypedDict, total=False):
 
 
 class RDPO(TypedDict, total=False):
-    """Hyperparameters of `r_dpo`: Park et al. 2024, Disentangling Length from Quality in DPO, arXiv
-    2403.19159.
+    """Hyperparameters of `r_dpo`: Park et al. 2024, Disentangling Length from Quality in Direct
+    Preference Optimization, arXiv 2403.19159.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     alpha: cost on the reward, per token: it shrinks the gradient where the chosen response is the
@@ -379,8 +382,8 @@ class RDPO(TypedDict, total=False):
 
 
 class AOT(TypedDict, total=False):
-    """Hyperparameters of `aot`: Melnyk et al. 2024, Alignment via Optimal Transport, arXiv
-    2406.05882, Sec. 3.
+    """Hyperparameters of `aot`: Melnyk et al. 2024, Distributional Preference Alignment of LLMs via
+    Optimal Transport, arXiv 2406.05882.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
@@ -391,11 +394,11 @@ class AOT(TypedDict, total=False):
 
 
 class IPO(TypedDict, total=False):
-    """Hyperparameters of `ipo`: Azar et al. 2023, A General Theoretical Paradigm (IPO), arXiv
-    2310.12036, Eq. 17.
+    """Hyperparameters of `ipo`: Azar et al. 2023, A General Theoretical Paradigm to Understand
+    Learning from Human Preferences, arXiv 2310.12036, Eq. 17.
 
     tau: KL coefficient, in reward per nat: the margin's target is 1 / (2 tau) nats. Default: 0.1.
-    length_normalized: True takes D as a mean over tokens, False as the paper's sum. Default: False.
+    length_normalized: True takes D as a mean over tokens, False as a sum. Default: False.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
         (LD-DPO, Liu et al. 2024, arXiv 2409.06411). Default: 1.0.
@@ -421,8 +424,8 @@ class IPO(TypedDict, total=False):
 
 
 class RSOHinge(TypedDict, total=False):
-    """Hyperparameters of `hinge`: Liu et al. 2023, Statistical Rejection Sampling Optimization,
-    arXiv 2309.06657.
+    """Hyperparameters of `hinge`: Liu et al. 2023, Statistical Rejection Sampling Improves
+    Preference Optimization, arXiv 2309.06657.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
@@ -449,8 +452,8 @@ class RSOHinge(TypedDict, total=False):
 
 
 class EXOPair(TypedDict, total=False):
-    """Hyperparameters of `exo_pair`: Ji et al. 2024, Efficient Exact Optimization, arXiv
-    2402.00856, Sec. 3.2.
+    """Hyperparameters of `exo_pair`: Ji et al. 2024, Towards Efficient Exact Optimization of
+    Language Model Alignment, arXiv 2402.00856, Eq. 16.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     label_smoothing: e, the target probability of the rejected response, above 0 and below 1.
@@ -478,8 +481,8 @@ class EXOPair(TypedDict, total=False):
 
 
 class DiscoPOP(TypedDict, total=False):
-    """Hyperparameters of `discopop`: Lu et al. 2024, Discovered Preference Optimization, arXiv
-    2406.08414, Sec. 3.
+    """Hyperparameters of `discopop`: Lu et al. 2024, Discovering Preference Optimization Algorithms
+    with and for Large Language Models, arXiv 2406.08414, Eq. 5.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.05.
     tau: temperature, in reward, of the gate g between the logistic and the exponential loss.
@@ -507,7 +510,8 @@ class DiscoPOP(TypedDict, total=False):
 
 
 class CalDPO(TypedDict, total=False):
-    """Hyperparameters of `cal_dpo`: Xiao et al. 2024, Calibrated DPO, arXiv 2412.14516.
+    """Hyperparameters of `cal_dpo`: Xiao et al. 2024, Cal-DPO: Calibrated Direct Preference
+    Optimization for Language Model Alignment, arXiv 2412.14516.
 
     beta: KL coefficient, in reward per nat: the targets of D are +-1 / (2 beta) nats. Default: 0.1.
     calibration_weight: w, the weight of the two squares, 0 or more. Default: 1.0.
@@ -528,7 +532,8 @@ class CalDPO(TypedDict, total=False):
 
 
 class DPOP(TypedDict, total=False):
-    """Hyperparameters of `dpop`: Pal et al. 2024, Smaug: DPO-Positive, arXiv 2402.13228.
+    """Hyperparameters of `dpop`: Pal et al. 2024, Smaug: Fixing Failure Modes of Preference
+    Optimisation with DPO-Positive, arXiv 2402.13228.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.3.
     dpop_lambda: weight of the penalty relative to the margin, 0 or more; 0 is DPO. Default: 50.0.
@@ -549,7 +554,8 @@ class DPOP(TypedDict, total=False):
 
 
 class DPOShift(TypedDict, total=False):
-    """Hyperparameters of `dpo_shift`: Yang et al. 2025, DPO-Shift, arXiv 2502.07599.
+    """Hyperparameters of `dpo_shift`: Yang et al. 2025, DPO-Shift: Shifting the Distribution of
+    Direct Preference Optimization, arXiv 2502.07599.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     shift: weight of the rejected response, from 0 to 1; 1 is DPO. Default: 0.95.
@@ -570,8 +576,8 @@ class DPOShift(TypedDict, total=False):
 
 
 class APODown(TypedDict, total=False):
-    """Hyperparameters of `apo_down`: D'Oosterlinck et al. 2024, Anchored Preference Optimization,
-    arXiv 2408.06266, Eq. 8.
+    """Hyperparameters of `apo_down`: D'Oosterlinck et al. 2024, Anchored Preference Optimization
+    and Contrastive Revisions, arXiv 2408.06266, Eq. 8.
 
     beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.1.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
@@ -590,8 +596,8 @@ class APODown(TypedDict, total=False):
 
 
 class APOZero(TypedDict, total=False):
-    """Hyperparameters of `apo_zero`: D'Oosterlinck et al. 2024, Anchored Preference Optimization,
-    arXiv 2408.06266, Eq. 7.
+    """Hyperparameters of `apo_zero`: D'Oosterlinck et al. 2024, Anchored Preference Optimization
+    and Contrastive Revisions, arXiv 2408.06266, Eq. 7.
 
     beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.1.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
@@ -610,8 +616,8 @@ class APOZero(TypedDict, total=False):
 
 
 class NCAPair(TypedDict, total=False):
-    """Hyperparameters of `nca_pair`: Chen et al. 2024, Noise Contrastive Alignment, arXiv
-    2402.05369, Sec. 4.1.
+    """Hyperparameters of `nca_pair`: Chen et al. 2024, Noise Contrastive Alignment of Language
+    Models with Explicit Rewards, arXiv 2402.05369, Sec. 4.
 
     beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.01.
     ld_alpha: weight, from 0 to 1, of the tokens beyond the shorter response's length; 1 is off
@@ -630,8 +636,8 @@ class NCAPair(TypedDict, total=False):
 
 
 class BCOPair(TypedDict, total=False):
-    """Hyperparameters of `bco_pair`: Jung et al. 2024, Binary Classifier Optimization, arXiv
-    2404.04656, Sec. 4.
+    """Hyperparameters of `bco_pair`: Jung et al. 2024, Binary Classifier Optimization for Large
+    Language Model Alignment, arXiv 2404.04656.
 
     beta: KL coefficient, in reward per nat; the implicit reward is a = beta D. Default: 0.01.
     delta: level of the implicit rewards a: a running mean that the caller keeps; no gradient.
@@ -653,8 +659,8 @@ class BCOPair(TypedDict, total=False):
 
 
 class SPPOHard(TypedDict, total=False):
-    """Hyperparameters of `sppo_hard`: Wu et al. 2024, Self-Play Preference Optimization, arXiv
-    2405.00675, Sec. 3.
+    """Hyperparameters of `sppo_hard`: Wu et al. 2024, Self-Play Preference Optimization for
+    Language Model Alignment, arXiv 2405.00675, Eq. 4.7.
 
     beta: KL coefficient, in reward per nat, 1 / eta of the paper: the targets of D are +-1 / (2
         beta) nats. Default: 0.001.
@@ -731,8 +737,8 @@ class PessimisticDistillation(TypedDict, total=False):
 
 
 class NemotronRPOBackwardKL(TypedDict, total=False):
-    """Hyperparameters of `rpo_bwd_kl`: NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference
-    Optimization), arXiv 2406.11704.
+    """Hyperparameters of `rpo_bwd_kl`: Adler et al. (NVIDIA) 2024, Nemotron-4 340B Technical
+    Report, arXiv 2406.11704.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.2.
     eta: scale of the reward gap, above 0. Default: 1.0.
@@ -759,8 +765,8 @@ class NemotronRPOBackwardKL(TypedDict, total=False):
 
 
 class NemotronRPOForwardKL(TypedDict, total=False):
-    """Hyperparameters of `rpo_fwd_kl`: NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference
-    Optimization), arXiv 2406.11704.
+    """Hyperparameters of `rpo_fwd_kl`: Adler et al. (NVIDIA) 2024, Nemotron-4 340B Technical
+    Report, arXiv 2406.11704.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.2.
     eta: scale of the reward gap, above 0. Default: 1.0.
@@ -787,8 +793,8 @@ class NemotronRPOForwardKL(TypedDict, total=False):
 
 
 class InfoNCA(TypedDict, total=False):
-    """Hyperparameters of `infonca`: Chen et al. 2024, Noise Contrastive Alignment, arXiv
-    2402.05369.
+    """Hyperparameters of `infonca`: Chen et al. 2024, Noise Contrastive Alignment of Language
+    Models with Explicit Rewards, arXiv 2402.05369, Sec. 3.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     alpha: temperature of the softmax over rewards, in reward; towards 0 only the best response
@@ -800,7 +806,8 @@ class InfoNCA(TypedDict, total=False):
 
 
 class NCA(TypedDict, total=False):
-    """Hyperparameters of `nca`: Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369.
+    """Hyperparameters of `nca`: Chen et al. 2024, Noise Contrastive Alignment of Language Models
+    with Explicit Rewards, arXiv 2402.05369, Sec. 4.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     alpha: temperature of the softmax over rewards, in reward; towards 0 only the best response
@@ -812,7 +819,8 @@ class NCA(TypedDict, total=False):
 
 
 class EXO(TypedDict, total=False):
-    """Hyperparameters of `exo`: Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856.
+    """Hyperparameters of `exo`: Ji et al. 2024, Towards Efficient Exact Optimization of Language
+    Model Alignment, arXiv 2402.00856.
 
     beta: KL coefficient (the paper's beta_pi), in reward per nat; the implicit reward is beta D.
         Default: 0.1.
@@ -825,8 +833,8 @@ class EXO(TypedDict, total=False):
 
 
 class SimPO(TypedDict, total=False):
-    """Hyperparameters of `simpo`: Meng et al. 2024, Simple Preference Optimization, arXiv
-    2405.14734, Eq. 6.
+    """Hyperparameters of `simpo`: Meng et al. 2024, SimPO: Simple Preference Optimization with a
+    Reference-Free Reward, arXiv 2405.14734, Eq. 6.
 
     beta: scale of the implicit reward beta lbar, in reward per nat of mean log-probability.
         Default: 2.0.
@@ -840,8 +848,8 @@ class SimPO(TypedDict, total=False):
 
 
 class AlphaPO(TypedDict, total=False):
-    """Hyperparameters of `alphapo`: Gupta et al. 2025, AlphaPO: Reward Shape Matters, arXiv
-    2501.03884.
+    """Hyperparameters of `alphapo`: Gupta et al. 2025, AlphaPO: Reward Shape Matters for LLM
+    Alignment, arXiv 2501.03884.
 
     beta: scale of the implicit reward R, in reward per nat of mean log-probability. Default: 2.5.
     gamma: target margin between the implicit rewards, in reward. Default: 0.1.
@@ -870,8 +878,8 @@ class CPO(TypedDict, total=False):
 
 
 class SLiCHF(TypedDict, total=False):
-    """Hyperparameters of `slic`: Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration, arXiv
-    2305.10425, Sec. 2.
+    """Hyperparameters of `slic`: Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration with
+    Human Feedback, arXiv 2305.10425, Sec. 2.
 
     margin: target margin between the log-probabilities, in nats. Default: 1.0.
     sft_weight: weight of the chosen response's likelihood, 0 or more; 0 is off. Default: 0.1.
@@ -882,8 +890,8 @@ class SLiCHF(TypedDict, total=False):
 
 
 class ORPO(TypedDict, total=False):
-    """Hyperparameters of `orpo`: Hong et al. 2024, Odds Ratio Preference Optimization, arXiv
-    2403.07691, Eq. 6.
+    """Hyperparameters of `orpo`: Hong et al. 2024, ORPO: Monolithic Preference Optimization without
+    Reference Model (Odds Ratio Preference Optimization), arXiv 2403.07691, Eq. 6.
 
     lam: weight of the odds-ratio term beside the likelihood, 0 or more. Default: 0.1.
     """
@@ -910,8 +918,8 @@ class TPO(TypedDict, total=False):
 
 
 class KTO(TypedDict, total=False):
-    """Hyperparameters of `kto`: Ethayarajh et al. 2024, Kahneman-Tversky Optimization, arXiv
-    2402.01306.
+    """Hyperparameters of `kto`: Ethayarajh et al. 2024, KTO: Model Alignment as Prospect Theoretic
+    Optimization (Kahneman-Tversky Optimization), arXiv 2402.01306.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     desirable_weight: lamD, the weight of desirable responses, above 0. Default: 1.0.
@@ -924,7 +932,8 @@ class KTO(TypedDict, total=False):
 
 
 class BCO(TypedDict, total=False):
-    """Hyperparameters of `bco`: Jung et al. 2024, Binary Classifier Optimization, arXiv 2404.04656.
+    """Hyperparameters of `bco`: Jung et al. 2024, Binary Classifier Optimization for Large Language
+    Model Alignment, arXiv 2404.04656.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     delta: level of the implicit rewards ``beta D``: a running mean that the caller keeps, or None
@@ -937,7 +946,7 @@ class BCO(TypedDict, total=False):
 
 class APOZeroUnpaired(TypedDict, total=False):
     """Hyperparameters of `apo_zero_unpaired`: D'Oosterlinck et al. 2024, Anchored Preference
-    Optimization, arXiv 2408.06266.
+    Optimization and Contrastive Revisions, arXiv 2408.06266.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.1.
     desirable_weight: lamD, the weight of desirable responses, above 0. Default: 1.0.
@@ -950,8 +959,8 @@ class APOZeroUnpaired(TypedDict, total=False):
 
 
 class AOTUnpaired(TypedDict, total=False):
-    """Hyperparameters of `aot_unpaired`: Melnyk et al. 2024, Alignment via Optimal Transport, arXiv
-    2406.05882, Sec. 3.
+    """Hyperparameters of `aot_unpaired`: Melnyk et al. 2024, Distributional Preference Alignment of
+    LLMs via Optimal Transport, arXiv 2406.05882.
 
     beta: KL coefficient, in reward per nat; the implicit reward is beta D. Default: 0.01.
     label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off. Default: 0.0.
@@ -962,8 +971,8 @@ class AOTUnpaired(TypedDict, total=False):
 
 
 class SPPO(TypedDict, total=False):
-    """Hyperparameters of `sppo`: Wu et al. 2024, Self-Play Preference Optimization, arXiv
-    2405.00675.
+    """Hyperparameters of `sppo`: Wu et al. 2024, Self-Play Preference Optimization for Language
+    Model Alignment, arXiv 2405.00675, Eq. 4.7.
 
     eta: scale of the target log-ratio, in nats; 1 / beta. Default: 1000.0.
     """
@@ -972,8 +981,8 @@ class SPPO(TypedDict, total=False):
 
 
 class PPO(TypedDict, total=False):
-    """Hyperparameters of `ppo`: Schulman et al. 2017, Proximal Policy Optimization, arXiv
-    1707.06347, Eq. 7.
+    """Hyperparameters of `ppo`: Schulman et al. 2017, Proximal Policy Optimization Algorithms,
+    arXiv 1707.06347, Eq. 7.
 
     clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
     clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
@@ -998,8 +1007,8 @@ class PPO(TypedDict, total=False):
 
 
 class GRPO(TypedDict, total=False):
-    """Hyperparameters of `grpo`: Shao et al. 2024, DeepSeekMath (Group Relative Policy
-    Optimization), arXiv 2402.03300, Eq. 3.
+    """Hyperparameters of `grpo`: Shao et al. 2024, DeepSeekMath: Pushing the Limits of Mathematical
+    Reasoning in Open Language Models (Group Relative Policy Optimization), arXiv 2402.03300, Eq. 3.
 
     clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
     clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
@@ -1024,8 +1033,8 @@ class GRPO(TypedDict, total=False):
 
 
 class DrGRPO(TypedDict, total=False):
-    """Hyperparameters of `dr_grpo`: Liu et al. 2025, Understanding R1-Zero-Like Training (Dr.
-    GRPO), arXiv 2503.20783.
+    """Hyperparameters of `dr_grpo`: Liu et al. 2025, Understanding R1-Zero-Like Training: A
+    Critical Perspective, arXiv 2503.20783.
 
     clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
     clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
@@ -1047,7 +1056,8 @@ class DrGRPO(TypedDict, total=False):
 
 
 class DAPO(TypedDict, total=False):
-    """Hyperparameters of `dapo`: Yu et al. 2025, DAPO, arXiv 2503.14476.
+    """Hyperparameters of `dapo`: Yu et al. 2025, DAPO: An Open-Source LLM Reinforcement Learning
+    System at Scale, arXiv 2503.14476.
 
     clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
     clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.28.
@@ -1124,8 +1134,8 @@ class GSPO(TypedDict, total=False):
 
 
 class LUSPO(TypedDict, total=False):
-    """Hyperparameters of `luspo`: Liu et al. 2026, Length-Unbiased Sequence Policy Optimization,
-    arXiv 2602.05261.
+    """Hyperparameters of `luspo`: Liu et al. 2026, Length-Unbiased Sequence Policy Optimization:
+    Revealing and Controlling Response Length Variation in RLVR, arXiv 2602.05261.
 
     clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.002.
     clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.0025.
@@ -1150,8 +1160,9 @@ class LUSPO(TypedDict, total=False):
 
 
 class RLOO(TypedDict, total=False):
-    """Hyperparameters of `rloo`: Ahmadian et al. 2024, Back to Basics (REINFORCE Leave-One-Out),
-    arXiv 2402.14740.
+    """Hyperparameters of `rloo`: Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style
+    Optimization for Learning from Human Feedback in LLMs (REINFORCE Leave-One-Out), arXiv
+    2402.14740.
 
     clip_low: the ratio is clipped from below at 1 - clip_low; from 0 to 1. Default: 0.2.
     clip_high: the ratio is clipped from above at 1 + clip_high; 0 or more. Default: 0.2.
@@ -1193,7 +1204,8 @@ class GMPO(TypedDict, total=False):
 
 
 class CISPO(TypedDict, total=False):
-    """Hyperparameters of `cispo`: MiniMax 2025, MiniMax-M1 (CISPO), arXiv 2506.13585.
+    """Hyperparameters of `cispo`: MiniMax 2025, MiniMax-M1: Scaling Test-Time Compute Efficiently
+    with Lightning Attention, arXiv 2506.13585, Eq. 4 and 5.
 
     clip_low: the weight rho is clipped from below at 1 - clip_low; from 0 to 1. Default: 1.0.
     clip_high: the weight rho is clipped from above at 1 + clip_high; 0 or more. Default: 4.0.
@@ -1237,8 +1249,8 @@ class SAPO(TypedDict, total=False):
 
 
 class VESPO(TypedDict, total=False):
-    """Hyperparameters of `vespo`: Shen et al. 2026, Variational Sequence-Level Soft Policy
-    Optimization, arXiv 2602.10693.
+    """Hyperparameters of `vespo`: Shen et al. 2026, VESPO: Variational Sequence-Level Soft Policy
+    Optimization for Stable Off-Policy LLM Training, arXiv 2602.10693.
 
     k: power of the ratio w, a pair: where A_i >= 0, and elsewhere. Default: (2.0, 3.0).
     lam: rate at which the weight decays in w, a pair likewise. Default: (3.0, 2.0).
@@ -1259,8 +1271,9 @@ class VESPO(TypedDict, total=False):
 
 
 class GRAO(TypedDict, total=False):
-    """Hyperparameters of `grao`: Wang et al. 2025, Group Relative Alignment Optimization, arXiv
-    2508.07750, Eq. 2 to 5.
+    """Hyperparameters of `grao`: Wang et al. 2025, Learning to Align, Aligning to Learn: A Unified
+    Approach for Self-Optimized Alignment (Group Relative Alignment Optimization), arXiv 2508.07750,
+    Eq. 3 and 4.
 
     beta: weight of the imitation of the gold answer. Default: 0.5.
     lam: weight of the gap between samples and gold answer. Default: 0.6.

@@ -38,7 +38,7 @@ def ipo(
     Args:
         tau: KL coefficient, in reward per nat: the margin's target is 1 / (2 tau) nats. The
             implicit reward is tau D.
-        length_normalized: True takes D as a mean over tokens, False as the paper's sum.
+        length_normalized: True takes D as a mean over tokens, False as a sum.
         label_smoothing: assumed share of flipped labels, from 0 to 1; 0 is off.
         options: see `ScoreOptions`.
 
@@ -91,7 +91,7 @@ def exo_pair(
 ) -> Terms:
     """EXO-pair: KL of Bernoulli(sigmoid(u)) to Bernoulli(1 - e), mean over pairs.
 
-    Ji et al. 2024, arXiv 2402.00856, Sec. 3.2.
+    Ji et al. 2024, arXiv 2402.00856, Eq. 16.
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is beta D.
@@ -118,7 +118,7 @@ def discopop(
 ) -> Terms:
     """DiscoPOP: ``(1 - g) sp(-u) + g exp(-u)``, ``g = sigmoid(u / tau)``, mean over pairs.
 
-    Lu et al. 2024, arXiv 2406.08414, Sec. 3. At u = 0 the slope is positive for tau = 0.05: the
+    Lu et al. 2024, arXiv 2406.08414, Eq. 5. At u = 0 the slope is positive for tau = 0.05: the
     first step shrinks the margin.
 
     Args:
@@ -145,11 +145,15 @@ ROWS: tuple[LossSpec, ...] = (
         "IPO",
         ipo,
         {"tau": 0.1, "length_normalized": False, "label_smoothing": 0.0},
-        "Azar et al. 2023, A General Theoretical Paradigm (IPO), arXiv 2310.12036, Eq. 17",
+        (
+            "Azar et al. 2023, A General Theoretical Paradigm to Understand Learning from Human "
+            "Preferences, arXiv 2310.12036, Eq. 17"
+        ),
         defaults_from="tau 0.1 is TRL's beta.",
         notes=(
-            "Sums over tokens as in the paper, OpenRLHF and NeMo-Aligner; TRL, HALOs, AReaL, "
-            "LLaMA-Factory and ms-swift take means (length_normalized=True). TRL's beta is tau.",
+            "Sums over tokens as Eq. 17 reads, and as in OpenRLHF and NeMo-Aligner; TRL, HALOs, "
+            "AReaL, LLaMA-Factory and ms-swift take means (length_normalized=True), which is what "
+            "the authors meant according to TRL. TRL's beta is tau.",
         ),
     ),
     margin_row(
@@ -157,7 +161,10 @@ ROWS: tuple[LossSpec, ...] = (
         "RSO hinge",
         hinge,
         {"beta": 0.1, "label_smoothing": 0.0},
-        "Liu et al. 2023, Statistical Rejection Sampling Optimization, arXiv 2309.06657",
+        (
+            "Liu et al. 2023, Statistical Rejection Sampling Improves Preference Optimization, "
+            "arXiv 2309.06657"
+        ),
         defaults_from="beta 0.1 is TRL's.",
     ),
     margin_row(
@@ -165,8 +172,11 @@ ROWS: tuple[LossSpec, ...] = (
         "EXO-pair",
         exo_pair,
         {"beta": 0.1, "label_smoothing": 1e-3},
-        "Ji et al. 2024, Efficient Exact Optimization, arXiv 2402.00856, Sec. 3.2",
-        defaults_from="beta 0.1 (its beta_r, Appendix B) and label_smoothing 1e-3 are the paper's.",
+        (
+            "Ji et al. 2024, Towards Efficient Exact Optimization of Language Model Alignment, "
+            "arXiv 2402.00856, Eq. 16"
+        ),
+        defaults_from="beta 0.1 (Appendix B) and label_smoothing 1e-3 are the paper's.",
         notes=(
             "The authors' code takes log-probabilities 0 and -10 for the two targets. TRL smooths "
             "by 0 unless told, and refuses that.",
@@ -177,7 +187,10 @@ ROWS: tuple[LossSpec, ...] = (
         "DiscoPOP",
         discopop,
         {"beta": 0.05, "tau": 0.05},
-        "Lu et al. 2024, Discovered Preference Optimization, arXiv 2406.08414, Sec. 3",
+        (
+            "Lu et al. 2024, Discovering Preference Optimization Algorithms with and for Large "
+            "Language Models, arXiv 2406.08414, Eq. 5"
+        ),
         defaults_from="the paper's (Appendices B and E).",
         notes=(
             "TRL and Liger multiply g by exp(-u): NaN where that overflows, from u = -88 down in "

@@ -51,7 +51,7 @@ def cal_dpo(
 def sppo_hard(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]) -> Terms:
     """SPPO-hard: ``(D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2``, mean over pairs.
 
-    Wu et al. 2024, arXiv 2405.00675, Sec. 3, at win probabilities 1 and 0.
+    Wu et al. 2024, arXiv 2405.00675, Eq. 4.7, at win probabilities 1 and 0.
 
     Args:
         beta: KL coefficient, in reward per nat, 1 / eta of the paper: the targets of D are +-1 / (2
@@ -162,7 +162,7 @@ def apo_down(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions])
 def nca_pair(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]) -> Terms:
     """NCA-pair: ``sp(-a_w) + sp(a_w) / 2 + sp(a_l) / 2``, mean over pairs.
 
-    Chen et al. 2024, arXiv 2402.05369, Sec. 4.1.
+    Chen et al. 2024, arXiv 2402.05369, Sec. 4.
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is a = beta D.
@@ -183,7 +183,7 @@ def bco_pair(
 ) -> Terms:
     """BCO-pair: ``sp(-(a_w - delta)) + sp(a_l - delta)``, mean over pairs.
 
-    Jung et al. 2024, arXiv 2404.04656, Sec. 4.
+    Jung et al. 2024, arXiv 2404.04656.
 
     Args:
         beta: KL coefficient, in reward per nat; the implicit reward is a = beta D.
@@ -209,7 +209,10 @@ ROWS: tuple[LossSpec, ...] = (
         "Cal-DPO",
         cal_dpo,
         {"beta": 0.1, "calibration_weight": 1.0},
-        "Xiao et al. 2024, Calibrated DPO, arXiv 2412.14516",
+        (
+            "Xiao et al. 2024, Cal-DPO: Calibrated Direct Preference Optimization for Language "
+            "Model Alignment, arXiv 2412.14516"
+        ),
         defaults_from="beta 0.1 is DPO's; calibration_weight 1 is the paper's form.",
         notes=("The authors' code weighs the calibration by 1/2.",),
     ),
@@ -218,7 +221,10 @@ ROWS: tuple[LossSpec, ...] = (
         "DPOP",
         dpop,
         {"beta": 0.3, "dpop_lambda": 50.0},
-        "Pal et al. 2024, Smaug: DPO-Positive, arXiv 2402.13228",
+        (
+            "Pal et al. 2024, Smaug: Fixing Failure Modes of Preference Optimisation with "
+            "DPO-Positive, arXiv 2402.13228"
+        ),
         defaults_from="the paper's.",
         notes=("Some public code puts the penalty outside the sigmoid, where it is a reward.",),
     ),
@@ -227,8 +233,11 @@ ROWS: tuple[LossSpec, ...] = (
         "DPO-Shift",
         dpo_shift,
         {"beta": 0.1, "shift": 0.95},
-        "Yang et al. 2025, DPO-Shift, arXiv 2502.07599",
-        defaults_from="beta 0.1 is DPO's; shift 0.95 is the authors' fixed one.",
+        (
+            "Yang et al. 2025, DPO-Shift: Shifting the Distribution of Direct Preference "
+            "Optimization, arXiv 2502.07599"
+        ),
+        defaults_from="beta 0.1 is DPO's; shift 0.95 is one of the authors' fixed values.",
         notes=("The authors also vary the shift over the steps; here the caller does.",),
     ),
     pair_row(
@@ -236,7 +245,10 @@ ROWS: tuple[LossSpec, ...] = (
         "APO-down",
         apo_down,
         {"beta": 0.1},
-        "D'Oosterlinck et al. 2024, Anchored Preference Optimization, arXiv 2408.06266, Eq. 8",
+        (
+            "D'Oosterlinck et al. 2024, Anchored Preference Optimization and Contrastive "
+            "Revisions, arXiv 2408.06266, Eq. 8"
+        ),
         defaults_from="the paper's (Sec. 5.2).",
         notes=("TRL and Liger compute 1 - sigmoid(a), which is 0 in fp32 from a = 17 on.",),
     ),
@@ -245,7 +257,10 @@ ROWS: tuple[LossSpec, ...] = (
         "APO-zero",
         apo_zero,
         {"beta": 0.1},
-        "D'Oosterlinck et al. 2024, Anchored Preference Optimization, arXiv 2408.06266, Eq. 7",
+        (
+            "D'Oosterlinck et al. 2024, Anchored Preference Optimization and Contrastive "
+            "Revisions, arXiv 2408.06266, Eq. 7"
+        ),
         defaults_from="the paper's (Sec. 5.2).",
         notes=("TRL and Liger compute 1 - sigmoid(a), which is 0 in fp32 from a = 17 on.",),
     ),
@@ -254,7 +269,10 @@ ROWS: tuple[LossSpec, ...] = (
         "NCA-pair",
         nca_pair,
         {"beta": 0.01},
-        "Chen et al. 2024, Noise Contrastive Alignment, arXiv 2402.05369, Sec. 4.1",
+        (
+            "Chen et al. 2024, Noise Contrastive Alignment of Language Models with Explicit "
+            "Rewards, arXiv 2402.05369, Sec. 4"
+        ),
         defaults_from="the paper's (Appendix C).",
         notes=("TRL's beta is 0.1 unless told.",),
     ),
@@ -263,7 +281,10 @@ ROWS: tuple[LossSpec, ...] = (
         "BCO-pair",
         bco_pair,
         {"beta": 0.01, "delta": 0.0},
-        "Jung et al. 2024, Binary Classifier Optimization, arXiv 2404.04656, Sec. 4",
+        (
+            "Jung et al. 2024, Binary Classifier Optimization for Large Language Model Alignment, "
+            "arXiv 2404.04656"
+        ),
         defaults_from="beta 0.01 is the paper's (Appendix C); delta 0 is TRL's and Liger's.",
         notes=(
             "TRL and Liger take delta = 0 (as here) and beta = 0.1; LLaMA-Factory and ms-swift a "
@@ -275,7 +296,10 @@ ROWS: tuple[LossSpec, ...] = (
         "SPPO-hard",
         sppo_hard,
         {"beta": 1e-3},
-        "Wu et al. 2024, Self-Play Preference Optimization, arXiv 2405.00675, Sec. 3",
+        (
+            "Wu et al. 2024, Self-Play Preference Optimization for Language Model Alignment, "
+            "arXiv 2405.00675, Eq. 4.7"
+        ),
         defaults_from="the paper's, 1 / eta with eta 1000.",
         notes=(
             "Sum over the two responses as in TRL and Liger, whose beta is 0.1 unless told; the "

@@ -239,7 +239,9 @@ ROWS: tuple[LossSpec, ...] = (
         needs=("advantages", "values", "returns", "old_token_logps", "ref_token_logps"),
         optional=("old_values",),
         defaults={**policy.PPO, "value_coef": 0.1, "value_clip": 0.2},
-        paper="Schulman et al. 2017, Proximal Policy Optimization, arXiv 1707.06347, Eq. 7",
+        paper=(
+            "Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347, Eq. 7"
+        ),
         defaults_from=(
             "the clip of 0.2 is the paper's; value_coef 0.1 and value_clip 0.2 are TRL's."
         ),
@@ -264,8 +266,8 @@ ROWS: tuple[LossSpec, ...] = (
         grpo,
         policy.GROUPED,
         (
-            "Shao et al. 2024, DeepSeekMath (Group Relative Policy Optimization), arXiv "
-            "2402.03300, Eq. 3"
+            "Shao et al. 2024, DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open "
+            "Language Models (Group Relative Policy Optimization), arXiv 2402.03300, Eq. 3"
         ),
         "the clip of 0.2, kl_beta 0 and eps 1e-4 are TRL's.",
         policy.STD_NOTE,
@@ -278,7 +280,10 @@ ROWS: tuple[LossSpec, ...] = (
         "sequence",
         dr_grpo,
         {**policy.PPO, "max_completion_length": None},
-        "Liu et al. 2025, Understanding R1-Zero-Like Training (Dr. GRPO), arXiv 2503.20783",
+        (
+            "Liu et al. 2025, Understanding R1-Zero-Like Training: A Critical Perspective, arXiv "
+            "2503.20783"
+        ),
         "the clip of 0.2 and kl_beta 0 are TRL's; the sum over tokens is the paper's.",
         "The paper's equation sums over tokens; TRL, Liger and the authors' code divide by the "
         "generation budget: give it as `max_completion_length`.",
@@ -289,7 +294,10 @@ ROWS: tuple[LossSpec, ...] = (
         "token",
         dapo,
         {**policy.GROUPED, "clip_high": 0.28},
-        "Yu et al. 2025, DAPO, arXiv 2503.14476",
+        (
+            "Yu et al. 2025, DAPO: An Open-Source LLM Reinforcement Learning System at Scale, "
+            "arXiv 2503.14476"
+        ),
         "the clip of 0.2 and 0.28 is the paper's (Sec. 4.1); eps 1e-4 is TRL's.",
         "Overlong filtering and dynamic sampling select data and are not part of the loss. TRL's "
         "and Liger's epsilon_high is epsilon (0.2) unless given.",
@@ -321,7 +329,10 @@ ROWS: tuple[LossSpec, ...] = (
         "sequence",
         luspo,
         {**policy.GROUPED, "clip_low": 2e-3, "clip_high": 2.5e-3},
-        "Liu et al. 2026, Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261",
+        (
+            "Liu et al. 2026, Length-Unbiased Sequence Policy Optimization: Revealing and "
+            "Controlling Response Length Variation in RLVR, arXiv 2602.05261"
+        ),
         "the clip of 2e-3 and 2.5e-3 is the paper's (Sec. 5.1); eps 1e-4 is TRL's.",
         "Equal to TRL's with importance_sampling_level='sequence'. Liger's is equal without a KL "
         "penalty; with one it averages the penalty over padded positions too.",
@@ -335,7 +346,10 @@ ROWS: tuple[LossSpec, ...] = (
         needs=("advantages|rewards", "old_token_logps", REFERENCE),
         optional=("groups",),
         defaults=policy.PPO,
-        paper="Ahmadian et al. 2024, Back to Basics (REINFORCE Leave-One-Out), arXiv 2402.14740",
+        paper=(
+            "Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization for "
+            "Learning from Human Feedback in LLMs (REINFORCE Leave-One-Out), arXiv 2402.14740"
+        ),
         defaults_from=(
             "the clip of 0.2 is TRL's; kl_beta 0 is off, where the paper has 0.03 and TRL 0.05."
         ),

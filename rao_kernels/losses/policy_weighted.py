@@ -73,7 +73,7 @@ def cispo(
 ) -> Terms:
     """CISPO: ``-sg(clip(rho_t)) A_i l_t``, mean over tokens.
 
-    MiniMax 2025, arXiv 2506.13585. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
+    MiniMax 2025, arXiv 2506.13585, Eq. 4 and 5. ``A_i = (r_i - mean_g(r)) / (std_g(r) + eps)``.
 
     Args:
         clip_low: the weight rho is clipped from below at 1 - clip_low; from 0 to 1.
@@ -187,7 +187,7 @@ ROWS: tuple[LossSpec, ...] = (
         gmpo,
         {"clip_low": 0.4, "clip_high": 0.4, **policy.SOFT},
         "Zhao et al. 2025, Geometric-Mean Policy Optimization, arXiv 2507.20673",
-        "0.4 on both sides is the paper's; eps 1e-4 is TRL's.",
+        "0.4 on both sides is the paper's (Sec. 4); eps 1e-4 is TRL's.",
         "clip_low and clip_high bound the log-ratio, as in the paper, TRL and verl.",
     ),
     policy.row(
@@ -196,7 +196,10 @@ ROWS: tuple[LossSpec, ...] = (
         "token",
         cispo,
         {"clip_low": 1.0, "clip_high": 4.0, **policy.SOFT},
-        "MiniMax 2025, MiniMax-M1 (CISPO), arXiv 2506.13585",
+        (
+            "MiniMax 2025, MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning "
+            "Attention, arXiv 2506.13585, Eq. 4 and 5"
+        ),
         "no lower bound, and the upper bound of 5 of ScaleRL (arXiv 2510.13786).",
         "The weight's upper bound is 1 + clip_high, as in the paper and verl. TRL and Liger clamp "
         "at epsilon_high itself: their 5.0 is `clip_high=4.0`, and their default of 0.2 caps "
@@ -219,7 +222,10 @@ ROWS: tuple[LossSpec, ...] = (
         "token",
         vespo,
         {"k": (2.0, 3.0), "lam": (3.0, 2.0), **policy.SOFT},
-        "Shen et al. 2026, Variational Sequence-Level Soft Policy Optimization, arXiv 2602.10693",
+        (
+            "Shen et al. 2026, VESPO: Variational Sequence-Level Soft Policy Optimization for "
+            "Stable Off-Policy LLM Training, arXiv 2602.10693"
+        ),
         "TRL's.",
         "TRL and Liger clamp each token's log-ratio at +-20 before the sum: another number where "
         "one token is beyond.",

@@ -253,14 +253,17 @@ ROWS: tuple[LossSpec, ...] = (
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0},
-        paper="Meng et al. 2024, Simple Preference Optimization, arXiv 2405.14734, Eq. 6",
+        paper=(
+            "Meng et al. 2024, SimPO: Simple Preference Optimization with a Reference-Free Reward, "
+            "arXiv 2405.14734, Eq. 6"
+        ),
         defaults_from=(
-            "within the ranges that the paper searches, beta 2 to 2.5 and gamma / beta 0.1 to 0.55."
+            "within the ranges that the paper recommends, beta 2 to 2.5 and gamma 0.5 to 1.5."
         ),
         notes=(
-            "gamma is the margin itself, as in TRL (simpo_gamma) and Liger; the paper and its "
-            "code also state gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL term "
-            "(cpo_alpha 1): for that, combine with `sft`.",
+            "gamma is the margin itself, as in the paper, TRL (simpo_gamma) and Liger; the "
+            "authors' code takes gamma / beta. TRL's defaults are beta 0.1, gamma 0.5 and an NLL "
+            "term (cpo_alpha 1): for that, combine with `sft`.",
         ),
     ),
     LossSpec(
@@ -271,7 +274,9 @@ ROWS: tuple[LossSpec, ...] = (
         weights=pair_weights,
         needs=PAIR,
         defaults={"beta": 2.5, "gamma": 0.1, "alpha": 0.25, "label_smoothing": 0.0},
-        paper="Gupta et al. 2025, AlphaPO: Reward Shape Matters, arXiv 2501.03884",
+        paper=(
+            "Gupta et al. 2025, AlphaPO: Reward Shape Matters for LLM Alignment, arXiv 2501.03884"
+        ),
         defaults_from="the paper's for Mistral-Instruct (Table 3).",
         notes=(
             "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
@@ -303,7 +308,8 @@ ROWS: tuple[LossSpec, ...] = (
         needs=PAIR,
         defaults={"margin": 1.0, "sft_weight": 0.1},
         paper=(
-            "Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration, arXiv 2305.10425, Sec. 2"
+            "Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration with Human Feedback, arXiv "
+            "2305.10425, Sec. 2"
         ),
         defaults_from="those of HALOs.",
         notes=("The target of the regularisation is the chosen response, summed, as in HALOs.",),
@@ -316,8 +322,11 @@ ROWS: tuple[LossSpec, ...] = (
         weights=pair_weights,
         needs=PAIR,
         defaults={"lam": 0.1},
-        paper="Hong et al. 2024, Odds Ratio Preference Optimization, arXiv 2403.07691, Eq. 6",
-        defaults_from="the paper's and TRL's.",
+        paper=(
+            "Hong et al. 2024, ORPO: Monolithic Preference Optimization without Reference Model "
+            "(Odds Ratio Preference Optimization), arXiv 2403.07691, Eq. 6"
+        ),
+        defaults_from="the paper's for Mistral (7B), and TRL's.",
         notes=(
             "The NLL is minus the chosen response's mean log-probability, averaged over pairs, as "
             "in LLaMA-Factory. TRL's is a token mean over the batch and over prompt and response, "

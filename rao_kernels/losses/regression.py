@@ -184,8 +184,8 @@ ROWS: tuple[LossSpec, ...] = (
         needs=("rewards", REFERENCE, "values"),
         defaults={"tau": 1.0},
         paper=(
-            "Richemond et al. 2024, Offline Regularised Reinforcement Learning (DRO), arXiv "
-            "2405.19107"
+            "Richemond et al. 2024, Offline Regularised Reinforcement Learning for Large Language "
+            "Models Alignment, arXiv 2405.19107"
         ),
         defaults_from="tau 1 is the paper's best of 0.1, 1 and 5.",
         notes=(
@@ -202,10 +202,11 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "groups"),
         defaults={"tau": 5.0, "length_normalized": False},
-        paper="Faye et al. 2025, Reward Partitioning Optimization, arXiv 2506.13702",
-        defaults_from=(
-            "tau 5 is that of the authors' main script; sums over tokens are the paper's."
+        paper=(
+            "Faye et al. 2025, Value-Free Policy Optimization via Reward Partitioning, arXiv "
+            "2506.13702"
         ),
+        defaults_from="tau 5 is that of the authors' main script.",
         notes=(
             "The authors' code averages log-probs over tokens (length_normalized=True) and "
             "standardises rewards over the data set beforehand.",
@@ -219,7 +220,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("rewards", REFERENCE, "groups", "ref_rewards", "ref_reward_groups"),
         defaults={"beta1": 0.5, "beta2": 1e-3},
-        paper="Brantley et al. 2025, Optimal Advantage Regression (A*-PO), arXiv 2505.20686",
+        paper=(
+            "Brantley et al. 2025, Accelerating RL for LLM Reasoning with Optimal Advantage "
+            "Regression, arXiv 2505.20686"
+        ),
         defaults_from="the paper's and TRL's.",
     ),
     LossSpec(

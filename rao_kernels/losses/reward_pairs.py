@@ -102,7 +102,7 @@ def rpo_bwd_kl(
 ) -> Terms:
     """Nemotron RPO: KL of Bernoulli(sigmoid(b)) to Bernoulli(sigmoid(u)), ``b = eta (r_w - r_l)``.
 
-    NVIDIA 2024 (Nemotron-4 340B), arXiv 2406.11704. Equal to
+    Adler et al. (NVIDIA) 2024, arXiv 2406.11704. Equal to
     ``sp(-u) + sigmoid(-b) u - H(sigmoid(b))``; mean over pairs.
 
     Args:
@@ -121,7 +121,7 @@ def rpo_fwd_kl(
 ) -> Terms:
     """Nemotron RPO: KL of Bernoulli(sigmoid(u)) to Bernoulli(sigmoid(b)), ``b = eta (r_w - r_l)``.
 
-    NVIDIA 2024 (Nemotron-4 340B), arXiv 2406.11704. dL/du = sigmoid(u) sigmoid(-u) (u - b); mean
+    Adler et al. (NVIDIA) 2024, arXiv 2406.11704. dL/du = sigmoid(u) sigmoid(-u) (u - b); mean
     over pairs.
 
     Args:
@@ -197,7 +197,7 @@ ROWS: tuple[LossSpec, ...] = (
         "Nemotron RPO, backward KL",
         rpo_bwd_kl,
         {"beta": 0.2, "eta": 1.0},
-        "NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference Optimization), arXiv 2406.11704",
+        "Adler et al. (NVIDIA) 2024, Nemotron-4 340B Technical Report, arXiv 2406.11704",
         defaults_from="NeMo-Aligner's.",
         needs=("rewards",),
     ),
@@ -206,7 +206,7 @@ ROWS: tuple[LossSpec, ...] = (
         "Nemotron RPO, forward KL",
         rpo_fwd_kl,
         {"beta": 0.2, "eta": 1.0},
-        "NVIDIA 2024, Nemotron-4 340B (Reward-aware Preference Optimization), arXiv 2406.11704",
+        "Adler et al. (NVIDIA) 2024, Nemotron-4 340B Technical Report, arXiv 2406.11704",
         defaults_from="NeMo-Aligner's.",
         needs=("rewards",),
     ),

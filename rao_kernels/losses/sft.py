@@ -61,6 +61,9 @@ ROWS: tuple[LossSpec, ...] = (
         needs=(),
         optional=("preferred",),
         defaults={},
-        paper="Wu et al. 2025, Dynamic Fine-Tuning, arXiv 2508.05629",
+        paper=(
+            "Wu et al. 2025, On the Generalization of SFT: A Reinforcement Learning Perspective "
+            "with Reward Rectification (Dynamic Fine-Tuning), arXiv 2508.05629"
+        ),
     ),
 )

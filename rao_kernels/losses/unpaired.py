@@ -110,9 +110,9 @@ def bco(inputs: LossInputs, *, beta: float, delta: float | None) -> Terms:
 def sppo(inputs: LossInputs, *, eta: float) -> Terms:
     """SPPO: ``(D - eta (P - 1/2))^2``, mean over sequences.
 
-    Wu et al. 2024, arXiv 2405.00675. P, in `rewards` and from 0 to 1, is the probability that the
-    response wins against the reference, which is the policy of the previous iteration. The implicit
-    reward is D / eta.
+    Wu et al. 2024, arXiv 2405.00675, Eq. 4.7. P, in `rewards` and from 0 to 1, is the probability
+    that the response wins against the reference, which is the policy of the previous iteration. The
+    implicit reward is D / eta.
 
     Args:
         eta: scale of the target log-ratio, in nats; 1 / beta.
@@ -132,7 +132,7 @@ def sppo(inputs: LossInputs, *, eta: float) -> Terms:
 def aot_unpaired(inputs: LossInputs, *, beta: float, label_smoothing: float) -> Terms:
     """Unpaired AOT: ``sp(-beta (D_w(k) - D_l(k)))``, mean over ranks k.
 
-    Melnyk et al. 2024, arXiv 2406.05882, Sec. 3. Desirable (w) and undesirable (l) responses,
+    Melnyk et al. 2024, arXiv 2406.05882. Desirable (w) and undesirable (l) responses,
     equally many, are sorted by D separately.
 
     Args:
@@ -189,8 +189,11 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("preferred", REFERENCE, "kl_logps", "ref_kl_logps"),
         defaults=_WEIGHTS,
-        paper="Ethayarajh et al. 2024, Kahneman-Tversky Optimization, arXiv 2402.01306",
-        defaults_from="TRL's, which are the paper's setting.",
+        paper=(
+            "Ethayarajh et al. 2024, KTO: Model Alignment as Prospect Theoretic Optimization "
+            "(Kahneman-Tversky Optimization), arXiv 2402.01306"
+        ),
+        defaults_from="the paper's and TRL's.",
         notes=(
             "z0 is the mean of the batch given; TRL takes the mean over ranks. Liger has no "
             "weights for the labels, and takes z0 as an argument that it does not clamp.",
@@ -204,7 +207,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("preferred", REFERENCE),
         defaults={"beta": 0.01, "delta": None},
-        paper="Jung et al. 2024, Binary Classifier Optimization, arXiv 2404.04656",
+        paper=(
+            "Jung et al. 2024, Binary Classifier Optimization for Large Language Model Alignment, "
+            "arXiv 2404.04656"
+        ),
         defaults_from="beta 0.01 is the paper's (Appendix C).",
         notes=(
             "TRL subtracts a running mean that starts with the batch's own: keep one of the metric "
@@ -220,7 +226,10 @@ ROWS: tuple[LossSpec, ...] = (
         weights=sequence_weights,
         needs=("preferred", REFERENCE),
         defaults=_WEIGHTS,
-        paper="D'Oosterlinck et al. 2024, Anchored Preference Optimization, arXiv 2408.06266",
+        paper=(
+            "D'Oosterlinck et al. 2024, Anchored Preference Optimization and Contrastive "
+            "Revisions, arXiv 2408.06266"
+        ),
         defaults_from="beta 0.1 is the paper's (Sec. 5.2); the weights are TRL's.",
     ),
     LossSpec(
@@ -231,9 +240,12 @@ ROWS: tuple[LossSpec, ...] = (
         weights=pair_weights,
         needs=("preferred", REFERENCE),
         defaults={"beta": 0.01, "label_smoothing": 0.0},
-        paper="Melnyk et al. 2024, Alignment via Optimal Transport, arXiv 2406.05882, Sec. 3",
-        defaults_from="beta 0.01; TRL's is 0.1.",
-        notes=("Sorting is within the batch given; TRL sorts per device. TRL's beta is 0.1.",),
+        paper=(
+            "Melnyk et al. 2024, Distributional Preference Alignment of LLMs via Optimal "
+            "Transport, arXiv 2406.05882"
+        ),
+        defaults_from="beta 0.01 is the paper's (Figure 2); TRL's is 0.1.",
+        notes=("Sorting is within the batch given; TRL sorts per device.",),
     ),
     LossSpec(
         name="sppo",
@@ -244,7 +256,10 @@ ROWS: tuple[LossSpec, ...] = (
         needs=("rewards", REFERENCE),
         defaults={"eta": 1000.0},
         probabilities=("rewards",),
-        paper="Wu et al. 2024, Self-Play Preference Optimization, arXiv 2405.00675",
+        paper=(
+            "Wu et al. 2024, Self-Play Preference Optimization for Language Model Alignment, "
+            "arXiv 2405.00675, Eq. 4.7"
+        ),
         defaults_from="the paper's.",
         notes=(
             "eta is 1 / beta of TRL, Liger and the authors' code. `sppo_hard` sums winner and "
