@@ -108,6 +108,13 @@ def test_table_has_no_cycle() -> None:
         above.add(part)
 
 
+@pytest.mark.parametrize("part", LAYERS)
+def test_table_grants_nothing_unused(part: str) -> None:
+    modules = [module for module in MODULES if part_of(module) == part]
+    imported = {one.part for module in modules for one in imports_of(module, module.read_text())}
+    assert LAYERS[part].package <= imported
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_downwards(module: Path) -> None:
     assert violations(module, module.read_text()) == []

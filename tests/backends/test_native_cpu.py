@@ -219,6 +219,7 @@ def test_a_short_buffer_is_refused() -> None:
     state = RowState(*(torch.zeros(head.rows) for _ in range(3)), None, None, None)
     scratch = cpu.scratch(head, tile.width, backward=False)
     whole = RetainedSlot(torch.empty(size, dtype=torch.uint8), head.rows)
+    cpu.begin(head, scratch, backward=False)
     cpu.score_tile(head, tile, state, whole, scratch)
     for memory, rows in ((whole.memory[:-1], head.rows), (whole.memory, head.rows - 1)):
         slot = RetainedSlot(memory, rows)
