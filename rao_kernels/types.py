@@ -14,8 +14,9 @@ class EngineOptions(TypedDict, total=False):
     grad_tolerance: probability mass that each row may drop in backward; 0.0 (default) is exact.
         The change of the gradients is bounded, see `rao_kernels.engine.sparsity`.
     workspace_bytes: bytes of logits kept from forward to backward; the rest is recomputed. Any
-        value from 0 on is valid. None (default) keeps everything up to 1 GiB, and nothing of
-        half-precision logits with a softcap, whose derivative would magnify their rounding. Under
+        value from 0 on is valid. None (default) keeps everything up to 1 GiB (with a large head on
+        a GPU up to 2.5 GiB, see docs/memory.md), and nothing of half-precision logits with a
+        softcap, whose derivative would magnify their rounding. Under
         `grad_tolerance` a CPU stops keeping tiles once too few rows need them again (decided after
         1, 2, 4, 8 ... tiles; beyond the first it never pays where D is below 300).
     vocab_order: ``[V]`` int64 permutation, the order in which the vocabulary is cut into tiles

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from .. import _native
 from . import products
 from .tiles import (
+    GPU_WORKSPACE_CAP,
     Gradients,
     Head,
     Precision,
@@ -29,6 +31,7 @@ from .tiles import (
 
 NAME = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WIDEST = 1 << 20
 _PADDING = 64  # entries: rows begin on a cache line
 
 
@@ -49,7 +52,11 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def traits(device_type: str) -> Traits:
-    return products.traits_on(device_type)
+    """Return the traits of the products; a row kernel takes a row of any width, part by part."""
+    found = products.traits_on(device_type)
+    if device_type != "cuda":
+        return found
+    return replace(found, widest=_WIDEST, workspace_cap=GPU_WORKSPACE_CAP)
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:

@@ -37,18 +37,25 @@ def precision_of(dtype: torch.dtype) -> Precision:
     return Precision(product=dtype, accumulate=accumulate, retained=dtype, dz=dtype)
 
 
+GPU_WORKSPACE_CAP = 5 << 29  # 2.5 GiB; bf16 logits of 8,192 rows and 131,072 entries are 2.02
+
+
 @dataclass(frozen=True)
 class Traits:
     """Properties of a backend on a device that the plan of a call depends on.
 
     dense_width: vocabulary entries of a tile. sparse_width: the same for a sparse backward, which
     skips more with narrower tiles. retained_cost: time of writing and reading a retained logit, in
-    multiply-adds of a product; 0: it is not counted.
+    multiply-adds of a product; 0: it is not counted. widest: width up to which dense tiles of few
+    rows are doubled, because launching many small kernels takes longer than their work; 0: never.
+    workspace_cap: bytes of logits that are retained at most where the caller sets no limit.
     """
 
     dense_width: int
     sparse_width: int
     retained_cost: int
+    widest: int = 0
+    workspace_cap: int = 1 << 30
 
 
 class Tile(NamedTuple):

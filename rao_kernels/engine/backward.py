@@ -11,7 +11,7 @@ from .. import _memory, backends
 from ..backends import Gradients, Head, RetainedSlot, RowGradients, Tile
 from .plan import Plan
 from .retained import RetainedBuffer
-from .sparsity import Needed, Sparsity, arranged, every_row, needed_rows, take, take_gradients
+from .sparsity import Needed, Sparsity, every_row, in_order, needed_rows, take, take_gradients
 from .work import count
 
 
@@ -60,13 +60,15 @@ def _walk(
 ) -> None:
     """Add the gradients of every tile, from all rows or from a gathered copy of those it needs."""
     module = backends.get(plan.backend)
-    head, tiles = arranged(head, plan, None if sparse is None else sparse.order)
     scratch = module.scratch(head, plan.width, backward=True)
-    needed = every_row(plan) if sparse is None else needed_rows(sparse, head, plan)
+    needed = every_row(plan)
+    if sparse is not None:
+        head = in_order(head, sparse.order)
+        needed = needed_rows(sparse, head, plan)
     retained = needed.retained_tiles
-    slots = [*slots[:retained], *[None] * (len(tiles) - retained)]
+    slots = [*slots[:retained], *[None] * (len(slots) - retained)]
     begun_with_all = False
-    for tile, index, slot in zip(tiles, needed.rows, slots, strict=True):
+    for tile, index, slot in zip(needed.tiles, needed.rows, slots, strict=True):
         own = take(head, index)
         if not own.rows:
             _put_zeros(tile, out)
@@ -110,7 +112,7 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
         if extra is not None and extra.numel():
             bound = torch.maximum(bound, extra.abs().amax())
     exponent = torch.frexp(bound).exponent
-    factor = torch.where(bound > 0, torch.ldexp(torch.ones_like(bound), exponent), 1.0)
+    factor = torch.ldexp(torch.ones_like(bound), exponent).masked_fill_(~(bound > 0), 1.0)
 
     def scaled(gradient: Tensor | None) -> Tensor | None:
         return None if gradient is None else gradient / factor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import backends
-from ..backends import Head, RetainedSlot, RowState
+from ..backends import Head, RetainedSlot, RowState, Tile
 from . import sparsity
 from .plan import Plan
 from .retained import RetainedBuffer
@@ -23,14 +23,24 @@ def score(
     """
     assert plan.precision == head.precision and plan.sparse == (order is not None)
     buffer = RetainedBuffer(plan, memory, head.rows)
-    slots = buffer.slots()
-    buffer.zero_between(slots)
     states = initial_states(head, plan, wanted)
-    used = _walk(head, plan, slots, states, order)
-    buffer.zero_unused(used)
+    used = _walk(head, plan, buffer.slots(), states, order)
+    buffer.zero_rest(used)
     count(rows_scored=head.rows, gemm_flops=2 * head.rows * head.weight.numel())
     retained = sum(slot is not None for slot in used)
-    return finish(states, plan.vocabulary, retained if plan.sparse else None)
+    return finish(states, plan.vocabulary, wanted, retained if plan.sparse else None)
+
+
+def _arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[Tile, ...]]:
+    """Return the head and the tiles of a walk in this order.
+
+    On a CPU, where reading a result costs nothing, an identity takes the tiles as they are.
+    """
+    if order is None:
+        return head, plan.tiles
+    identity = order.device.type == "cpu" and bool(sparsity.is_identity(order))
+    tiles = plan.tiles if identity else sparsity.tiles_in_order(plan, order)
+    return sparsity.in_order(head, order), tiles
 
 
 def _walk(
@@ -49,7 +59,7 @@ def _walk(
     if not head.rows:
         return used
     module = backends.get(plan.backend)
-    head, tiles = sparsity.arranged(head, plan, order)
+    head, tiles = _arranged(head, plan, order)
     parts = states_of_tiles(states, len(tiles))
     scratch = module.scratch(head, plan.width, backward=False)
     module.begin(head, scratch, backward=False)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 
 from .. import backends
-from ..backends import Precision, Tile, precision_of
+from ..backends import Precision, Tile, Traits, precision_of
 
-DEFAULT_WORKSPACE_CAP = 1 << 30
+LEAST_WORKSPACE_CAP = 1 << 30
+WIDENED_LOGITS = 1 << 26  # of a widened tile at most: 256 MiB in fp32
 ALIGNMENT = 64
 
 
@@ -96,23 +97,29 @@ def make_plan(
     softcap: float | None = None,
     tolerance: float = 0.0,
     tile_width: int | None = None,
+    weight_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Make the plan of a call on ``[N, D]`` rows and a ``[V, D]`` head; `rows` may be symbolic.
 
-    workspace_bytes: upper limit of the workspace. None is 1 GiB, and 0 where a softcap applies to
-    half-precision products, because its derivative magnifies their rounding. The plan takes no more
-    than all tiles need, and 0 where the first does not fit; given the `workspace_bytes` of a plan,
-    the same plan results. tile_width: None takes the backend's.
+    workspace_bytes: upper limit of the workspace. None is the limit of the backend and the shapes
+    (docs/memory.md), and 0 where a softcap applies to half-precision products, because its
+    derivative magnifies their rounding. The plan takes no more than all tiles need, and 0 where
+    the first does not fit; given the `workspace_bytes` of a plan, the same plan results.
+    tile_width: None takes the backend's. weight_dtype: None is `dtype`, that of the products.
     """
     precision = precision_of(dtype)
     traits = backends.get(backend).traits(device_type)
-    usual = traits.sparse_width if tolerance > 0.0 else traits.dense_width
-    tiles = _tiles(vocabulary, usual if tile_width is None else tile_width)
+    if tile_width is None:
+        in_place = dtype != torch.float16 and weight_dtype in (None, dtype)
+        tile_width = traits.sparse_width
+        if tolerance == 0.0:
+            tile_width = _dense_width(traits, rows, vocabulary, in_place)
+    tiles = _tiles(vocabulary, tile_width)
     whole, last = _retained_bytes(backend, rows, tiles, precision)
     if workspace_bytes is None and softcap is not None and precision.retained.itemsize == 2:
         workspace_bytes = 0
     if workspace_bytes is None:
-        workspace_bytes = DEFAULT_WORKSPACE_CAP
+        workspace_bytes = _default_workspace(traits, rows, vocabulary, size, dtype)
     budget = min(workspace_bytes, (len(tiles) - 1) * aligned(whole) + aligned(last))
     return Plan(
         backend=backend,
@@ -130,6 +137,33 @@ def make_plan(
 def aligned(nbytes: int) -> int:
     """Round up to the alignment of a slot."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _dense_width(traits: Traits, rows: int, vocabulary: int, in_place: bool) -> int:
+    """Return the width of dense tiles: the backend's, doubled while few rows leave tiles small.
+
+    Doubling leaves an int where `rows` is symbolic: a compiled graph holds for all numbers of rows
+    of that width. in_place: products read the weight and write its gradient where they are. A copy
+    of a tile, needed otherwise, would be a copy of much of the weight.
+    """
+    width, widest = traits.dense_width, min(vocabulary, traits.widest) if in_place else 0
+    while width < widest and 0 < 2 * width * rows <= WIDENED_LOGITS:
+        width *= 2
+    return width
+
+
+def _default_workspace(
+    traits: Traits, rows: int, vocabulary: int, size: int, dtype: torch.dtype
+) -> int:
+    """Return the bytes that a call may retain of its own accord.
+
+    As many as hidden, the weight and their gradients take, so that small models keep little; at
+    least 1 GiB and at most the backend's limit.
+    """
+    if traits.workspace_cap <= LEAST_WORKSPACE_CAP:
+        return traits.workspace_cap
+    operands = 2 * (rows + vocabulary) * size * dtype.itemsize
+    return min(max(operands, LEAST_WORKSPACE_CAP), traits.workspace_cap)
 
 
 def _tiles(vocabulary: int, width: int) -> tuple[Tile, ...]:

@@ -30,20 +30,20 @@ class RetainedBuffer:
             for span in self.plan.slots(self.rows)
         ]
 
-    def zero_between(self, slots: list[RetainedSlot | None]) -> None:
-        """Zero the padding between slots, so that equal inputs give equal buffers."""
-        offset = 0
-        for slot in slots:
-            if slot is None:
-                break
-            end = offset + slot.memory.numel()
-            offset = aligned(end)
-            if end < offset:
-                self.memory[end:offset].zero_()
+    def zero_rest(self, slots: list[RetainedSlot | None]) -> None:
+        """Zero what lies outside the used slots, so that equal inputs give equal buffers.
 
-    def zero_unused(self, slots: list[RetainedSlot | None]) -> None:
-        """Zero the bytes behind the used slots, for the same reason, unless they are many: fresh
-        memory of a CPU costs nothing as long as nothing writes to it."""
-        used = sum(aligned(slot.memory.numel()) for slot in slots if slot is not None)
-        if self.memory.numel() - used <= ZEROED_REST:
-            self.memory[used:].zero_()
+        What lies behind them is left as it is where it is much: fresh memory of a CPU costs nothing
+        as long as nothing writes to it.
+        """
+        sizes = [slot.memory.numel() for slot in slots if slot is not None]
+        end = sum(sizes[-1:])
+        if len(sizes) > 1:  # all but the last are of one size
+            size, step = sizes[0], aligned(sizes[0])
+            last = (len(sizes) - 1) * step
+            end += last
+            if size < step:
+                self.memory[:last].view(-1, step)[:, size:].zero_()
+        rest = self.memory[end:]
+        if 0 < rest.numel() <= ZEROED_REST:
+            rest.zero_()

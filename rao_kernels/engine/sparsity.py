@@ -56,7 +56,7 @@ def in_order(head: Head, order: Tensor) -> Head:
     position = torch.empty_like(order)
     position[order] = torch.arange(order.numel(), device=order.device)
     valid = (head.targets >= 0) & (head.targets < order.numel())
-    targets = torch.where(valid, position[head.targets.clamp(0, order.numel() - 1)], -1)
+    targets = position[head.targets.clamp(0, order.numel() - 1)].masked_fill_(~valid, -1)
     return Head(head.hidden, head.weight, head.bias, targets, head.scale, head.softcap)
 
 
@@ -88,29 +88,33 @@ def take_gradients(gradients: RowGradients, rows: Tensor | None) -> RowGradients
     )
 
 
-def arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[Tile, ...]]:
-    """Return the head and the tiles of a walk in this order; None: unchanged."""
-    if order is None:
-        return head, plan.tiles
-    ordered = (tile._replace(entries=order[tile.start : tile.stop]) for tile in plan.tiles)
-    return in_order(head, order), tuple(ordered)
+def is_identity(order: Tensor) -> Tensor:
+    """Return a 0-dim bool: whether each position of the walk is its own vocabulary entry."""
+    return (order == torch.arange(order.numel(), device=order.device)).all()
+
+
+def tiles_in_order(plan: Plan, order: Tensor) -> tuple[Tile, ...]:
+    """Return the tiles of the plan with the vocabulary entries at their positions."""
+    return tuple([tile._replace(entries=order[tile.start : tile.stop]) for tile in plan.tiles])
 
 
 @dataclass(frozen=True)
 class Needed:
     """Rows that need each tile.
 
-    rows: for each tile the indices of these rows, or None for all. retained_tiles: how many tiles,
-    from the first on, were retained where they had a slot.
+    tiles: the tiles of the walk; without `entries` where the order is the identity, so that nothing
+    is gathered. rows: for each tile the indices of its rows, or None for all. retained_tiles: how
+    many tiles, from the first on, were retained where they had a slot.
     """
 
+    tiles: tuple[Tile, ...]
     rows: list[Tensor | None]
     retained_tiles: int
 
 
 def every_row(plan: Plan) -> Needed:
     """Dense pass: every row needs every tile."""
-    return Needed([None] * len(plan.tiles), len(plan.tiles))
+    return Needed(plan.tiles, [None] * len(plan.tiles), len(plan.tiles))
 
 
 def needed_rows(sparsity: Sparsity, head: Head, plan: Plan) -> Needed:
@@ -128,7 +132,11 @@ def needed_rows(sparsity: Sparsity, head: Head, plan: Plan) -> Needed:
     sums = (ascending.double().nan_to_num(nan=1.0) * FIXED_POINT).ceil().long().cumsum(1)
     dropped = sums <= int(plan.tolerance * FIXED_POINT)
     keep = torch.ones_like(dropped).scatter_(1, tile, ~dropped)
-    *counts, retained = torch.cat([keep.sum(0), sparsity.retained_tiles]).tolist()
+    whether_identity = is_identity(sparsity.order).long()[None]
+    *counts, retained, identity = torch.cat(
+        [keep.sum(0), sparsity.retained_tiles, whether_identity]
+    ).tolist()
     found = torch.nonzero_static(keep.T.contiguous(), size=sum(counts))[:, 1].contiguous()
     rows = [None if len(rows) == head.rows else rows for rows in found.split(counts)]
-    return Needed(rows, retained)
+    tiles = plan.tiles if identity else tiles_in_order(plan, sparsity.order)
+    return Needed(tiles, rows, retained)

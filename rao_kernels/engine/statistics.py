@@ -18,6 +18,7 @@ class Statistics:
     entropy: bool = False
     log_sum_sq_probs: bool = False
     mean_logits: bool = False
+    is_top1: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Scores:
     logp: Tensor
     row_max: Tensor
     log_sum: Tensor
-    is_top1: Tensor
+    is_top1: Tensor | None
     entropy: Tensor | None
     log_sum_sq_probs: Tensor | None
     mean_logits: Tensor | None
@@ -88,33 +89,52 @@ def states_of_tiles(states: RowState, tiles: int) -> list[RowState]:
     return parts if len(parts) == tiles else parts * tiles
 
 
-def finish(states: RowState, vocabulary: int, retained_tiles: int | None) -> Scores:
-    """Merge the parts into the results of the pass. retained_tiles: None for a dense plan."""
-    row_max, target_logit = states.row_max.amax(0), states.target_logit[0]
-    # A part that is all -inf has no probability: its shift does not matter.
-    shift = (states.row_max - row_max).masked_fill(states.row_max == -torch.inf, -torch.inf)
-    decay = shift.exp()
-    sums = states.row_sum * decay
-    row_sum = sums.sum(0)
+def finish(
+    states: RowState, vocabulary: int, wanted: Statistics, retained_tiles: int | None
+) -> Scores:
+    """Return the results of the pass. retained_tiles: None for a dense plan."""
+    part_sums, merged = _merge(states)
+    row_max, row_sum, target_logit = merged.row_max, merged.row_sum, merged.target_logit
     log_sum = row_sum.log()
     entropy = log_sum_sq_probs = mean_logits = None
-    if states.entropy_sum is not None:
-        shifted = states.entropy_sum * decay + (sums * shift).masked_fill(sums == 0, 0.0)
-        entropy = log_sum - shifted.sum(0) / row_sum
-    if states.sum_sq_probs is not None:
-        log_sum_sq_probs = (states.sum_sq_probs * decay * decay).sum(0).log() - 2 * log_sum
-    if states.logit_sum is not None:
-        mean_logits = states.logit_sum.sum(0) / vocabulary
+    if merged.entropy_sum is not None:
+        entropy = log_sum - merged.entropy_sum / row_sum
+    if merged.sum_sq_probs is not None:
+        log_sum_sq_probs = merged.sum_sq_probs.log() - 2 * log_sum
+    if merged.logit_sum is not None:
+        mean_logits = merged.logit_sum / vocabulary
     return Scores(
         logp=(target_logit - row_max) - log_sum,
         row_max=row_max,
         log_sum=log_sum,
-        is_top1=target_logit >= row_max,
+        is_top1=target_logit >= row_max if wanted.is_top1 else None,
         entropy=entropy,
         log_sum_sq_probs=log_sum_sq_probs,
         mean_logits=mean_logits,
-        tile_mass=None if retained_tiles is None else (sums / row_sum).T.contiguous(),
+        tile_mass=None if retained_tiles is None else (part_sums / row_sum).T.contiguous(),
         retained_tiles=None
         if retained_tiles is None
         else torch.full((1,), retained_tiles, device=row_sum.device),
     )
+
+
+def _merge(states: RowState) -> tuple[Tensor, RowState]:
+    """Return ``[parts, N]`` row sums relative to the rows' maxima, and the statistics of all parts
+    together, ``[N]``."""
+    if len(states.row_max) == 1:
+        return states.row_sum, states_of_tiles(states, 1)[0]
+    row_max = states.row_max.amax(0)
+    # A part that is all -inf has no probability: its shift does not matter.
+    shift = (states.row_max - row_max).masked_fill(states.row_max == -torch.inf, -torch.inf)
+    decay = shift.exp()
+    sums = states.row_sum * decay
+    entropy_sum = sum_sq_probs = logit_sum = None
+    if states.entropy_sum is not None:
+        shifted = states.entropy_sum * decay + (sums * shift).masked_fill(sums == 0, 0.0)
+        entropy_sum = shifted.sum(0)
+    if states.sum_sq_probs is not None:
+        sum_sq_probs = (states.sum_sq_probs * decay * decay).sum(0)
+    if states.logit_sum is not None:
+        logit_sum = states.logit_sum.sum(0)
+    target_logit = states.target_logit[0]
+    return sums, RowState(row_max, sums.sum(0), target_logit, entropy_sum, sum_sq_probs, logit_sum)

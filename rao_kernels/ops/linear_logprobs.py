@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..types import EngineOptions, TokenStats
-from . import checks
-from .operators import Forward, Results, linear_logprobs_op
+from . import checks, operators
+from .records import Forward
 
 STATS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "lse")
 
@@ -40,7 +40,8 @@ def linear_logprobs(
         logit_softcap: bound of the tanh softcap, or None.
         ignore_index: target of rows to leave out of every product; their result is 0.0. None trusts
             all targets: one outside ``[0, V)`` gives NaN, and nothing is read on the host but once
-            in backward where `grad_tolerance` is above 0, and once to check a `vocab_order`.
+            in backward where `grad_tolerance` is above 0, and once to check a `vocab_order`. With
+            a `grad_tolerance` of 0 a CUDA graph can then hold both passes.
         options: see `EngineOptions`.
 
     Returns:
@@ -158,8 +159,9 @@ def _scores(
         with_entropy="entropy" in stats,
         with_log_sum_sq_probs="log_sum_sq_probs" in stats,
         with_mean_logits="mean_logits" in stats,
+        with_is_top1="is_top1" in stats,
     )
-    found = Results(*linear_logprobs_op(*call))
+    found = operators.run(call)
 
     def asked(name: str, values: Tensor) -> Tensor | None:
         return values.view(targets.shape) if name in stats else None

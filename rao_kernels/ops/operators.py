@@ -1,14 +1,17 @@
-"""Register forward and backward as operators of torch: schemas, bodies, fakes, autograd.
+"""Register forward and backward as operators of torch: bodies, fakes, autograd.
 
-The arguments and results of an operator are the fields of a record below, which is the only place
-that lists them: its schema is made from the fields, and every call, body and fake goes through it.
+They are registered twice, with the same bodies: as operators that may read on the host (to select
+rows, or for a sparse backward), which a CUDA graph must leave out, and as "trusted" ones for calls
+that read nothing, which a CUDA graph can hold. An operator's tags are fixed, so one operator could
+not be both.
 
-Legend: N rows, V vocabulary, D hidden size, K tiles.
+Legend: N rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_type_hints
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,108 +20,10 @@ from .. import _memory, backends, engine
 from ..backends import Head, RowGradients
 from ..errors import InputError, NotYetError
 from . import row_selection
+from .records import Backward, Forward, Gradients, Results, schema_of
 
-_SCHEMA_TYPES = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    float: "float",
-    float | None: "float?",
-    int | None: "int?",
-    bool: "bool",
-    str: "str",
-    torch.dtype: "ScalarType",
-}
-
-
-class Forward(NamedTuple):
-    """Arguments of the forward operator.
-
-    hidden: ``[N, D]``. weight: ``[V, D]``. bias: ``[V]``. targets: ``[N]`` int64.
-    ignore_index: target of rows to leave out; None trusts all rows. compute_dtype: of the products.
-    workspace_bytes, grad_tolerance, vocab_order, backend: see `EngineOptions`; "" is the best
-    backend. with_*: optional statistics to collect.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    targets: Tensor
-    scale: float
-    softcap: float | None
-    ignore_index: int | None
-    compute_dtype: torch.dtype
-    grad_tolerance: float
-    vocab_order: Tensor | None
-    workspace_bytes: int | None
-    backend: str
-    with_entropy: bool
-    with_log_sum_sq_probs: bool
-    with_mean_logits: bool
-
-
-class Results(NamedTuple):
-    """Results of the forward operator.
-
-    The first seven ``[N]``, zero elements where not asked for. tile_mass: ``[N, K]`` probability
-    mass of the K tiles. order: ``[V]`` the vocabulary in the order of the walk. retained_tiles:
-    ``[1]``, how many tiles lie in `retained`. These three have zero elements where `grad_tolerance`
-    is 0. retained: `Plan.workspace_bytes` flat bytes; unused ones are 0, or uninitialised where
-    there are many.
-    """
-
-    logp: Tensor
-    row_max: Tensor
-    log_sum: Tensor
-    is_top1: Tensor
-    entropy: Tensor
-    log_sum_sq_probs: Tensor
-    mean_logits: Tensor
-    tile_mass: Tensor
-    order: Tensor
-    retained_tiles: Tensor
-    retained: Tensor
-
-
-class Backward(NamedTuple):
-    """Arguments of the backward operator: upstream gradients, arguments and results of forward.
-
-    dlog_sum: gradient of the log-sum-exp. need_*: which gradients to compute.
-    backend: the one that forward ran on, as the layout of what it retained is its own.
-    """
-
-    dlogp: Tensor | None
-    dlog_sum: Tensor | None
-    dentropy: Tensor | None
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    targets: Tensor
-    logp: Tensor
-    row_max: Tensor
-    log_sum: Tensor
-    entropy: Tensor
-    tile_mass: Tensor
-    order: Tensor
-    retained_tiles: Tensor
-    retained: Tensor
-    scale: float
-    softcap: float | None
-    ignore_index: int | None
-    compute_dtype: torch.dtype
-    grad_tolerance: float
-    backend: str
-    need_dhidden: bool
-    need_dweight: bool
-    need_dbias: bool
-
-
-class Gradients(NamedTuple):
-    """Results of the backward operator, each in its tensor's dtype, zero elements if not needed."""
-
-    dhidden: Tensor
-    dweight: Tensor
-    dbias: Tensor
-
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 # Fields that forward saves for backward: of its arguments, tensors and others, and of its results.
 _SAVED_INPUTS = ("hidden", "weight", "bias", "targets")
@@ -135,18 +40,7 @@ _SAVED_RESULTS = (
 )
 
 
-def _schema(arguments: type[tuple[Any, ...]], results: type[tuple[Any, ...]]) -> str:
-    def listed(record: type[tuple[Any, ...]]) -> str:
-        fields = get_type_hints(record).items()
-        return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields)
-
-    return f"({listed(arguments)}) -> ({listed(results)})"
-
-
-@torch.library.custom_op(
-    "rao_kernels::linear_logprobs", mutates_args=(), schema=_schema(Forward, Results)
-)
-def linear_logprobs_op(*arguments: Any) -> Results:
+def score(*arguments: Any) -> Results:
     """Score the rows; see `Forward` and `Results`."""
     call = Forward(*arguments)
     hidden, targets = call.hidden, call.targets
@@ -156,23 +50,23 @@ def linear_logprobs_op(*arguments: Any) -> Results:
         )
         head = _head(call, selection)
         wanted = engine.Statistics(
-            call.with_entropy, call.with_log_sum_sq_probs, call.with_mean_logits
+            call.with_entropy, call.with_log_sum_sq_probs, call.with_mean_logits, call.with_is_top1
         )
         plan = _plan(call, call.workspace_bytes)
         retained = _memory.empty((plan.workspace_bytes,), torch.uint8, hidden.device)
         order = _order(head, plan, call.vocab_order) if plan.sparse else None
         scores = engine.score(head, plan, wanted, retained, order)
 
-    def spread(values: Tensor | None) -> Tensor:
+    def spread(values: Tensor | None, dtype: torch.dtype = plan.precision.accumulate) -> Tensor:
         if values is None:
-            return head.hidden.new_empty(0, dtype=plan.precision.accumulate)
+            return hidden.new_empty(0, dtype=dtype)
         return row_selection.spread(values, selection, hidden.shape[0])
 
     return Results(
         logp=spread(scores.logp),
         row_max=spread(scores.row_max),
         log_sum=spread(scores.log_sum),
-        is_top1=spread(scores.is_top1),
+        is_top1=spread(scores.is_top1, torch.bool),
         entropy=spread(scores.entropy),
         log_sum_sq_probs=spread(scores.log_sum_sq_probs),
         mean_logits=spread(scores.mean_logits),
@@ -185,8 +79,8 @@ def linear_logprobs_op(*arguments: Any) -> Results:
     )
 
 
-@linear_logprobs_op.register_fake
-def _(*arguments: Any) -> Results:
+def fake_score(*arguments: Any) -> Results:
+    """Return results of the shapes and dtypes of `score`."""
     call = Forward(*arguments)
     plan = _plan(call, call.workspace_bytes)
 
@@ -198,7 +92,7 @@ def _(*arguments: Any) -> Results:
         logp=rows(True),
         row_max=rows(True),
         log_sum=rows(True),
-        is_top1=rows(True, torch.bool),
+        is_top1=rows(call.with_is_top1, torch.bool),
         entropy=rows(call.with_entropy),
         log_sum_sq_probs=rows(call.with_log_sum_sq_probs),
         mean_logits=rows(call.with_mean_logits),
@@ -209,10 +103,7 @@ def _(*arguments: Any) -> Results:
     )
 
 
-@torch.library.custom_op(
-    "rao_kernels::linear_logprobs_backward", mutates_args=(), schema=_schema(Backward, Gradients)
-)
-def linear_logprobs_backward_op(*arguments: Any) -> Gradients:
+def differentiate(*arguments: Any) -> Gradients:
     """Differentiate the rows with an upstream gradient; see `Backward` and `Gradients`."""
     call = Backward(*arguments)
     hidden = call.hidden
@@ -247,8 +138,8 @@ def linear_logprobs_backward_op(*arguments: Any) -> Gradients:
     )
 
 
-@linear_logprobs_backward_op.register_fake
-def _(*arguments: Any) -> Gradients:
+def fake_differentiate(*arguments: Any) -> Gradients:
+    """Return gradients of the shapes and dtypes of `differentiate`."""
     call = Backward(*arguments)
 
     def like(tensor: Tensor | None, needed: bool) -> Tensor:
@@ -276,6 +167,7 @@ def _plan(call: Forward | Backward, workspace_bytes: int | None) -> engine.Plan:
         workspace_bytes=workspace_bytes,
         softcap=call.softcap,
         tolerance=call.grad_tolerance,
+        weight_dtype=call.weight.dtype,
     )
 
 
@@ -343,7 +235,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    operator: CustomOpDef, ctx: Any, *upstream: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise NotYetError("linear_logprobs has no second derivative; use create_graph=False")
     by_result = dict(zip(Results._fields, upstream, strict=True))
@@ -363,7 +257,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
             need_dweight=needed["weight"],
             need_dbias=needed["bias"],
         )
-        found = Gradients(*linear_logprobs_backward_op(*call))
+        found = Gradients(*operator(*call))
         gradients = {
             "hidden": found.dhidden if call.need_dhidden else None,
             "weight": found.dweight if call.need_dweight else None,
@@ -372,4 +266,36 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(gradients.get(name) for name in Forward._fields)
 
 
-linear_logprobs_op.register_autograd(_backward, setup_context=_setup_context)
+def _registered(name: str, tags: tuple[torch.Tag, ...]) -> tuple[CustomOpDef, CustomOpDef]:
+    """Register forward and backward under a name; return both operators."""
+    forward = torch.library.custom_op(
+        f"rao_kernels::{name}",
+        score,
+        mutates_args=(),
+        schema=schema_of(Forward, Results),
+        tags=tags,
+    )
+    backward = torch.library.custom_op(
+        f"rao_kernels::{name}_backward",
+        differentiate,
+        mutates_args=(),
+        schema=schema_of(Backward, Gradients),
+        tags=tags,
+    )
+    forward.register_fake(fake_score)
+    backward.register_fake(fake_differentiate)
+    forward.register_autograd(partial(_backward, backward), setup_context=_setup_context)
+    return forward, backward
+
+
+linear_logprobs_op, linear_logprobs_backward_op = _registered(
+    "linear_logprobs", (torch.Tag.cudagraph_unsafe,)
+)
+trusted_op, trusted_backward_op = _registered("linear_logprobs_trusted", ())
+
+
+def run(call: Forward) -> Results:
+    """Run the operator for a call: the trusted one where neither pass reads on the host."""
+    trusted = call.ignore_index is None and call.grad_tolerance == 0.0
+    operator = trusted_op if trusted else linear_logprobs_op
+    return Results(*operator(*call))

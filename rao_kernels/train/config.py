@@ -121,7 +121,9 @@ class RAOConfig(TrainingArguments):
     token_stats: bool = _option(False, "Log entropy and mean_token_accuracy of the responses.")
     backend: str | None = _option(None, "Backend of the fused head (default: the best there is).")
     workspace_bytes: int | None = _option(
-        None, "Bytes of logits kept for backward; 0: recompute them (default: up to 1 GiB)."
+        None,
+        "Bytes of logits kept for backward; 0: recompute them (default: up to 1 GiB, with a large "
+        "head on a GPU up to 2.5 GiB; docs/memory.md).",
     )
     grad_tolerance: GradTolerance = _option(
         "auto",

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rao_kernels import backends
+from rao_kernels import backends, engine
+from rao_kernels.backends import Head, eager
 from rao_kernels.engine import record_work
+from rao_kernels.engine.sparsity import in_order, needed_rows
 from rao_kernels.errors import InputError
 from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
 
@@ -209,3 +211,81 @@ def test_real_rows_keep_few_tiles(shared_dir: Path) -> None:
     assert float((logps - truth.logps).abs().max()) < 1e-4
     for got, want in ((dhidden, truth.dhidden), (dweight, truth.dweight)):
         assert float((got.double() - want).norm()) < 4e-3 * float(want.norm())
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bool]]:
+    """For each pass on `eager`, whether its tiles had `entries` to gather."""
+    found: dict[str, set[bool]] = {"score_tile": set(), "grad_tile": set()}
+    for name, seen in found.items():
+        operation = getattr(eager, name)
+
+        def noted(head: Head, tile: backends.Tile, *rest: object, do=operation, seen=seen) -> None:
+            seen.add(tile.entries is not None)
+            do(head, tile, *rest)
+
+        monkeypatch.setattr(eager, name, noted)
+    return found
+
+
+@pytest.mark.parametrize("order", ["identity", "estimated", "reversed"])
+def test_an_identity_order_gathers_nothing(gathered: dict[str, set[bool]], order: str) -> None:
+    """Nor does the order that is estimated from flat rows, which is the identity."""
+    problem = make(**CASES["flat"])
+    vocabulary = torch.arange(len(problem.weight))
+    given = {"identity": vocabulary, "reversed": vocabulary.flip(0), "estimated": None}[order]
+    gradients(problem, grad_tolerance=DELTA, vocab_order=given, backend="eager")
+    reorders = {order == "reversed"}
+    assert gathered == {"score_tile": reorders, "grad_tile": reorders}
+
+
+@pytest.mark.parametrize(("backend", "dtype"), RUNS, ids=str, indirect=["backend"])
+@pytest.mark.parametrize("workspace_bytes", [0, None])
+def test_gathering_in_the_identity_order_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, workspace_bytes: int | None, backend: str, dtype: torch.dtype
+) -> None:
+    if reason := backends.reasons(torch.device("cpu"), dtype)[backend]:
+        pytest.skip(f"backend {backend!r}: {reason}")
+    problem = make(dtype=dtype, **CASES["everything"])
+    order = torch.arange(len(problem.weight))
+    options = {"backend": backend, "workspace_bytes": workspace_bytes, "vocab_order": order}
+    found = gradients(problem, grad_tolerance=DELTA, **options)
+    monkeypatch.setattr(engine.sparsity, "is_identity", lambda _: torch.tensor(False))
+    expected = gradients(problem, grad_tolerance=DELTA, **options)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_one_read_tells_rows_and_identity(monkeypatch: pytest.MonkeyPatch, identity: bool) -> None:
+    """On a GPU a read waits for all work before it: there the backward pass has no second one."""
+    problem = make(**CASES["usual"])
+    vocabulary = len(problem.weight)
+    order = torch.arange(vocabulary) if identity else torch.arange(vocabulary).flip(0)
+    head = Head(problem.hidden, problem.weight, None, problem.targets, 1.0, None)
+    plan = engine.make_plan(
+        40,
+        vocabulary,
+        24,
+        torch.float32,
+        backend="eager",
+        device_type="cpu",
+        workspace_bytes=0,
+        tolerance=DELTA,
+    )
+    mass = torch.softmax(torch.randn(40, len(plan.tiles)), 1)
+    sparsity = engine.Sparsity(order, mass, torch.zeros(1, dtype=torch.int64))
+    ordered = in_order(head, order)
+    reads = []
+    for name in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__"):
+        read = getattr(Tensor, name)
+
+        def noted(tensor: Tensor, *rest: object, read=read, name=name) -> object:
+            reads.append(name)
+            return read(tensor, *rest)
+
+        monkeypatch.setattr(Tensor, name, noted)
+    needed = needed_rows(sparsity, ordered, plan)
+    monkeypatch.undo()
+    assert reads == ["tolist"]
+    assert [tile.entries is None for tile in needed.tiles] == [identity] * len(plan.tiles)
+    assert [tile[:2] for tile in needed.tiles] == [tile[:2] for tile in plan.tiles]

@@ -13,13 +13,6 @@ from rao_kernels import backends
 from rao_kernels.engine import record_work
 from rao_kernels.errors import BackendError, InputError, NotYetError
 from rao_kernels.ops import linear_logprobs, linear_logprobs_and_entropy, linear_token_stats
-from rao_kernels.ops.operators import (
-    Backward,
-    Forward,
-    Results,
-    linear_logprobs_backward_op,
-    linear_logprobs_op,
-)
 
 from .. import seeds
 from ..cases import allowed, error, make
@@ -35,56 +28,6 @@ def gradients(problem: Problem, **options: object) -> tuple[Tensor, Tensor]:
     logps = linear_logprobs(hidden, weight, problem.targets, **problem.keywords(), **options)
     logps.backward(problem.dlogp.to(logps.dtype))
     return hidden.grad, weight.grad
-
-
-OP_ARGUMENTS = {
-    "plain": {"rows": 6, "vocabulary": 40, "size": 5},
-    "everything": {
-        "rows": 6,
-        "vocabulary": 40,
-        "size": 5,
-        "bias": True,
-        "softcap": 3.0,
-        "ignored": 0.4,
-    },
-}
-
-
-@pytest.mark.parametrize("case", OP_ARGUMENTS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tolerance", [0.0, 0.01])
-def test_opcheck(case: str, dtype: torch.dtype, tolerance: float) -> None:
-    problem = make(dtype=dtype, **OP_ARGUMENTS[case])
-    hidden, weight = leaves(problem)
-    bias = None if problem.bias is None else problem.bias.clone().requires_grad_()
-    forward = Forward(
-        hidden=hidden,
-        weight=weight,
-        bias=bias,
-        targets=problem.targets,
-        scale=problem.logit_scale,
-        softcap=problem.logit_softcap,
-        ignore_index=-100,
-        compute_dtype=dtype,
-        grad_tolerance=tolerance,
-        vocab_order=None,
-        workspace_bytes=4096,
-        backend="eager",
-        with_entropy=True,
-        with_log_sum_sq_probs=True,
-        with_mean_logits=True,
-    )
-    torch.library.opcheck(linear_logprobs_op, tuple(forward))
-    with torch.no_grad():
-        results = Results(*linear_logprobs_op(*forward))
-        given = {**forward._asdict(), **results._asdict()}
-        for name in ("hidden", "weight", "bias"):
-            given[name] = None if given[name] is None else given[name].detach()
-        given |= {"dlogp": torch.ones_like(results.logp), "dlog_sum": None}
-        given |= {"dentropy": torch.ones_like(results.logp)}
-        given |= {"need_dhidden": True, "need_dweight": True, "need_dbias": bias is not None}
-        backward = Backward(*(given[name] for name in Backward._fields))
-        torch.library.opcheck(linear_logprobs_backward_op, tuple(backward))
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, None])

@@ -7,6 +7,7 @@ Legend: N rows, W entries of a tile.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..products import add_products, logits, traits_on
 from ..tiles import (
+    GPU_WORKSPACE_CAP,
     Gradients,
     Head,
     Precision,
@@ -31,6 +33,7 @@ from . import tuning
 NAME = "triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
+_WIDEST = 16384  # a row in the registers of 1,024 threads, the most of a program
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -63,7 +66,15 @@ def _interpreting() -> bool:
 
 
 def traits(device_type: str) -> Traits:
-    return traits_on(device_type)
+    """Return the traits of the products; a row kernel holds a row of a tile in registers.
+
+    On AMD its warps are of twice as many threads: tiles of the usual width have 1,024 already.
+    """
+    found = traits_on(device_type)
+    if device_type != "cuda":
+        return found
+    widest = _WIDEST if torch.version.hip is None else 0
+    return replace(found, widest=widest, workspace_cap=GPU_WORKSPACE_CAP)
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:
