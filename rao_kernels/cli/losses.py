@@ -58,7 +58,7 @@ _FAMILIES = {
     "grao": "policy gradient, gold answer",
     "sft": "likelihood",
 }
-# Inputs in words.
+# Inputs, as the tables name them.
 _WORDS = {
     "groups": "groups",
     "preferred": "labels",

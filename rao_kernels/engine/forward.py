@@ -42,8 +42,8 @@ def _walk(
 ) -> list[RetainedSlot | None]:
     """Add every tile to the statistics of its part; return the slots that were used.
 
-    Tiles of a sparse pass are in descending order of the mass they are likely to hold: once one is
-    not worth retaining, no later one is.
+    Tiles of a sparse pass are in descending order of the probability mass expected in them: once
+    one is not worth retaining, no later one is.
     """
     used: list[RetainedSlot | None] = [None] * len(plan.tiles)
     if not head.rows:

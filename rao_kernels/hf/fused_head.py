@@ -43,8 +43,7 @@ class FusedLMOutput(ModelOutput):
     -100. entropy: ``[B, T]``, nats, or None if not requested. is_top1: ``[B, T]`` bool, or None if
     not requested. log_sum_sq_probs: ``[B, T]``, ``log(sum_v p_v^2)`` without gradient, or None if
     not requested. aux_loss: load-balancing loss of a mixture of experts, without its coefficient,
-    or None if the model
-        does not compute router logits.
+    or None if the model does not compute router logits.
     """
 
     token_logps: Tensor
@@ -66,7 +65,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Facts on a model's class and config for its patched forward; copies of the model share it."""
+    """The class and config of a model, as its patched forward needs them; shared by its copies."""
 
     transform: HeadTransform
     parameters: tuple[str, ...]
@@ -357,7 +356,7 @@ def _is_patched(model: PreTrainedModel) -> bool:
 
 
 def _check_forward(model: PreTrainedModel) -> None:
-    # Unpickling can put the class's own forward on the instance, which is as good as none.
+    # Unpickling can put the class's own forward on the instance; that counts as none.
     own = _instance_forward(model) in (None, type(model).forward)
     if not own and not _is_patched(model):
         raise InputError(

@@ -58,7 +58,7 @@ class LossTable(Mapping[str, LossSpec]):
             argument: name of the weights in errors.
 
         Raises:
-            InputError: no loss, an unknown one, one twice, or an invalid weight.
+            InputError: `weights` is empty, has an unknown loss, a loss twice or an invalid weight.
 
         Example: ``LOSSES.combine({"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
         """
@@ -157,7 +157,9 @@ class CombinedLoss:
         for name in hyper:
             if name not in known:
                 plain = ", ".join(dict.fromkeys(key for key in known if "." not in key))
-                raise InputError(name, f"a hyperparameter of `{self.name}` ({plain})", "another")
+                raise InputError(
+                    name, f"a hyperparameter of `{self.name}` ({plain})", "an unknown name"
+                )
         return {**self.defaults, **hyper}
 
     def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:

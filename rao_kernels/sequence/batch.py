@@ -76,7 +76,7 @@ class SequenceBatch:
         prefix_length: int = 1,
         groups: Tensor | None = None,
     ) -> SequenceBatch:
-        """Build a batch from padded ids, one sequence per row, B = S.
+        """Build a batch from padded ids, B = S sequences.
 
         Args:
             input_ids: ``[B, T]`` int64 or int32, unshifted, as a Hugging Face model takes them.
@@ -115,8 +115,8 @@ class SequenceBatch:
         if bool(broken.any()):
             raise InputError(
                 "attention_mask",
-                "one run of ones in each row",
-                f"a gap in row {first_true(broken)}",
+                "one run of ones in each sequence",
+                f"a gap in sequence {first_true(broken)}",
             )
         starts = starts + torch.arange(rows, device=input_ids.device) * width
         mask = as_mask("completion_mask", completion_mask, input_ids)
@@ -241,7 +241,7 @@ class SequenceBatch:
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SequenceBatch:
-        """Return the batch with its tensors on `device`, as `Tensor.to` moves one."""
+        """Return the batch with its tensors on `device`; arguments are those of `Tensor.to`."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
@@ -312,7 +312,7 @@ class SequenceBatch:
             `LossInputs` with these, the segments and the groups of the batch.
 
         Raises:
-            InputError: a name is no input of a loss, or a tensor has another shape than stated.
+            InputError: a name is not an input of a loss, or a tensor has another shape than stated.
         """
         self._check_positions("token_logps", token_logps)
         flat = token_logps.reshape(-1)
@@ -321,11 +321,11 @@ class SequenceBatch:
     def row_loss_inputs(
         self, response_logps: Tensor, prompt_logps: Tensor | None, **inputs: Tensor | None
     ) -> LossInputs:
-        """Collect them from log-probs ``[R]`` and ``[Q]``; None: prompts were not scored."""
+        """Collect the inputs of a loss from log-probs ``[R]`` and ``[Q]``; None: not scored."""
         for name in inputs:
             if name not in FIELD_SHAPES or name in _OWN_FIELDS:
                 known = ", ".join(n for n in FIELD_SHAPES if n not in _OWN_FIELDS)
-                raise InputError(name, f"one of the inputs of a loss ({known})", "another")
+                raise InputError(name, f"one of the inputs of a loss ({known})", "an unknown name")
         return LossInputs(
             token_logps=response_logps,
             segments=self.response_segments,

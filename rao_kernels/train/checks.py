@@ -1,7 +1,7 @@
 """Checks that find mistakes before anything is loaded, tokenized or scored.
 
 `check_arguments` and `check_objects` check the arguments of `RAOTrainer`, `check_rows` that the
-model can read the tokenized rows.
+model can read the tokenized records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "train_sampling_strategy": (
         ("random", "sequential"),
-        "rows are prompts with all their responses, and have no single length",
+        "a record is a prompt with all its responses, and has no single length",
     ),
     "average_tokens_across_devices": (
         (True,),
@@ -61,8 +61,8 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "accelerator_config.even_batches": (
         (True,),
-        "ranks would run different numbers of steps and wait for each other. Rows that are "
-        "repeated to even them out count nothing",
+        "ranks would run different numbers of steps and wait for each other. Prompts "
+        "that are repeated to fill a batch are not counted",
     ),
 }
 
@@ -84,7 +84,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Raise if `args` ask for something that could only fail after hours of scoring."""
+    """Raise for settings that would otherwise fail only after the data was scored."""
     if not isinstance(args, RAOConfig):
         fix = "RAOConfig takes all that TrainingArguments takes."
         raise InputError("args", "an RAOConfig", type(args).__name__, fix)
@@ -144,9 +144,9 @@ def check_rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Raise if `model` has no embedding for a token of the rows, for padding or for a position.
+    """Raise if `model` has no embedding for a token of the data, for padding or for a position.
 
-    Warn if rows are longer than the model was made for.
+    Warn if records are longer than the model was made for.
     """
     _check_tokens(rows, model, tokenizer)
     limit = getattr(_text_config(model), "max_position_embeddings", None)
