@@ -21,7 +21,8 @@ VARIABLES = {
         "Unset: it is compiled where torch has CUDA, and left out if that fails."
     ),
     "TORCH_CUDA_ARCH_LIST": (
-        "At build time: compute capabilities of the CUDA library. Unset: `8.0 9.0 10.0`."
+        "At build time: compute capabilities of the CUDA library. Unset: those of `8.0 9.0 10.0` "
+        "that nvcc knows."
     ),
 }
 

@@ -193,7 +193,7 @@ def fused_loss(
             `batch`.
         weight: ``[V, D]`` the head.
         batch: the sequences.
-        inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
+        inputs: fields of `LossInputs` beside the log-probs of the policy; those with a value
             per token are shaped like the ids. `token_entropy` and `token_log_sum_sq` come from
             the op if the loss needs them and they are not given.
         hyper: hyperparameters by name (types: `rao_kernels.losses.hyperparameters`); the loss's

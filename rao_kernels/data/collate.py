@@ -25,7 +25,10 @@ _OF_THE_PASS = ("groups", "prompt_logps", "token_entropy", "token_log_sum_sq")
 
 
 def unmet_needs(needs: Iterable[str]) -> list[str]:
-    """Return the needs of a loss (``a|b``: either) that training on records cannot meet."""
+    """Return the needs of a loss that training on records cannot meet.
+
+    needs: names of inputs; ``a|b`` is met by either, see `LossSpec.needs`.
+    """
     met = {*LOSS_FIELDS, *_OF_THE_PASS}
     return [need for need in needs if not met & set(need.split("|"))]
 

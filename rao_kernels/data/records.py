@@ -146,7 +146,15 @@ def split_records(
 ) -> tuple[list[Record], list[Record]]:
     """Split into training and held-out records by a hash of the prompt: none is on both sides.
 
-    eval_fraction: approximate share of the prompts that are held out, in [0, 1).
+    Args:
+        records: what `load_records` returns.
+        eval_fraction: approximate share of the prompts that are held out, in [0, 1).
+
+    Returns:
+        The training and the held-out records, in order.
+
+    Raises:
+        InputError: `eval_fraction` is out of range.
     """
     if not 0.0 <= eval_fraction < 1.0:
         raise InputError("eval_fraction", "a number in [0, 1)", eval_fraction)
@@ -202,7 +210,7 @@ def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
     if not isinstance(responses, (list, tuple)):
         raise DataError(where, f"`responses` must be a list, got {type(responses).__name__}")
     if not responses:
-        raise DataError(where, "no response")
+        raise DataError(where, "`responses` is empty")
     answers = {f"responses[{i}]": response for i, response in enumerate(responses)}
     turns, texts = parse_answers(where, answers)
     prompt = join_prompt(where, row.get("prompt"), turns)

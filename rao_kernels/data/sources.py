@@ -77,7 +77,7 @@ def _read_file(name: str) -> Iterator[Row]:
     if os.path.isdir(name):
         raise DataError(name, "is a directory", f"Name the files in it. {_FILES}")
     if not os.path.exists(name):
-        raise DataError(name, "no such file", "Load a dataset of a hub with `datasets`.")
+        raise DataError(name, "no such file", "Load a dataset of the hub with `datasets`.")
     if not os.access(name, os.R_OK):
         raise DataError(name, "cannot be read: no permission")
     empty = True
@@ -96,7 +96,7 @@ def _rows_of(name: str) -> Iterator[Row]:
     fix = _FILES
     if name.endswith(".json"):
         fix += " Write each record of the .json file as one line of a .jsonl file."
-    raise DataError(name, "not a file this reads", fix)
+    raise DataError(name, "not a file of a supported format", fix)
 
 
 def _read_jsonl(name: str) -> Iterator[Row]:
@@ -159,9 +159,11 @@ def _read_parquet(name: str) -> Iterator[Row]:
                 problem = f"cannot be decoded ({one_line(error)})"
                 raise DataError(f"{name}:rows {first} to {end - 1}", problem) from error
             if first != end:
-                raise DataError(f"{name}:row {first}", f"rows end here, and at {end} by the footer")
+                raise DataError(
+                    f"{name}:row {first}", f"the rows end here, but at {end} by the footer"
+                )
         if first != file.metadata.num_rows:
-            raise DataError(name, f"holds {first} rows, and {file.metadata.num_rows} by its footer")
+            raise DataError(name, f"holds {first} rows, but {file.metadata.num_rows} by its footer")
 
 
 def _batch_rows(name: str, first: int, batch: Any) -> Iterator[Row]:

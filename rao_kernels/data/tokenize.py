@@ -94,6 +94,13 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
 
     The preferred one is a pair's chosen response, or the one of the highest reward. Records
     without an order (all rewards equal, or one response) are dropped and counted in the report.
+
+    Args:
+        rows: what `tokenize_records` returns.
+        report: dropped records and responses are counted in it.
+
+    Returns:
+        Records of two responses, the preferred one first.
     """
     pairs = [_as_pair(row) for row in rows]
     found = [pair for pair in pairs if pair is not None]
@@ -119,7 +126,9 @@ def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
 def drop_unlabelled(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
     """Drop the records without a preferred response whose rewards are all equal.
 
-    The report names them.
+    Args:
+        rows: what `tokenize_records` returns.
+        report: names the dropped records in `rows_without_label`.
     """
     equal = [row.preferred is None and len(set(row.rewards or ())) < 2 for row in rows]
     report.rows_without_label += [row.where for row, drop in zip(rows, equal, strict=True) if drop]
@@ -142,7 +151,11 @@ def shared_start(rows: Sequence[TokenizedRow]) -> int:
 
 
 def check_shared_start(rows: Sequence[TokenizedRow], prefix_length: int) -> None:
-    """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO)."""
+    """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO).
+
+    Raises:
+        DataError: names the first prompt that begins otherwise than most.
+    """
     starts = [tuple(row.prompt[:prefix_length].tolist()) for row in rows]
     for start, count in Counter(starts).most_common(1):
         for row, own in zip(rows, starts, strict=True):

@@ -58,6 +58,6 @@ def _walk(
         used[number] = slots[number] if retain else None
         module.score_tile(head, tile, parts[number], used[number], scratch)
         if used[number] is not None and plan.reconsiders(number):
-            share = sparsity.returning_share(states, number, plan.tolerance)
+            share = sparsity.needing_share(states, number, plan.tolerance)
             retain = plan.worth_retaining(share)
     return used

@@ -39,7 +39,7 @@ class Sparsity:
     retained_tiles: Tensor
 
 
-def returning_share(states: RowState, number: int, tolerance: float) -> float:
+def needing_share(states: RowState, number: int, tolerance: float) -> float:
     """Estimate the share of rows that need a tile in backward, once the tiles up to it are scored.
 
     A row counts if tile `number` holds more than `tolerance` of the row's probability mass so far.

@@ -82,7 +82,7 @@ def attach_fused_head(
     is wanted. Further arguments of that call:
 
     * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
-    * ``logp_stats``: names out of ``("entropy", "is_top1", "log_sum_sq_probs")``.
+    * ``logp_stats``: names among ``("entropy", "is_top1", "log_sum_sq_probs")``.
     * ``engine_options``: options of the op, see `EngineOptions`.
 
     Hidden states that are NaN or inf at a scored position raise `InputError`, also under fp16's
@@ -242,7 +242,7 @@ def _check_request(request: _Request, hidden: Tensor) -> None:
         expected = f"a bool tensor of shape {list(shape)}"
         raise InputError("logp_grad_mask", expected, f"{mask.dtype} of shape {list(mask.shape)}")
     if unknown := [name for name in request.stats if name not in STATS]:
-        raise InputError("logp_stats", f"names out of {STATS}", unknown)
+        raise InputError("logp_stats", f"names among {STATS}", unknown)
 
 
 def _wants_router_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
@@ -282,7 +282,7 @@ def _check_parity(
         if linears[0].weight.is_meta:
             raise InputError(
                 "model",
-                "weights that the parity check can run",
+                "weights to run the parity check with",
                 "weights on the meta device",
                 "Attach after loading, or pass check_parity='off'.",
             )

@@ -142,7 +142,15 @@ def _check_probabilities(name: str, inputs: LossInputs, loss: str) -> None:
 
 
 def reduce_units(values: Tensor, weights: Tensor, normalizer: Tensor | float | None) -> Tensor:
-    """Return ``sum(weights * values) / normalizer``; None: divided by the number of units."""
+    """Return ``sum(weights * values) / normalizer``.
+
+    Args:
+        values, weights: of one shape; the weights sum to the number of units.
+        normalizer: a number above 0 or a scalar tensor; None: the number of units.
+
+    Raises:
+        InputError: `normalizer` is none of these.
+    """
     if normalizer is None:
         return weighted_mean(values, weights)
     if isinstance(normalizer, Tensor) and normalizer.dim() != 0:

@@ -36,8 +36,12 @@ class LossTable(Mapping[str, LossSpec]):
     def find(self, name: LossKey | str, argument: str = "loss") -> LossSpec:
         """Return the loss `name`.
 
+        Args:
+            name: a key or another name of `ALIASES`.
+            argument: the argument that an error names.
+
         Raises:
-            InputError: there is none; the error is about `argument` and suggests names.
+            InputError: there is no such loss; the message suggests names.
         """
         if name not in self:
             known = f"one of {', '.join(self)}"

@@ -92,6 +92,7 @@ class ReferenceCache:
         return [range(start, min(start + SHARD_ROWS, len(self.layout))) for start in starts]
 
     def path(self, rows: range) -> Path:
+        """Return the file of the shard of these records."""
         return self.directory / f"rows-{rows.start:08d}-{rows.stop:08d}.safetensors"
 
     def write(self, rows: range, values: ShardValues) -> None:
@@ -101,7 +102,7 @@ class ReferenceCache:
         write_atomic(self.path(rows), safetensors.torch.save(tensors, self._header(rows, tensors)))
 
     def read(self, rows: range) -> ShardValues:
-        """Return the values of a shard; raise `DataError` if it is missing, damaged or foreign."""
+        """Return the values of a shard; raise `DataError` if missing, damaged or of another run."""
         path = self.path(rows)
         safetensors = _safetensors()
         try:
@@ -170,7 +171,7 @@ class ReferenceCache:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is either whole or as it was before."""
+    """Write a file so that after a crash it is complete or as it was before."""
     # The suffix is not a shard's, so that no reader takes the rest of a killed writer for one.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:

@@ -46,7 +46,7 @@ class SequenceBatch:
     with `to`. Of the other methods only `first` reads a tensor on the host.
 
     Attributes:
-        token_shape: ``(B, T)`` or ``(N,)``: shape of tensors with one entry per position.
+        token_shape: ``(B, T)`` or ``(N,)``: shape of tensors with one value per position.
         groups: ``[S]`` int64, the prompt each sequence answers, dense from 0.
         leaders: ``[S]`` int64, the first sequence of each one's group.
         response_rows, prompt_rows: ``[R]``, ``[Q]`` int64 flat positions that predict the tokens.
@@ -253,7 +253,8 @@ class SequenceBatch:
     def first(self, size: int) -> SequenceBatch:
         """Return the first `size` sequences of a padded batch, at least one.
 
-        Their groups' first sequences must be among them. Reads two numbers on the host.
+        The first sequence of each of their groups must be among them. Reads two numbers on the
+        host.
         `target_bounds` stays: it still holds every target, but may be wider.
         """
         assert len(self.token_shape) == 2 and 1 <= size <= self.num_sequences
@@ -302,10 +303,10 @@ class SequenceBatch:
         """Collect the inputs of a loss from log-probs given per position.
 
         Args:
-            token_logps: shaped like `input_ids`; entry i is the log-prob of the token that
-                position i predicts (`logp_targets`), in nats. Entries without a target are not
+            token_logps: shaped like `input_ids`; value i is the log-prob of the token that
+                position i predicts (`logp_targets`), in nats. Values without a target are not
                 read.
-            inputs: other fields of `LossInputs`. Those with an entry per token
+            inputs: other fields of `LossInputs`. Those with a value per token
                 (`ref_token_logps`) are shaped like `input_ids` too.
 
         Returns:
@@ -321,7 +322,13 @@ class SequenceBatch:
     def row_loss_inputs(
         self, response_logps: Tensor, prompt_logps: Tensor | None, **inputs: Tensor | None
     ) -> LossInputs:
-        """Collect the inputs of a loss from log-probs ``[R]`` and ``[Q]``; None: not scored."""
+        """Collect the inputs of a loss from log-probs of the scored rows.
+
+        Args:
+            response_logps: ``[R]`` log-probs of the response tokens, in nats.
+            prompt_logps: ``[Q]`` log-probs of the prompt tokens; None: not scored.
+            inputs: other fields of `LossInputs`, as `loss_inputs` takes them.
+        """
         for name in inputs:
             if name not in FIELD_SHAPES or name in _OWN_FIELDS:
                 known = ", ".join(n for n in FIELD_SHAPES if n not in _OWN_FIELDS)
@@ -340,7 +347,7 @@ class SequenceBatch:
         return segment_sum(prompt_logps, self.prompt_segments, self.num_sequences)[self.leaders]
 
     def _select(self, name: str, value: Tensor | None) -> Tensor | None:
-        """Cut an input with an entry per token to the response rows; return others as they are."""
+        """Cut an input with a value per token to the response rows; return others as they are."""
         shapes = FIELD_SHAPES[name]
         if value is None or "N" not in shapes:
             return value

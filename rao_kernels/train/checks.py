@@ -24,7 +24,7 @@ from . import checkpoints
 from .config import RAOConfig, check_runnable
 
 _FOR_METRICS = "it serves compute_metrics, which RAOTrainer does not take: there are no logits"
-_FULL_EVAL = "it rounds the weights of the policy, and the reference was scored without"
+_FULL_EVAL = "it rounds the weights of the policy; the reference was scored without rounding them"
 
 # Arguments of transformers that RAOTrainer would ignore, or that would make its results wrong:
 # name -> values that are fine, why others are not and what to do.
@@ -208,7 +208,7 @@ def _check_tokens(
 def _has_position_table(model: Any, limit: int) -> bool:
     """Return whether positions come from a table, as in GPT-2, OPT and GPT-J, or are computed."""
     embeddings = model.get_input_embeddings()
-    # Some tables, such as OPT's, begin with two entries for padding.
+    # Some tables, such as OPT's, begin with two vectors for padding.
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embeddings)
     learnt = any(limit <= table.num_embeddings <= limit + 2 for table in tables)
     return learnt or any(name.endswith("embed_positions") for name, _ in model.named_buffers())

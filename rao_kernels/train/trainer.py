@@ -77,7 +77,7 @@ class RAOTrainer(Trainer):
 
     Example:
         >>> args = RAOConfig(output_dir="out", beta=0.1, learning_rate=2e-5, num_train_epochs=1)
-        >>> trainer = RAOTrainer("DIR_OR_NAME", args=args, train_dataset="rows.jsonl")
+        >>> trainer = RAOTrainer("DIR_OR_NAME", args=args, train_dataset="records.jsonl")
         >>> trainer.train()
         >>> trainer.save_model()
     """

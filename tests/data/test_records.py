@@ -85,7 +85,7 @@ BAD = {
     "`prompt` is empty": GOOD | {"prompt": ""},
     "ends with an assistant turn": GOOD | {"prompt": [USER, ANSWER]},
     r"prompt\[0\] is not a message": GOOD | {"prompt": [{"role": "user"}]},
-    "no response": GOOD | {"responses": [], "rewards": []},
+    "`responses` is empty": GOOD | {"responses": [], "rewards": []},
     "`responses` must be a list": GOOD | {"responses": "a"},
     "must be a text or one assistant": GOOD | {"responses": ["a", 3]},
     "`rewards` missing": {"prompt": "p", "responses": ["a"]},
@@ -125,7 +125,7 @@ def test_bad_files(tmp_path: Path) -> None:
     cut.write_bytes(gzip.compress(json.dumps(GOOD).encode() * 50)[:40])
     for path, problem in {
         empty: "no usable record",
-        other: "not a file this reads",
+        other: "not a file of a supported format",
         cut: "cannot be read",
         tmp_path / "absent.jsonl": "no such file",
     }.items():

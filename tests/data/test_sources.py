@@ -230,8 +230,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         "blank.jsonl": (b"\n \n", "is empty"),
         "no.jsonl.gz": (b"no gzip", ":1: cannot be read"),
         "damaged.jsonl.gz": (bytes(damaged), ": cannot be read"),
-        "list.json": (b"[]", "not a file this reads. .*one line of a .jsonl file"),
-        "table.csv": (b"a,b", "not a file this reads"),
+        "list.json": (b"[]", "not a file of a supported format. .*one line of a .jsonl file"),
+        "table.csv": (b"a,b", "not a file of a supported format"),
         "no.parquet": (b"no parquet", "not a Parquet file"),
     }
     (tmp_path / "good.jsonl").write_bytes(LINE)

@@ -1,4 +1,4 @@
-"""The form of a tile operation that runs, and its launch configuration.
+"""Choose the form of a tile operation, fused or on vendor products, and its launch configuration.
 
 `configs/forms.json` has, for each device and dtype, the largest hidden size at which the fused form
 runs: measured, or else `roofline`'s estimate; docs/roofline.md shows both.
