@@ -152,7 +152,7 @@ def grad_launch(head: Head) -> ProductLaunch:
     return _product_launch(head, rows=128, parts=4 if hopper and not transformed else 8)
 
 
-class FormRow(TypedDict):
+class FormLimits(TypedDict):
     """One object of `configs/forms.json`: the limits of the fused form on a device.
 
     device: part of the device's name. score, grad: largest D of the fused form in that pass.
@@ -167,7 +167,7 @@ class FormRow(TypedDict):
 
 
 @cache
-def forms() -> tuple[FormRow, ...]:
+def forms() -> tuple[FormLimits, ...]:
     """Return the objects of `configs/forms.json`; the first that matches counts."""
     return tuple(json.loads((CONFIGS / "forms.json").read_text()))
 
