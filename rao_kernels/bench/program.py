@@ -222,7 +222,10 @@ def _measure(
 
 
 def _compare(argv: Sequence[str]) -> int:
-    parser = _parser("compare", "Is B slower, larger or less right than A? Status 1 if so.")
+    parser = _parser(
+        "compare",
+        "Compare two sets of results; status 1 if B is slower, larger or less exact than A.",
+    )
     parser.add_argument(
         "a", type=Path, metavar="A", help="file of results, or a folder: its newest"
     )

@@ -17,6 +17,7 @@ from ..errors import (
     DataError,
     DivergedError,
     InputError,
+    IntegrationError,
     MissingDependencyError,
     NotYetError,
 )
@@ -29,7 +30,8 @@ COMMANDS = {
     "doctor": "say what is installed and built, and which backend runs on this machine",
 }
 _ERRORS = (
-    *(BackendError, DataError, DivergedError, InputError, MissingDependencyError, NotYetError),
+    *(BackendError, DataError, DivergedError, InputError),
+    *(IntegrationError, MissingDependencyError, NotYetError),
 )
 
 

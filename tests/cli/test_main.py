@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from rao_kernels import _native
+from rao_kernels import _native, errors
 from rao_kernels.cli import doctor
-from rao_kernels.cli.main import COMMANDS, main
+from rao_kernels.cli.main import _ERRORS, COMMANDS, main
 
 
 def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +56,11 @@ def test_a_broken_pipe_of_another_kind_is_raised(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(BrokenPipeError, match="worker"):
             main(["doctor"])
+
+
+def test_every_error_of_the_package_becomes_one_line() -> None:
+    raised = [one for one in vars(errors).values() if isinstance(one, type)]
+    assert {one for one in raised if not issubclass(one, Warning)} == set(_ERRORS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
