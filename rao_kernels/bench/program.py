@@ -141,7 +141,8 @@ def _incomplete(lacking: dict[str, list[str]]) -> int:
         print(f"{PROG}: {package} is not installed; needed by: {', '.join(names)}", file=sys.stderr)
     print(
         f"{PROG}: install all peers with: pip install 'rao-kernels[bench]' (in a checkout: pip "
-        "install -e '.[bench]'), or choose among the providers with --providers",
+        "install --no-build-isolation -e '.[bench]'), or choose among the providers with "
+        "--providers",
         file=sys.stderr,
     )
     return INCOMPLETE

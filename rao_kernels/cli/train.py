@@ -1,7 +1,7 @@
 """`rao-kernels train`: align a model with a loss of `LOSSES` on preference data.
 
-Records are {"prompt", "responses", "rewards"} or TRL's {"prompt", "chosen", "rejected"}, in
-.jsonl, .jsonl.gz or .parquet files. The output folder gets the trained model, its checkpoints,
+Records are {"prompt", "responses", "rewards"} or TRL's {"prompt", "chosen", "rejected"}, in .jsonl,
+.jsonl.gz or .parquet files. The output folder gets the trained model, its checkpoints,
 metrics.jsonl, run.png and the cache of reference log-probs.
 """
 

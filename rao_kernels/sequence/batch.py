@@ -49,9 +49,9 @@ class SequenceBatch:
         token_shape: ``(B, T)`` or ``(N,)``: shape of tensors with one value per position.
         groups: ``[S]`` int64, the prompt each sequence answers, dense from 0.
         leaders: ``[S]`` int64, the first sequence of each one's group.
-        response_rows, prompt_rows: ``[R]``, ``[Q]`` int64 flat positions that predict the tokens.
-        response_targets, prompt_targets: ``[R]``, ``[Q]`` int64 ids of the tokens.
-        response_segments, prompt_segments: ``[R]``, ``[Q]`` int64 their sequences, ascending.
+        response_rows, prompt_rows: ``[R]`` or ``[Q]`` int64 flat positions that predict the tokens.
+        response_targets, prompt_targets: ``[R]`` or ``[Q]`` int64 ids of the tokens.
+        response_segments, prompt_segments: ``[R]`` or ``[Q]`` int64 their sequences, ascending.
         target_bounds: the smallest and the largest of these ids; (0, 0) without any.
     """
 

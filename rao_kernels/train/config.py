@@ -62,7 +62,7 @@ class RAOConfig(TrainingArguments):
         4, "Prompts, each with all its responses, per device and micro-batch."
     )
     per_device_eval_batch_size: int = _option(
-        4, "The same for evaluation and for scoring with the reference."
+        4, "Prompts per device in evaluation and in scoring with the reference."
     )
     logging_steps: float = _option(
         10, "Steps between two lines of metrics; below 1: a share of all steps."
@@ -72,7 +72,8 @@ class RAOConfig(TrainingArguments):
 
     loss: str = _option(
         "rao",
-        "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON.",
+        "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON; in "
+        "Python also a dict.",
     )
     beta: float | None = _option(
         None,

@@ -63,9 +63,10 @@ class RAOTrainer(Trainer):
         ref_model: the reference, given as the model is. None: the model as it is at the start, or
             its base model under an adapter.
         args: the settings; None: the defaults, with output_dir="rao_output".
-        train_dataset, eval_dataset: a path or a list of paths, mappings, a `datasets` object, a
-            data frame, a list of `data.Record`, or a `data.PreferenceDataset`; for evaluation also
-            a dict of several. None: no training, no evaluation.
+        train_dataset, eval_dataset: a path or a list of paths, an iterable of records, a
+            `datasets` object, a data frame, a list of `data.Record`, or a
+            `data.PreferenceDataset`; for evaluation also a dict of several. None: no training, no
+            evaluation.
         processing_class: the tokenizer; None: the one in the model's folder.
         peft_config: adapter to put on the model.
         callbacks, optimizers: as of `transformers.Trainer`.
