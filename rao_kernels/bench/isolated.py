@@ -1,6 +1,6 @@
 """Run one provider on one case in a process of its own, for its errors and its memory.
 
-A process that hangs, or dies for want of memory, is a result like any other.
+A process that hangs or runs out of memory gives a result too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .problems import Problem
 OK, WRONG, UNSUPPORTED, FAILED = "ok", "wrong", "unsupported", "failed"
 OUT_OF_MEMORY, TOO_SLOW = "out of memory", "too slow"
 Result = dict[str, Any]
-# Times the limit of a call: what the first may take, and all that are made here together.
+# Multiples of the time limit of a call: for the first, which may compile, and for a whole trial.
 COMPILING, CALLS = 3, 8
 
 
@@ -62,7 +62,8 @@ def run(trial: Trial) -> Result:
 
 
 def _context(device: str) -> SpawnContext | ForkServerContext:
-    """On a CPU fork a server that has imported the slow packages; a fork could not use CUDA."""
+    """Return how to start processes: on a CPU forked from a server that has imported the slow
+    packages, else spawned, because a fork cannot use CUDA."""
     if device != "cpu":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -71,8 +72,8 @@ def _context(device: str) -> SpawnContext | ForkServerContext:
 
 
 def _death(code: int | None) -> Result:
-    """The result of a process that sent none; Linux ends with signal 9 what takes too much
-    memory."""
+    """Return the result of a process that sent none; Linux kills one that takes too much memory
+    with signal 9."""
     if code == -9:
         return {"status": OUT_OF_MEMORY, "reason": "ended by the kernel"}
     return {"status": FAILED, "reason": f"the process ended with code {code}"}
@@ -114,7 +115,7 @@ def measured(trial: Trial) -> Result:
     if not provider.is_baseline:
         found |= measure.errors(outcome, problem)
     del outcome
-    # The first call may have compiled something, unless it took longer than that takes.
+    # The first call may include compilation, which takes less than this.
     found["call_s"] = found["first_call_s"]
     if found["call_s"] < COMPILING * trial.limit_s:
         found["call_s"] = measure.seconds_of(call)

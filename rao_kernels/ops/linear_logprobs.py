@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..types import EngineOptions, TokenStats
 from . import checks, operators
-from .records import Forward
+from .signatures import Forward
 
 STATS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "lse")
 
@@ -120,7 +120,7 @@ def linear_token_stats(
         differentiable, the others are not.
     """
     if unknown := set(stats) - set(STATS):
-        raise InputError("stats", f"names out of {STATS}", sorted(unknown))
+        raise InputError("stats", f"names among {STATS}", sorted(unknown))
     return _scores(
         hidden, weight, targets, bias, logit_scale, logit_softcap, ignore_index, stats, options
     )

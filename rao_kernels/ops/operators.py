@@ -20,7 +20,7 @@ from .. import _memory, backends, engine
 from ..backends import Head, RowGradients
 from ..errors import InputError, NotYetError
 from . import row_selection
-from .records import Backward, Forward, Gradients, Results, schema_of
+from .signatures import Backward, Forward, Gradients, Results, schema_of
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -180,7 +180,11 @@ def _order(head: Head, plan: engine.Plan, vocab_order: Tensor | None) -> Tensor:
     seen = torch.zeros_like(inside)
     seen[vocab_order.clamp(0, vocabulary - 1)] = True
     if not bool((seen & inside).all()):  # one read on the host
-        raise InputError("vocab_order", f"each of 0 to {vocabulary - 1} once", "another sequence")
+        raise InputError(
+            "vocab_order",
+            f"each of 0 to {vocabulary - 1} once",
+            "repeated, missing or other values",
+        )
     return vocab_order.clone()
 
 
@@ -193,7 +197,7 @@ def _head(call: Forward | Backward, selection: row_selection.Selection) -> Head:
 
 
 def _row_gradients(call: Backward, selection: row_selection.Selection, head: Head) -> RowGradients:
-    """``dH/dz_v = -p_v (log p_v + H)`` and ``dlse/dz_v = p_v``."""
+    """Combine the upstream gradients: ``dH/dz_v = -p_v (log p_v + H)``, ``dlse/dz_v = p_v``."""
 
     def taken(values: Tensor) -> Tensor:
         values = values if selection.index is None else values[selection.index]

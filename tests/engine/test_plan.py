@@ -15,7 +15,7 @@ from rao_kernels.backends import Traits, precision_of
 from rao_kernels.engine import Plan, make_plan
 from rao_kernels.ops import linear_logprobs
 from rao_kernels.ops.operators import linear_logprobs_op
-from rao_kernels.ops.records import Results
+from rao_kernels.ops.signatures import Results
 
 from .. import seeds
 from ..ops.calls import forward_call

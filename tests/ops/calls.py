@@ -1,11 +1,11 @@
-"""Calls of the operators, as records."""
+"""Arguments of the operators for tests."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rao_kernels.ops.records import Backward, Forward, Results
+from rao_kernels.ops.signatures import Backward, Forward, Results
 
 from ..oracle import Problem
 

@@ -26,7 +26,7 @@ from rao_kernels.ops.operators import (
     trusted_backward_op,
     trusted_op,
 )
-from rao_kernels.ops.records import Gradients, Results
+from rao_kernels.ops.signatures import Gradients, Results
 
 from ..cases import make
 from ..oracle import Problem

@@ -1,7 +1,7 @@
-"""Arguments and results of the operators, as records.
+"""Arguments and results of the operators, as named tuples.
 
-The fields of a record are the only place that lists them: the schema of an operator is made from
-them, and every call, body and fake goes through them.
+Their fields are the only place that lists them: the schema of an operator is made from the fields,
+and every call, body and fake uses the tuple.
 
 Legend: N rows, V vocabulary, D hidden size, K tiles.
 """
@@ -117,10 +117,10 @@ class Gradients(NamedTuple):
 
 
 def schema_of(arguments: type[tuple[Any, ...]], results: type[tuple[Any, ...]]) -> str:
-    """Return the schema of an operator from the records of its arguments and of its results."""
+    """Return the schema of an operator with these arguments and results."""
 
-    def listed(record: type[tuple[Any, ...]]) -> str:
-        fields = get_type_hints(record).items()
+    def listed(fields_of: type[tuple[Any, ...]]) -> str:
+        fields = get_type_hints(fields_of).items()
         return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields)
 
     return f"({listed(arguments)}) -> ({listed(results)})"
