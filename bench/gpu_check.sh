@@ -46,7 +46,8 @@ python=${PYTHON:-python3}
 wheels=${WHEELS:-.gpu_wheels}
 shared=${SHARED:-$wheels/shared}
 seconds=${STEP_SECONDS:-420}
-site=${TMPDIR:-/tmp}/rao_gpu_site
+# quack takes functions of a folder of this name as a library's, and does not import without it.
+site=${TMPDIR:-/tmp}/rao_gpu/site-packages
 rows=$out/rows
 # nvidia-cutlass-dsl adds its second folder by a .pth file, which PYTHONPATH does not read.
 export PYTHONPATH=$PWD:$site:$site/nvidia_cutlass_dsl/dsl_packages PYTHONUNBUFFERED=1

@@ -147,4 +147,5 @@ def test_archives_come_whole_or_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     unpacked = [one for one in calls if "tarfile" in one]
     assert len(unpacked) == 2 and str(folder / "one.tar.xz") in unpacked[0]
     whole = Path(unpacked[1].after("-e"))
+    assert whole.parent == tmp_path / "rao_gpu" / "site-packages"
     assert whole.read_text() == "two.tar.xz.part0two.tar.xz.part1"

@@ -36,7 +36,7 @@ def test_what_a_provider_lacks_is_its_result(trial: Trial) -> None:
 
 
 def test_a_process_that_takes_too_long_is_ended(trial: Trial) -> None:
-    result = isolated.run(Trial(**{**vars(trial), "limit_s": 1e-3}))
+    result = isolated.run(Trial(**{**vars(trial), "limit_s": 1e-7}))
     assert result["status"] == "too slow"
 
 
@@ -97,7 +97,7 @@ def test_a_slow_first_call_is_not_judged_by_the_limit(
 
 
 def test_what_is_slow_after_its_first_call_keeps_its_errors(trial: Trial) -> None:
-    result = isolated.run(Trial(**{**vars(trial), "limit_s": 1e-3}))
+    result = isolated.run(Trial(**{**vars(trial), "limit_s": 1e-7}))
     assert result["status"] == "too slow" and result["first_call_s"] > 0
     assert result["dhidden_error"] > 0
 
