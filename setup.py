@@ -1,8 +1,8 @@
 """Builds the two optional native libraries; everything else is in pyproject.toml.
 
 ``RAO_BUILD_CPU``, ``RAO_BUILD_CUDA``: unset = built if it can be, with a warning that says why it
-was not; 1 = must succeed; 0 = skipped. Unset, the CUDA library is tried beside a torch with CUDA
-only. Both use torch's stable ABI and no Python symbol, so that one file serves every Python and
+was not; 1 = must succeed; 0 = skipped. Unset, the CUDA library is built only where torch has CUDA.
+Both use torch's stable ABI and no Python symbol, so that one file serves every Python and
 every torch from 2.10 on; neither is linked to libtorch_cuda or to a CUDA driver.
 """
 
@@ -104,12 +104,12 @@ def compile_cpp(source: str, target: Path, flags: list[str]) -> None:
 
 
 def targets_x86() -> bool:
-    """Return whether the compiler makes x86-64 code, on whatever machine it runs."""
+    """Return True if the compiler makes x86-64 code, on whatever machine it runs."""
     return run([compiler(), "-dumpmachine"]).startswith("x86_64")
 
 
 def accepts(flags: list[str]) -> bool:
-    """Return whether the compiler knows the flags."""
+    """Return True if the compiler knows the flags."""
     command = [compiler(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -128,7 +128,7 @@ def build_cpu(objects: Path, target: Path) -> None:
         units += [(source, AMX_FLAGS) for source in AMX_SOURCES]
         base.append("-DRAO_HAS_AMX")
     elif x86:
-        warnings.warn(f"{compiler()} knows no AMX (g++ 11 and clang++ 12 do)", stacklevel=1)
+        warnings.warn(f"{compiler()} does not know AMX (g++ 11 and clang++ 12 do)", stacklevel=1)
     link_cpp([*units, *((source, base) for source in CPU_SOURCES)], objects, target)
 
 

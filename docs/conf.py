@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -77,6 +78,7 @@ def structure(app: Any, what: str, name: str, thing: Any, options: Any, lines: l
         types = get_type_hints(thing)
     except NameError:  # of an import for type checking
         types = dict(thing.__annotations__)
+    types |= _checked_types(thing)
     kept, found = _fields("\n".join(lines), types)
     found |= _helped_fields(thing)
     for field, meaning in found.items():
@@ -101,11 +103,26 @@ def _fields(text: str, types: dict[str, Any]) -> tuple[list[str], dict[str, str]
     return "\n\n".join(kept).splitlines(), {k: v for k, v in found.items() if k in types}
 
 
+def _checked_types(thing: Any) -> dict[str, Any]:
+    """The types of fields whose names the module defines otherwise for type checkers."""
+    module = sys.modules[thing.__module__]
+    blocks = [one for one in ast.parse(inspect.getsource(module)).body if isinstance(one, ast.If)]
+    named = {
+        ast.unparse(line.targets[0]): eval(ast.unparse(line.value), vars(module))
+        for block in blocks
+        if ast.unparse(block.test) == "TYPE_CHECKING"
+        for line in block.body
+        if isinstance(line, ast.Assign)
+    }
+    return {name: named[kind] for name, kind in thing.__annotations__.items() if kind in named}
+
+
 def _helped_fields(thing: Any) -> dict[str, str]:
     """The dataclass's own fields that have a help text, with it and the default."""
     if not dataclasses.is_dataclass(thing):
         return {}
-    own = [one for one in dataclasses.fields(thing) if one.name in thing.__annotations__]
+    fields = {one.name: one for one in dataclasses.fields(thing)}
+    own = [fields[name] for name in thing.__annotations__ if name in fields]
     helps = [(one, _FLAG.sub(r"``\g<0>``", one.metadata.get("help", ""))) for one in own]
     return {one.name: f"{text} Default: ``{one.default!r}``." for one, text in helps if text}
 

@@ -173,12 +173,12 @@ def few_rows() -> str:
     return table(header, rows)
 
 
-def forms() -> list[tuning.FormRow]:
+def forms() -> list[tuning.FormLimits]:
     """The table in use, its rows of the model made anew."""
     measured = [row for row in tuning.forms() if row["source"] != "model"]
     known = {(row["device"], row["dtype"]) for row in measured}
     modelled = [
-        tuning.FormRow(
+        tuning.FormLimits(
             device=device.name,
             dtype=dtype,
             score=roofline.largest_fused_size(device, "score"),
@@ -192,7 +192,7 @@ def forms() -> list[tuning.FormRow]:
     return [*measured, *modelled]
 
 
-def forms_text(rows: list[tuning.FormRow]) -> str:
+def forms_text(rows: list[tuning.FormLimits]) -> str:
     return "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n"
 
 

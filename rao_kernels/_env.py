@@ -12,13 +12,17 @@ VARIABLES = {
         "Instruction set of the CPU kernels: `avx512_amx`, `avx512_bf16`, `avx512`, `avx2` or "
         "`portable`. Unset: the best the processor has. Read once, when the library is loaded."
     ),
-    "RAO_BUILD_CPU": "At build time: `1` the CPU library must build, `0` skip, unset best effort.",
+    "RAO_BUILD_CPU": (
+        "At build time: `1` fails unless the CPU library compiles, `0` does not compile it. Unset: "
+        "it is compiled, and left out if that fails."
+    ),
     "RAO_BUILD_CUDA": (
-        "At build time: `1` the CUDA library must build, `0` skip, unset best effort beside a "
-        "torch with CUDA."
+        "At build time: `1` fails unless the CUDA library compiles, `0` does not compile it. "
+        "Unset: it is compiled where torch has CUDA, and left out if that fails."
     ),
     "TORCH_CUDA_ARCH_LIST": (
-        "At build time: compute capabilities of the CUDA library. Unset: `8.0 9.0 10.0`."
+        "At build time: compute capabilities of the CUDA library. Unset: those of `8.0 9.0 10.0` "
+        "that nvcc knows."
     ),
 }
 

@@ -19,10 +19,10 @@ from torch import Tensor
 THRESHOLD = 32 << 20  # bytes; the largest block that glibc ever keeps (DEFAULT_MMAP_THRESHOLD_MAX)
 KEPT = 2 << 30  # bytes of free mappings at most
 
-# Free mappings, the most recently returned last. Tensors die on any thread, and inside
-# anything that allocates, so there is no lock: each step below is one operation of a list, which is
-# atomic. After a fork, parent and child have a list each, and private mappings are copied on write,
-# so neither sees what the other writes.
+# Free mappings, the most recently returned last. Tensors are freed on any thread, even while that
+# thread is inside these functions, so a lock could deadlock: each step below is one list operation,
+# which is atomic. After a fork, parent and child have a list each, and private mappings are copied
+# on write, so neither sees what the other writes.
 _free: list[mmap.mmap] = []
 _enabled = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
 
@@ -37,12 +37,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     if mapping is None:
         try:
             mapping = _map(nbytes)
-        except OSError:  # no memory: torch tries with what is kept here, and has the message
+        except OSError:  # out of memory: free the pool, then let torch try or raise its error
             release_memory()
             return torch.empty(shape, dtype=dtype, device=device)
     # The storage keeps its view of the mapping alive, whoever shares that storage.
     view = memoryview(mapping)
-    weakref.finalize(view, _give_back, mapping).atexit = False  # tensors live on at exit
+    weakref.finalize(view, _give_back, mapping).atexit = False  # tensors may outlive it
     return torch.frombuffer(view, dtype=dtype, count=numel).resize_(shape)
 
 
@@ -68,7 +68,7 @@ def unpooled() -> Iterator[None]:
 
 
 def _must_be_filled() -> bool:
-    """Whether torch is set to fill uninitialised memory (deterministic algorithms)."""
+    """Return True if torch is set to fill uninitialised memory (deterministic algorithms)."""
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     return bool(filled) and torch.are_deterministic_algorithms_enabled()
 
@@ -81,7 +81,7 @@ def _map(nbytes: int) -> mmap.mmap:
 def _take(nbytes: int) -> mmap.mmap | None:
     """Return the smallest free mapping of `nbytes` to twice `nbytes`, or None.
 
-    Where there is none, the largest one of at least half of `nbytes` is unmapped, so that calls of
+    Where there is none, the largest one of more than half of `nbytes` is unmapped, so that calls of
     varying size do not fill up memory: the caller's new mapping replaces it.
     """
     found = sorted(_free, key=len)

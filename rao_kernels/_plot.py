@@ -1,4 +1,4 @@
-"""The style of all pictures: ours in one colour, others muted, names beside what they name."""
+"""Style of all plots: rao_kernels in blue, others muted, labels beside their points and lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFSETS = [(dx * far, dy * far) for far in (0.8, 1.6, 2.6, 3.6, 4.8) for dx, dy 
 
 @dataclass(frozen=True)
 class Label:
-    """A name for what is at (x, y) of a panel."""
+    """Text beside the point (x, y), in data coordinates, of a panel."""
 
     x: float
     y: float
@@ -42,7 +42,7 @@ class Label:
 
 
 def new_figure(width: float, height: float, extra: str) -> Figure:
-    """An empty figure of that many inches; matplotlib comes with `extra` of this package."""
+    """Return an empty figure, sizes in inches; `extra` of this package installs matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -55,13 +55,13 @@ def new_figure(width: float, height: float, extra: str) -> Figure:
 
 
 def save(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Write the picture; its folder is made where it is missing."""
+    """Write the figure to `path`, and create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
 
 
 def describe(axes: Axes, title: str, x: str = "", y: str = "") -> None:
-    """Title and axis names of a panel, in the style of all of them; an empty one says so."""
+    """Set title and axis labels of a panel; one without data is marked "no results"."""
     axes.set_title(title, loc="left", fontsize=SIZE + 1.5, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=SIZE, color=INK)
     axes.set_ylabel(y, fontsize=SIZE, color=INK)
@@ -75,7 +75,7 @@ def describe(axes: Axes, title: str, x: str = "", y: str = "") -> None:
 
 
 def plain_ticks(axes: Axes, which: str, ticks: Sequence[float]) -> None:
-    """These ticks, as plain numbers, on the "x" or "y" axis, which may be logarithmic."""
+    """Set `ticks`, written as plain numbers, on the "x" or "y" axis, which may be logarithmic."""
     from matplotlib.ticker import NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -84,7 +84,7 @@ def plain_ticks(axes: Axes, which: str, ticks: Sequence[float]) -> None:
 
 
 def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    """Name lines right of the panel, at the height where they end, apart from one another."""
+    """Label lines right of the panel, at the height where they end, without overlaps."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     box = axes.get_window_extent()
     gap = LINE_GAP * SIZE * axes.figure.dpi / 72 / box.height
@@ -103,13 +103,13 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
 
 
 def _height(axes: Axes, label: Label) -> float:
-    """Of the label's point, as a share of the panel's height."""
+    """Return the height of the label's point, as a share of the panel's."""
     shown = axes.transData.transform((label.x, label.y))
     return float(axes.transAxes.inverted().transform(shown)[1])
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights in the same order, at least `gap` apart, moved as little as a few sweeps find."""
+    """Return ascending heights moved until they are `gap` apart, in up to 200 small steps."""
     found = list(heights)
     for _ in range(200):
         for number in range(1, len(found)):
@@ -121,7 +121,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def label_points(axes: Axes, labels: Sequence[Label]) -> None:
-    """Name points, each at the first of `OFFSETS` where it covers no point and no other name."""
+    """Label points, each at the first of `OFFSETS` where it covers no point and no other label."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     panel, scale = axes.get_window_extent(), SIZE * axes.figure.dpi / 72
     taken = [_around(axes.transData.transform((one.x, one.y)), scale) for one in labels]
@@ -138,7 +138,7 @@ def label_points(axes: Axes, labels: Sequence[Label]) -> None:
 
 
 def _beside(axes: Axes, label: Label, offset: tuple[float, float]) -> Annotation:
-    """The label, so many text sizes from its point; joined to it by a line if that is far."""
+    """Draw a label `offset` text sizes from its point, joined to it by a line if that is far."""
     dx, dy = offset
     line = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.6}
     text = axes.annotate(

@@ -24,7 +24,7 @@ class OneSidedTargetsWarning(UserWarning):
 
 
 class BackendError(RuntimeError):
-    """No backend, or not the one asked for, can run the problem."""
+    """The requested backend, or every backend, cannot run the problem."""
 
 
 class DivergedError(RuntimeError):
@@ -32,7 +32,7 @@ class DivergedError(RuntimeError):
 
 
 class NotYetError(NotImplementedError):
-    """A documented option that this version does not offer."""
+    """A feature that this version does not implement."""
 
 
 class IntegrationError(RuntimeError):

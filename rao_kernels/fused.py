@@ -31,8 +31,8 @@ UserLoss = Callable[..., Tensor | LossOutput]
 class Scoring:
     """The values a loss needs of the head beside the log-probs of the response tokens.
 
-    Both routes to a loss follow it: `fused_loss`, which picks rows of hidden states, and a model
-    with the fused head, which is given targets per position.
+    Used by `fused_loss`, which selects rows of hidden states, and by the trainer, whose model has
+    the fused head and takes a target per position.
 
     Attributes:
         prompts: "skipped": not scored; "detached": scored without gradient; "grad": with one.
@@ -193,7 +193,7 @@ def fused_loss(
             `batch`.
         weight: ``[V, D]`` the head.
         batch: the sequences.
-        inputs: fields of `LossInputs` beside the log-probs of the policy; those with an entry
+        inputs: fields of `LossInputs` beside the log-probs of the policy; those with a value
             per token are shaped like the ids. `token_entropy` and `token_log_sum_sq` come from
             the op if the loss needs them and they are not given.
         hyper: hyperparameters by name (types: `rao_kernels.losses.hyperparameters`); the loss's
@@ -253,6 +253,8 @@ def sequence_and_prompt_logps(
 ) -> tuple[Tensor, Tensor]:
     """Return `sequence_logps`, and the log-probability of each prompt after its prefix.
 
+    Arguments and errors are those of `sequence_logps`.
+
     Returns:
         Two tensors ``[S]`` fp64, in nats; the prompts' carries no gradient. Pass both on as
         `ref_logps` and `ref_prompt_logps` as they are: rounded to fp32, the sum of 32,000 tokens
@@ -272,7 +274,8 @@ def _run_user_loss(
         result = function(inputs, **hyper)
     if isinstance(result, LossOutput):
         if normalizer is not None:
-            raise InputError("normalizer", "None: the function reduces its values", normalizer)
+            expected = "None, as the function reduced its values to a LossOutput itself"
+            raise InputError("normalizer", expected, normalizer)
         return result
     if tuple(result.shape) != (inputs.num_sequences,):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Records that several layers share."""
+"""Data classes that several layers share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class EngineOptions(TypedDict, total=False):
     workspace_bytes: bytes of logits kept from forward to backward; the rest is recomputed. Any
         value from 0 on is valid. None (default) keeps everything up to 1 GiB, and nothing of
         half-precision logits with a softcap, whose derivative would magnify their rounding. Under
-        `grad_tolerance` a CPU stops keeping tiles once too few rows need them again (decided after
-        1, 2, 4, 8 ... tiles; beyond the first it never pays where D is below 300).
+        `grad_tolerance` a CPU stops keeping tiles once too few rows need them again: it decides
+        after 1, 2, 4, 8 ... tiles, and stops after the first where D is below 300 (AMX: 600).
     vocab_order: ``[V]`` int64 permutation, the order in which the vocabulary is cut into tiles
         where `grad_tolerance` is above 0; None (default) estimates one from the rows of the call.
     backend: name of a backend, or None (default) for the best that supports the problem.
@@ -33,10 +33,10 @@ class EngineOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Per-token results of `linear_token_stats`, each shaped like the targets; None = not asked.
+    """Per-token results of `linear_token_stats`, each shaped like the targets; None: not requested.
 
     logps: log-probability of the target. entropy: of the token distribution, nats.
-    log_sum_sq_probs: ``log(sum_v p_v^2)``. mean_logits: mean over the vocabulary.
+    log_sum_sq_probs: ``log(sum_v p_v^2)``. mean_logits: mean logit of the vocabulary.
     is_top1: True where no entry has a larger logit than the target. lse: log-sum-exp of the logits.
     """
 

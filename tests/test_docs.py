@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import re
 import subprocess
@@ -213,5 +214,8 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     # Types, options and the link from a docstring to another name.
     assert 'id="rao_kernels.EngineOptions.grad_tolerance"' in page
     assert 'href="#rao_kernels.TokenStats"' in page
+    # The types that users pass, not the text that the command line's parser hands over.
+    settings = re.sub(r"<[^>]+>", "", (tmp_path / "site" / "api" / "train.html").read_text())
+    assert "log_z0: float | Literal['auto', 'logmeanexp']" in html.unescape(settings)
     loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(\w+://[^"]+)"', page)
     assert loaded == [], "the site is to work offline"

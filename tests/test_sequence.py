@@ -273,7 +273,7 @@ def test_one_other_token_is_enough() -> None:
         ({"attention_mask": torch.zeros(2, 5)}, "`attention_mask`.*like `input_ids`"),
         (
             {"attention_mask": torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]])},
-            "`attention_mask`.*gap in row 1",
+            "`attention_mask`.*gap in sequence 1",
         ),
         ({"prefix_length": 0}, "`prefix_length`"),
         ({"groups": torch.tensor([0])}, "`groups`.*S = 2"),

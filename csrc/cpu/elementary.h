@@ -6,7 +6,8 @@
 namespace rao::RAO_ISA {
 
 // e^x for x <= 88, within one unit in the last place; exactly 1 at 0, exactly 0 below the smallest
-// normal number, NaN for NaN. The polynomial is the minimax one of degree 6 over half a binade.
+// normal number, NaN for NaN. The polynomial is the minimax one of degree 6 over half a binade; ln
+// 2 is split as in Cephes' expf.
 RAO_INLINE Floats exponential(Floats x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;
@@ -46,7 +47,8 @@ RAO_INLINE Floats quick_exponential(Floats x) {
   return as_floats(as_uints(p) + (as_uints(rounded) << 23));
 }
 
-// tanh, relative error about two units in the last place, also near 0.
+// tanh, relative error about two units in the last place, also near 0; the polynomial is that of
+// Cephes' tanhf.
 RAO_INLINE Floats hyperbolic_tangent(Floats x) {
   constexpr float kSmall = 0.625f;
   const Floats magnitude = x < 0.0f ? -x : x;

@@ -9,7 +9,7 @@
 namespace rao::RAO_ISA {
 
 constexpr int kDepthBlock = 512;           // most lanes of K between two updates of C
-constexpr int64_t kBlockElements = 98304;  // of a block of C: 384 KiB of the second-level cache
+constexpr int64_t kBlockElements = 98304;  // of a block of C: 384 KiB of the L2 cache
 // Lanes between rows of A's buffer; not a power of two, so that rows fall in different cache sets.
 constexpr int64_t kLeftStride = kDepthBlock + 16;
 
@@ -20,7 +20,6 @@ struct Left {
 };
 
 // Computes kRows rows of one panel of C. add: adds them to C.
-
 template <class Product, int kRows>
 void multiply_micro(Left left, const uint32_t* panel, int64_t depth, float* c, int64_t stride,
                     bool add) {

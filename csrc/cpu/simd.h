@@ -16,8 +16,8 @@
 namespace rao::RAO_ISA {
 
 #if defined(__AVX512F__) || defined(RAO_TILES_EMULATED)
-constexpr int kLanes = 16;
-constexpr int kPanelVectors = 4;
+constexpr int kLanes = 16;        // 32-bit lanes of a vector
+constexpr int kPanelVectors = 4;  // vectors across a packed panel
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kPanelVectors = 2;

@@ -125,7 +125,7 @@ __device__ __forceinline__ void add_bias(Pack& pack, const float* bias,
 }
 
 // Calls batch(first_entry, whole) for each batch of this warp; `whole`, a compile-time constant,
-// says whether all of it lies inside the tile.
+// is true if all of it lies inside the tile.
 template <class Batch>
 __device__ __forceinline__ void for_each_batch(int entries, Batch&& batch) {
   const int step = warp_count() * kBatch;

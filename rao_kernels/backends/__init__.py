@@ -101,7 +101,7 @@ ORDER = {"cpu": ("cpu", "eager"), "cuda": ("triton", "cuda", "eager")}
 
 
 def get(name: str) -> Backend:
-    """Return the backend that `select` has returned the name of."""
+    """Return the backend of a name that `select` returned."""
     return BACKENDS[name]
 
 
@@ -127,7 +127,7 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if asked is not None:
         if asked not in BACKENDS:
             known = ", ".join(BACKENDS)
-            raise BackendError(f"backend {asked!r} does not exist; there are: {known}")
+            raise BackendError(f"backend {asked!r} does not exist; choose one of {known}")
         if (reason := BACKENDS[asked].supports(device, dtype)) is not None:
             why = reasons(device, dtype)
             others = "; ".join(f"{n}: {r or 'would run'}" for n, r in why.items() if n != asked)
@@ -138,4 +138,5 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
             return candidate
         if dtype != torch.float64:
             _report_fallback(candidate, reason)
-    raise BackendError("; ".join(f"{n}: {r}" for n, r in reasons(device, dtype).items()))
+    missing = "; ".join(f"{n}: {r}" for n, r in reasons(device, dtype).items())
+    raise BackendError(f"no backend runs {dtype} on {device}. {missing}")

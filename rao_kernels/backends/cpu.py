@@ -27,8 +27,8 @@ from .tiles import (
 NAME = "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRAITS = Traits(dense_width=2048, sparse_width=1024, retained_cost=300)
-# AMX does more multiply-adds in the time of a retained logit. The packed weight of a wider tile
-# would not stay in the second-level cache.
+# With AMX, writing and reading a retained logit takes the time of more multiply-adds. The packed
+# weight of a wider tile would not stay in the L2 cache.
 _AMX_TRAITS = Traits(dense_width=1024, sparse_width=1024, retained_cost=600)
 _AMX_BLOCK = 32  # rows and entries of a retained block; each of its rows has one maximum
 _SCRATCH = ("packed_weight", "packed_hidden", "rows", "threads")
@@ -59,13 +59,15 @@ def retained_bytes(rows: int, width: int, precision: Precision) -> int:
 def scratch(head: Head, width: int, *, backward: bool) -> Sequence[Tensor]:
     """Return packed weight, packed hidden, per-row memory and per-thread memory.
 
-    With ``itemsize`` 2 where bf16 is multiplied as such and 4 otherwise, and D rounded up to a
-    panel of 64 entries or fewer, the bytes are::
+    With ``itemsize`` 2 where bf16 is multiplied as such and 4 otherwise, and W (forward) or D
+    (backward) rounded up to a panel of at most 64 columns, the bytes are::
 
         packed weight   W * D * itemsize
         packed hidden   N * D * itemsize (backward)
         rows            N * W / 256 * 20 (forward: statistics), N * W * itemsize (backward: dz)
         threads         at most about 0.6 MB each, while D is below 16384; AMX: 4.6 MB
+
+    AMX with bf16 packs no weight in forward, and hidden in both passes, twice in backward.
     """
     isa, threads = _isa_number(), torch.get_num_threads()  # the first call loads the library
     sizes = _operators().scratch_sizes(isa, head.hidden, width, backward)
@@ -133,7 +135,7 @@ def _operators() -> Any:
 
 
 def _isa() -> str:
-    """The instruction set in use."""
+    """Return the name of the instruction set in use."""
     library = _native.cpu_library()
     assert isinstance(library, _native.CpuLibrary)
     return library.isa

@@ -131,7 +131,7 @@ def _padded(head: Head, tile: Tile, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def _current_stream(device: torch.device) -> Iterator[int]:
-    """Torch's current stream of `device`, with that device current inside the block."""
+    """Yield the handle of torch's current stream of `device`, which is current in the block."""
     with torch.cuda.device(device):
         yield torch.cuda.current_stream().cuda_stream
 

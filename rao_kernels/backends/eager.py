@@ -1,4 +1,4 @@
-"""The two tile operations in plain torch, for any device and float dtype: the readable definition.
+"""The two tile operations in plain torch, for any device and float dtype: the reference.
 
 Matrix products are the vendor's (`products`), with fp32 sums of half-precision operands.
 Legend: N rows, V vocabulary, D hidden size, W entries of a tile, G entries of a group.

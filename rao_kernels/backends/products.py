@@ -1,7 +1,9 @@
-"""The vendor's matrix products of a tile, with every sum in the accumulator's precision.
+"""Matrix products of a tile through torch, with every sum in the accumulator's precision.
 
-On CUDA the GEMM takes half-precision operands and returns its fp32 sums; elsewhere operands are
-widened first. Legend: N rows, V vocabulary, D hidden size, W entries of a tile.
+They run in the vendor's library (cuBLAS, oneDNN, MKL). On CUDA its GEMM takes half-precision
+operands and returns its fp32 sums; elsewhere operands are widened first.
+
+Legend: N rows, V vocabulary, D hidden size, W entries of a tile.
 """
 
 from __future__ import annotations

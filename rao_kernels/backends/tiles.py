@@ -1,4 +1,4 @@
-"""The records that a backend's two tile operations take.
+"""Data classes that a backend's two tile operations take.
 
 Legend: N rows of the pass, V vocabulary, D hidden size, W entries of a tile, G = `GROUP`.
 """
@@ -184,14 +184,14 @@ class RetainedTile:
 
 @dataclass(frozen=True)
 class RowGradients:
-    """The row's numbers that turn its probabilities into the gradient of its logits.
+    """Per-row numbers that turn probabilities into the gradient of the logits.
 
     ``dz_v = logp_grad (onehot_v - p_v) + p_v (p_factor + p_log_p_factor log p_v)`` with
     ``p = exp((z - row_max) - log_sum)``; at the target, ``p`` and ``1 - p`` come from `logp`.
 
     All ``[N]`` in the accumulator dtype. `p_factor` and `p_log_p_factor` are both None where
     neither the entropy nor the lse has a gradient. retained_row: ``[N]`` int64, the row of a
-    retained tile that belongs to each row of the pass; None = the same row.
+    retained tile that belongs to each row of the pass; None: the same row.
     """
 
     row_max: Tensor
@@ -205,10 +205,10 @@ class RowGradients:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The outputs of a backward pass; None = not wanted.
+    """The outputs of a backward pass; None: not wanted.
 
     dhidden: ``[N, D]`` in the accumulator dtype, added to. dhidden_row: the row of `dhidden` that
-    belongs to each row of the pass; None = the same row. dweight: ``[V, D]`` in the dtype of the
+    belongs to each row of the pass; None: the same row. dweight: ``[V, D]`` in the dtype of the
     weight; each tile writes its rows once. dbias: ``[V]`` in the accumulator dtype, likewise.
     unscale: 0-dim factor that `dweight` and `dbias` are multiplied with before they are rounded
     (the inverse of the factor the row gradients were scaled by), or None for 1.

@@ -68,7 +68,7 @@ class Case:
     directions: tuple[str, ...] = (FORWARD, BOTH)
 
     def name(self, device: str) -> str:
-        """The field `case` of its results."""
+        """Return the field `case` of its results."""
         head = f"{self.head.name}, " if self.head.name else ""
         shape = f"{head}N={self.rows[device]} D={self.head.size} V={self.head.vocabulary}"
         real = self.logits == "real"
@@ -78,22 +78,22 @@ class Case:
         return f"{LOSSES[self.task]}, {'real text, ' if real else ''}{shape}{prompt}"
 
     def label(self, device: str, direction: str) -> str:
-        """Name, dtype and direction, as tables show them and ``--cases`` finds them."""
+        """Return name, dtype and direction, as tables show them and ``--cases`` finds them."""
         return label(self.name(device), DTYPES[self.dtype], direction)
 
     def seconds(self, direction: str) -> float:
-        """Rough time of the case with all providers, on two cores with AVX-512 BF16."""
+        """Return a rough time of the case with all providers, on two cores with AVX-512 BF16."""
         products = 2e-9 * self.rows["cpu"] * self.head.size * self.head.vocabulary
         return START_S + S_PER_GFLOP[self.dtype] * PRODUCTS[direction] * products
 
 
 def minutes(seconds: float) -> str:
-    """Whole minutes, rounded up."""
+    """Return whole minutes, rounded up, with their unit."""
     return f"{-int(-seconds // 60)} min"
 
 
 def label(name: str, dtype: str, direction: str) -> str:
-    """A case and direction in one line; dtype as torch spells it."""
+    """Return a case and direction in one line; dtype as torch spells it."""
     short = {long: short for short, long in DTYPES.items()}
     return f"{name}, {short.get(dtype, dtype)}{SUFFIXES[direction]}"
 
@@ -141,7 +141,7 @@ SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
 
 @dataclass(frozen=True)
 class Choice:
-    """The suites, dtypes and directions asked for; parts: of labels, all of them without any.
+    """The suites, dtypes and directions asked for. parts: of labels; none: all labels.
 
     directions: in the order they run in.
     """
@@ -152,11 +152,12 @@ class Choice:
     parts: Sequence[str] = ()
 
     def has(self, name: str) -> bool:
-        """The name contains one of the parts."""
+        """Return True if the name contains one of the parts."""
         return not self.parts or any(part.lower() in name.lower() for part in self.parts)
 
     def cases(self, device: str) -> list[Case]:
-        """The chosen cases in the order of `CASES`, each with its chosen directions in theirs."""
+        """Return the chosen cases in the order of `CASES`, each with its chosen directions in
+        theirs."""
         found = []
         for case in CASES:
             if case.suite in self.suites and case.dtype in self.dtypes:

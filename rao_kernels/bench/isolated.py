@@ -1,7 +1,7 @@
 """Run one provider on one case in a process of its own, for its errors and its memory; on a GPU
 also for its time.
 
-A process that hangs, or dies for want of memory, is a result like any other.
+A process that hangs or runs out of memory gives a result too.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def run(trial: Trial) -> Result:
 
 
 def _context(device: str) -> SpawnContext | ForkServerContext:
-    """On a CPU fork a server that has imported the slow packages; a fork could not use CUDA."""
+    """Return how to start processes: on a CPU forked from a server that has imported the slow
+    packages, else spawned, because a fork cannot use CUDA."""
     if device != "cpu":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -86,8 +87,8 @@ def _context(device: str) -> SpawnContext | ForkServerContext:
 
 
 def _death(code: int | None) -> Result:
-    """The result of a process that sent none; Linux ends with signal 9 what takes too much
-    memory."""
+    """Return the result of a process that sent none; Linux kills one that takes too much memory
+    with signal 9."""
     if code == -9:
         return {"status": OUT_OF_MEMORY, "reason": "ended by the kernel"}
     return {"status": FAILED, "reason": f"the process ended with code {code}"}

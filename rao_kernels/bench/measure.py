@@ -70,6 +70,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
+    """Return the median and the 10% and 90% quantiles."""
     if len(seconds) == 1:
         return dict.fromkeys(TIMES[:3], seconds[0])
     cuts = quantiles(seconds, n=10, method="inclusive")

@@ -29,6 +29,8 @@ WIDTHS = (512, 1024, 2048, 4096, 8192, 16384)
 
 @dataclass(frozen=True)
 class Shape:
+    """The size of a problem; rows: N."""
+
     rows: int
     head: Head
     dtype: str
@@ -61,7 +63,7 @@ SHAPES = (
 
 
 def problem(shape: Shape, device: torch.device) -> Problem:
-    """Return random operands without an answer."""
+    """Return random operands without an exact result."""
     generator = torch.Generator().manual_seed(0)
     head, dtype = shape.head, DTYPES[shape.dtype]
     hidden = torch.randn(shape.rows, head.size, generator=generator)

@@ -38,7 +38,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
 
 
 def _draw_readme(results: Sequence[Result], path: Path) -> None:
-    """Speed against error, and extra memory, of the log-probs of the case that stands first."""
+    """Draw time against error, and extra memory, of the log-probs of the first case."""
     known = [one for one in results if "logp_error" in one]
     first = [one for one in known if _title(one) == _title(known[0])]
     figure = _plot.new_figure(8.0, 3.5, "bench")
@@ -52,7 +52,7 @@ def _draw_readme(results: Sequence[Result], path: Path) -> None:
 
 
 def _draw_growth(results: Sequence[Result], path: Path) -> None:
-    """Losses on real text; memory and time against N; time against V."""
+    """Draw losses on real text, memory and time against N, and time against V."""
     figure = _plot.new_figure(11.0, 8.0, "bench")
     losses, memory, rows, vocabulary = figure.subplots(2, 2).flat
     _losses(losses, _suite(results, "real"))
@@ -88,7 +88,7 @@ def _machine(result: Result) -> str:
 
 
 def _x(name: str, results: Sequence[Result], other: str) -> str:
-    """The name of the axis, and what the results of the panel have in common."""
+    """Return the name of the axis with the sizes that the results of the panel share."""
     if not results:
         return name
     return f"{name} (random logits, D={results[0]['D']}, {other}={results[0][other]:,})"
@@ -145,7 +145,7 @@ def _bars(panel: Axes, results: Sequence[Result]) -> None:
 
 
 def _losses(panel: Axes, results: Sequence[Result]) -> None:
-    """A line for each provider over the losses, in the order of `LOSSES`."""
+    """Draw a line for each provider over the losses, in the order of `LOSSES`."""
     order = [name for name in LOSSES if any(one["task"] == name for one in results)]
     numbered = [{**one, "loss": order.index(one["task"])} for one in results]
     _lines(panel, numbered, "loss", lambda one: one["ratio_to_gemms"], categories=True)
@@ -158,7 +158,7 @@ def _losses(panel: Axes, results: Sequence[Result]) -> None:
 def _lines(
     panel: Axes, results: Sequence[Result], x: str, y: Value, *, categories: bool = False
 ) -> None:
-    """A line for each provider, named where it ends."""
+    """Draw a line for each provider, labelled at its end."""
     ends = []
     for name, colour in COLOURS.items():
         points = sorted((one[x], y(one)) for one in results if one["provider"] == name)
@@ -182,7 +182,7 @@ def _lines(
 
 
 def _unit(panel: Axes) -> None:
-    """The bare GEMMs, and ticks in multiples of them."""
+    """Draw a line at the time of the bare GEMMs, and ticks in multiples of it."""
     if panel.has_data():
         panel.axhline(1.0, color="#b5b5b5", linestyle=":", zorder=1)
         low, high = panel.get_ylim()

@@ -1,4 +1,4 @@
-"""The tensors of a case, and the float64 answers its providers are compared with.
+"""The tensors of a case, and the float64 results that its providers are compared with.
 
 Legend: N scored rows, V vocabulary, D hidden size, S sequences of T tokens.
 """
@@ -23,8 +23,8 @@ SEQUENCES = 8  # four prompts with two responses each
 TILE = 16384  # vocabulary entries that are widened to float64 at a time
 MATRICES = 5  # float64 matrices [N, V] alive at once while an answer is computed
 REAL_TEXT = Path("data") / "probe_train.safetensors"
-# The pair losses have no reference model: Liger takes none from a cache, and computing one would
-# cost Liger a forward more. KTO's small beta keeps its sigmoid from saturating without one.
+# Pair losses run without a reference model, because Liger takes no cached reference log-probs and
+# would run another forward. KTO's small beta keeps its sigmoid from saturating without one.
 HYPER: dict[str, dict[str, Any]] = {
     "rao": {"beta": 0.1, "log_z0": 0.0},
     "sigmoid": {"beta": 0.1},
@@ -37,7 +37,7 @@ HYPER: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Truth:
-    """The answer, computed in float64: log-probs ``[N]`` or the loss; gradients, kept in float32.
+    """The exact result, from float64: log-probs ``[N]`` or the loss, and gradients in float32.
 
     tolerance: error of a loss that the errors of plain torch's log-probs can cause, to first order,
     ``sum |dloss / dlogp| max |error|``; plain torch's own error may be less by cancellation.
@@ -88,8 +88,8 @@ class Problem:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Problem:
-        """Load a problem: operands are copied to the device, the answer stays mapped from the
-        file."""
+        """Load a problem: operands are copied to the device, the exact result stays mapped
+        from the file."""
         stored = torch.load(path, mmap=True, weights_only=True)
         problem = cls(**{**stored, "truth": Truth(**stored["truth"])})
         moved: dict[str, Any] = {
@@ -125,7 +125,7 @@ def make(case: Case, device: str, shared: Path) -> Problem:
 
 
 def has_data(case: Case, shared: Path) -> bool:
-    """False where the case needs the hidden states of real text and `shared` lacks them."""
+    """Return False where the case needs the hidden states of real text and `shared` lacks them."""
     return case.logits != "real" or (shared / REAL_TEXT).exists()
 
 
@@ -168,7 +168,8 @@ def loss_problem(task: str, weight: Tensor, length: int, prompt: bool) -> Proble
 def real_loss_problem(
     task: str, hidden: Tensor, weight: Tensor, targets: Tensor, length: int
 ) -> Problem:
-    """Make the same from real hidden states, consecutive ones in a response, after one token."""
+    """Make the problem of a loss from real hidden states: responses of consecutive ones, each after
+    a single first token."""
     ids = torch.zeros(SEQUENCES, 1 + length, dtype=torch.int64)
     ids[:, 1:] = targets[: SEQUENCES * length].view(SEQUENCES, length)
     last = hidden.new_zeros(SEQUENCES, 1, hidden.shape[1])  # predicts nothing
@@ -180,8 +181,8 @@ def real_loss_problem(
 def _loss_problem(
     task: str, hidden: Tensor, weight: Tensor, ids: Tensor, start: int, generator: torch.Generator
 ) -> Problem:
-    """Make a problem whose responses begin at token `start`; inputs and answer come from exact
-    log-probs."""
+    """Make a problem whose responses begin at token `start`; its inputs and its result come from
+    exact log-probs."""
     problem = Problem(
         task,
         None,
@@ -230,7 +231,7 @@ def _inputs(
         }
     if problem.task == "grpo":
         old = torch.zeros(problem.completion_mask.numel())  # type: ignore[union-attr]
-        # Ratios that are not clipped: rows without a gradient may be skipped.
+        # Little noise, so that no ratio is clipped: rows without a gradient could be skipped.
         noise = 0.04 * torch.randn(len(logps), generator=generator)
         old[batch.response_rows] = logps.float() + noise
         shape = batch.token_shape
@@ -298,8 +299,8 @@ def _exact(
     softcap: float | None,
     value_of: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Truth:
-    """Return the answer; `value_of` maps log-probs to their value and its gradient ``[N]``, on the
-    CPU, where the answer is too."""
+    """Return the exact result, on the CPU; `value_of` maps log-probs to a value and its gradient
+    ``[N]``, on the CPU too."""
     device = _workplace(len(hidden), len(weight))
     hidden, targets = hidden.to(device), targets.to(device)
     logits = _exact_logits(hidden, weight, softcap)

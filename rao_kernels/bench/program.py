@@ -25,7 +25,7 @@ PROG = "rao-kernels bench"
 TRL = "trl"
 ALL = [*cases.DIRECTIONS]
 NOTHING, INCOMPLETE = 0, 2
-WIDTH = 150  # where no terminal says its own
+WIDTH = 150  # columns, where the output is not a terminal
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,9 +56,11 @@ def _parser(command: str, text: str | None, end: str | None = None) -> argparse.
 
 def _device_options(parser: argparse.ArgumentParser) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"cpu or cuda; here {device}")
+    parser.add_argument("--device", default=device, help=f"cpu or cuda; default {device}")
     threads = torch.get_num_threads()
-    parser.add_argument("--threads", type=int, default=threads, help=f"of torch; here {threads}")
+    parser.add_argument(
+        "--threads", type=int, default=threads, help=f"threads of torch; default {threads}"
+    )
     parser.add_argument(
         "--out", type=Path, help=f"folder of the results; default {record.FOLDER}/<machine>"
     )
@@ -107,7 +109,7 @@ def _run(argv: Sequence[str]) -> int:
     device = torch.device(options.device)
     picked, with_trl = choice.cases(device.type), _has_trl(choice)
     if not picked and not with_trl:
-        parser.error(f"--cases {options.cases}: no case is named so; --list prints all names")
+        parser.error(f"--cases {options.cases}: no case has such a name; --list prints all names")
     if options.list:
         return _list(picked, device.type, with_trl)
     torch.set_num_threads(options.threads)
@@ -123,7 +125,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _choice(options: argparse.Namespace) -> cases.Choice:
-    """The suites default to "readme", but to all where cases are named or listed."""
+    """Return the choice; suites default to "readme", or to all where cases are named or listed."""
     everything = options.list or options.cases
     suites = options.suites or ([*cases.SUITES, TRL] if everything else ["readme"])
     return cases.Choice(suites, options.dtypes, options.directions, options.cases)
@@ -134,12 +136,13 @@ def _has_trl(choice: cases.Choice) -> bool:
 
 
 def _incomplete(lacking: dict[str, list[str]]) -> int:
-    """Name the missing packages and fail, because tables without a peer would be incomplete."""
+    """Print the missing packages and fail, because tables without a library would be incomplete."""
     for package, names in lacking.items():
         print(f"{PROG}: {package} is not installed; needed by: {', '.join(names)}", file=sys.stderr)
     print(
         f"{PROG}: install all peers with: pip install 'rao-kernels[bench]' (in a checkout: pip "
-        "install -e '.[bench]'), or choose among the providers with --providers",
+        "install --no-build-isolation -e '.[bench]'), or choose among the providers with "
+        "--providers",
         file=sys.stderr,
     )
     return INCOMPLETE
@@ -184,7 +187,7 @@ def _measure(
     options: argparse.Namespace,
     with_trl: bool,
 ) -> None:
-    """Show and write results as they come: a run that is ended leaves what it had."""
+    """Show and write results as they come, so that an interrupted run keeps those it has."""
     from rich.console import Console
 
     from . import run, table
@@ -227,7 +230,9 @@ def _measure(
 
 
 def _compare(argv: Sequence[str]) -> int:
-    parser = _parser("compare", "Is B slower, larger or less right than A? Status 1 if so.")
+    parser = _parser(
+        "compare", "Compare two files of results; status 1 if rao_kernels is worse in B."
+    )
     parser.add_argument(
         "a", type=Path, metavar="A", help="file of results, or a folder: its newest"
     )
@@ -256,7 +261,7 @@ def _plot(argv: Sequence[str]) -> int:
     if not paths:
         machine = next(iter(record.folders(cases.SUITES[0])), None)
         if machine is None:
-            parser.error(f"there are no results in {record.FOLDER}; say which to draw")
+            parser.error(f"there are no results in {record.FOLDER}; name the files to draw")
         paths = list(record.newest_of_each(machine, cases.SUITES).values())
     results = [one for path in dict.fromkeys(paths) for one in record.read(path)]
     print("pictures:", *draw(results, options.out))
@@ -264,7 +269,7 @@ def _plot(argv: Sequence[str]) -> int:
 
 
 def _readme(argv: Sequence[str]) -> int:
-    _parser("readme", "Writes the README's tables from the newest results.").parse_args(argv)
+    _parser("readme", "Write the README's tables from the newest results.").parse_args(argv)
     from . import readme
 
     if not readme.README.exists():
@@ -278,7 +283,9 @@ def _plan(argv: Sequence[str]) -> int:
     from . import plan
 
     parser = _parser("plan", plan.__doc__)
-    parser.add_argument("--rounds", type=int, default=2, help="of each choice; the end takes more")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="timed calls of each choice; the final ones take more"
+    )
     parser.add_argument("--shapes", nargs="+", default=[], help="parts of names, such as N=64")
     _device_options(parser)
     options = parser.parse_args(argv)
@@ -290,8 +297,8 @@ def _plan(argv: Sequence[str]) -> int:
     for shape in plan.SHAPES:
         if parts and not set(parts) & set(shape.name.split()):
             continue
-        rows = plan.search(shape, device, options.rounds)
-        print(plan.line(rows), flush=True)
-        path = record.write(rows, folder, facts)
-    print("rows:", path or "none, no shape is chosen")
+        results = plan.search(shape, device, options.rounds)
+        print(plan.line(results), flush=True)
+        path = record.write(results, folder, facts)
+    print("results:", path or "none, no shape is chosen")
     return NOTHING

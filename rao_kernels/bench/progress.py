@@ -41,7 +41,7 @@ class Progress:
         self._live.stop()
 
     def note(self, label: str, doing: str) -> None:
-        """Say that the table `label` is being made, by `doing`."""
+        """Show that the table `label` is being made, and `doing`, the current step."""
         place = f"[{self.finished + 1} of {len(self._seconds)}, about {self.left()} left] {label}"
         if self._console.is_terminal:
             self._live.update(Text(f"{place}: {doing}"), refresh=True)

@@ -53,7 +53,7 @@ def _machine(folder: Path) -> str:
 
 
 def _instructions(result: Result) -> str:
-    """The device, the instruction set of our kernels, and what limits torch's."""
+    """Return the device, the instruction set of our kernels, and the limits of torch's."""
     limits = record.limits_of(result)
     return f"{result['device']} ({result['isa']}{f'; {limits}' if limits else ''})"
 
@@ -187,7 +187,7 @@ def _trl(results: Sequence[Result]) -> str:
 
 
 def _title(result: Result) -> str:
-    """The label of the case, which ``--cases`` finds."""
+    """Return the label of the case, which ``--cases`` finds."""
     return label(result["case"], result["dtype"], result["direction"])
 
 

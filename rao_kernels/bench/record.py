@@ -33,8 +33,8 @@ PACKAGES = (
 )
 COMMIT = "RAO_BENCH_COMMIT"
 KEY = ("case", "dtype", "direction", "provider")
-# Variables that limit the instruction sets of torch's products and sums, and so of everybody who
-# calls them, and their names in folders.
+# Variables that limit the instruction sets of torch's products and sums, and so of all who call
+# them, and their names in folders.
 VENDOR_LIMITS = {
     "ONEDNN_MAX_CPU_ISA": "onednn",
     "ATEN_CPU_CAPABILITY": "aten",
@@ -51,8 +51,8 @@ def _git(*arguments: str) -> str:
 
 
 def _commit() -> str:
-    """Short hash, "+" behind it where the tree differs; results do not count. Of a wheel
-    its version. The variable `COMMIT` names that of a copy without its repository."""
+    """Return the short hash, with "+" if files other than results have changed; of a wheel its
+    version. The variable `COMMIT` names the commit of a copy without its repository."""
     if named := os.environ.get(COMMIT):
         return named
     if not IN_CHECKOUT or not _git("rev-parse", "--git-dir"):
@@ -84,17 +84,17 @@ def _versions() -> dict[str, str]:
 
 
 def limits() -> dict[str, str]:
-    """The variables of `LIMITS` that are set."""
+    """Return the variables of `LIMITS` that are set."""
     return {name: os.environ[name] for name in LIMITS if os.environ.get(name)}
 
 
 def limits_of(result: Result) -> str:
-    """The limits a result was measured under, as a shell would set them; mostly none."""
+    """Return the limits a result was measured under, as a shell would set them; usually none."""
     return " ".join(f"{name}={value}" for name, value in result.get("limits", {}).items())
 
 
 def surroundings(device: torch.device) -> Result:
-    """Device, versions, commit, time and limits: the fields that all results of a run share."""
+    """Return the fields that all results of a run share: device, versions, commit, time, limits."""
     now = datetime.now(UTC)
     if device.type == "cuda":
         name, isa = torch.cuda.get_device_name(device), f"CUDA {torch.version.cuda}"
@@ -115,7 +115,7 @@ def surroundings(device: torch.device) -> Result:
 
 
 def folder_of(device: torch.device) -> Path:
-    """The folder of a machine's results: named after the GPU, or after the processor, the
+    """Return the folder of a machine's results, named after the GPU, or after the processor, the
     instruction set of our kernels, and the limits of torch's."""
     gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if gpu else f"{_cpu()} {_isa()}"
@@ -127,7 +127,7 @@ def folder_of(device: torch.device) -> Path:
 
 
 def folders(suite: str) -> list[Path]:
-    """The machines' folders that hold results of the suite, those under a limit last."""
+    """Return the machines' folders that hold results of the suite, those under a limit last."""
     found = {path.parent for path in FOLDER.glob("*/*.jsonl")}
     having = [folder for folder in found if newest_of_each(folder, [suite])]
     return sorted(having, key=lambda one: (limits_of(read(newest(one, suite))[0]), one))
@@ -145,7 +145,8 @@ def write(results: Iterable[Result], folder: Path, facts: Mapping[str, Any]) -> 
 
 
 def read(path: Path) -> list[Result]:
-    """The results of a file, or of a folder's newest; the later of two of the same thing."""
+    """Return the results of a file, or of a folder's newest file; of two measurements of the same
+    case, provider and limits the later one."""
     if path.is_dir():
         path = newest(path)
     found = {}
@@ -157,7 +158,7 @@ def read(path: Path) -> list[Result]:
 
 
 def _current_name(case: str) -> str:
-    """The name that a case has today; files before 2026-11-21 have others."""
+    """Return the name that a case has today; files before 2026-11-21 have others."""
     if case == "probe (SmolLM2-135M, real text)":
         return "real text, SmolLM2 135M"
     task, space, rest = case.partition(" ")
@@ -165,7 +166,8 @@ def _current_name(case: str) -> str:
 
 
 def newest(folder: Path, suite: str | None = None) -> Path:
-    """The file of the latest run, by what its results say; with a suite, of those that ran it."""
+    """Return the file of the latest run by the dates in the files; with a suite, among those with
+    results of it."""
 
     def written(path: Path) -> tuple[str, str]:
         last = json.loads(path.read_text().splitlines()[-1])
@@ -179,7 +181,7 @@ def newest(folder: Path, suite: str | None = None) -> Path:
 
 
 def newest_of_each(folder: Path, suites: Iterable[str]) -> dict[str, Path]:
-    """For each of the suites that was ever run, the file of its latest run."""
+    """Return the file of the latest run of each of the suites that was ever run."""
     lines = (line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines())
     ran = {json.loads(line).get("suite") for line in lines}
     return {suite: newest(folder, suite) for suite in suites if suite in ran}

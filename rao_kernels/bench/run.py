@@ -4,7 +4,7 @@ right in turns in one process for time.
 On a GPU, whose pace is steady and whose machine may be lent for minutes, each provider is timed in
 its own process too, so that its result is there as soon as it is done.
 
-Legend: N scored results, V vocabulary, D hidden size.
+Legend: N scored rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from .record import Result
 
 @dataclass(frozen=True)
 class Settings:
-    """rounds: of timing, fewer where they would take more than `budget_s`, 3 at least.
+    """Settings of a run.
+
+    rounds: of timing, fewer where they would take more than `budget_s`, 3 at least.
     limit_s: a provider whose call takes longer is not timed. shared: folder of the real text.
-    until: no case and direction begins after this `time.monotonic()`."""
+    until: no case and direction begins after this `time.monotonic()`.
+    """
 
     device: torch.device
     shared: Path
@@ -41,12 +44,12 @@ class Settings:
     until: float = math.inf
 
 
-Note = Callable[[str, str], None]  # of a case's label, and what is done for it
+Note = Callable[[str, str], None]  # takes a case's label and the current step
 Write = Callable[[list[Result]], object]  # keeps results
 
 
 def silent(label: str, doing: str) -> None:
-    """A `Note` that says nothing."""
+    """Ignore the note; the default `Note`."""
 
 
 def measured(
@@ -62,7 +65,7 @@ def measured(
             return
         with tempfile.TemporaryDirectory(prefix="rao-bench-") as folder:
             path, device = Path(folder) / "problem.pt", settings.device.type
-            note(case.label(device, case.directions[0]), "the float64 answer")
+            note(case.label(device, case.directions[0]), "the float64 result")
             problems.make(case, device, settings.shared).save(path)
             for direction in case.directions:
                 if time.monotonic() > settings.until:
@@ -147,7 +150,7 @@ def _tried(provider: Provider, task: Task, rounds: int = 0) -> Result:
 
 
 def _memory_to_spare() -> int | None:
-    """Nine tenths of the free memory, in bytes: a provider is to fail before the machine does."""
+    """Return nine tenths of the free memory in bytes: providers should fail before the machine."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -165,11 +168,14 @@ def _judge(tried: dict[str, Result], providers: Sequence[Provider], tolerance: f
             continue
         plain = tried[REFERENCE]
         if plain["status"] not in (OK, WRONG):
-            result |= {"status": FAILED, "reason": f"nothing to judge by: {plain.get('reason')}"}
+            result |= {
+                "status": FAILED,
+                "reason": f"plain torch did not run: {plain.get('reason')}",
+            }
             continue
         factor = measure.OUR_FACTOR if provider.is_ours else measure.PEER_FACTOR
         if not measure.is_right(result, plain, factor, tolerance):
-            result |= {"status": WRONG, "reason": f"errors above {factor} of plain torch's"}
+            result |= {"status": WRONG, "reason": f"errors above {factor} times plain torch's"}
 
 
 def _about(case: Case, direction: str, device: str) -> Result:

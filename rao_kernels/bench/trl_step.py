@@ -161,7 +161,7 @@ def measured(
 
 
 def _products(size: Size, dtype: str, device: torch.device) -> Call:
-    """The head's three bare GEMMs over the scored tokens."""
+    """Return the head's three bare GEMMs over the scored tokens."""
     head = Head("", size.hidden, size.vocabulary)
     shape = plan.Shape(size.scored, head, dtype)
     return products.as_called(plan.problem(shape, device), BOTH)

@@ -8,6 +8,6 @@ from ..bench.program import main
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the suite's program; its status is the command's."""
+    """Run the benchmarks and exit with their status."""
     if status := main(argv):
         raise SystemExit(status)

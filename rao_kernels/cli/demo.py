@@ -1,7 +1,7 @@
 """`rao-kernels demo`: a small real model aligned with RAO and with DPO, on a CPU, in minutes.
 
 SmolLM2-135M-Instruct is downloaded from PyPI, answers prompts whose answers a rule can judge, and
-is trained on its own answers with both methods. A table and a picture say what came of it.
+is trained on its own answers with both methods. A table and a picture show the results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _prepare_environment(cache: Path) -> None:
-    """Hugging Face and matplotlib would write to the home directory, the profiler to the screen."""
+    """Keep Hugging Face and matplotlib out of the home directory, and the profiler quiet."""
     os.environ.update(
         HF_HOME=str(cache / "huggingface"),
         HF_HUB_OFFLINE="1",

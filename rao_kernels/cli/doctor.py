@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def report() -> Iterator[str]:
-    """Lines of the report."""
+    """Yield the lines of the report."""
     yield f"python {platform.python_version()} on {platform.platform()}"
     for package in _PACKAGES:
         yield f"{package} {_version(package)}"

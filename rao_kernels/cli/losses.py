@@ -58,7 +58,7 @@ _FAMILIES = {
     "grao": "policy gradient, gold answer",
     "sft": "likelihood",
 }
-# Inputs in words.
+# Inputs, as the tables name them.
 _WORDS = {
     "groups": "groups",
     "preferred": "labels",
@@ -95,7 +95,7 @@ def run(argv: Sequence[str]) -> None:
     if arguments.markdown:
         sys.stdout.write(markdown(LOSSES.values()))
     elif arguments.keys:
-        print("\n\n".join("\n".join(_entry(spec)) for spec in named))
+        print("\n\n".join(_described(named)))
     else:
         print("\n".join(_table(LOSSES.values())))
 
@@ -192,6 +192,15 @@ def _entry(spec: LossSpec) -> Iterator[str]:
         yield from _item(f"`{name}={spec.defaults[name]!r}`: {meaning}")
     for note in spec.notes:
         yield from _item(note)
+
+
+def _described(specs: Sequence[LossSpec]) -> Iterator[str]:
+    """Yield the section on each loss, then the legend of each one's family."""
+    for spec in specs:
+        yield "\n".join(_entry(spec))
+    for module in dict.fromkeys(spec.terms.__module__ for spec in specs):
+        _title, _names, *rest = (inspect.getdoc(sys.modules[module]) or "").split("\n\n")
+        yield from rest
 
 
 def _untrainable(spec: LossSpec) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from ..errors import (
     DataError,
     DivergedError,
     InputError,
+    IntegrationError,
     MissingDependencyError,
     NotYetError,
 )
@@ -27,12 +30,13 @@ COMMANDS = {
     "doctor": "say what is installed and built, and which backend runs on this machine",
 }
 _ERRORS = (
-    *(BackendError, DataError, DivergedError, InputError, MissingDependencyError, NotYetError),
+    *(BackendError, DataError, DivergedError, InputError),
+    *(IntegrationError, MissingDependencyError, NotYetError),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 2 for an error, 130 after Ctrl-C."""
+    """Run a command and return its exit status: one of those in docs/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -51,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Each command imports its own needs: `doctor` must run where transformers is missing.
         _import_command(name).run(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        # Else Python would write what is left when it exits, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except _ERRORS as error:
         print(f"rao-kernels {name}: error: {error}", file=sys.stderr)
         return 2
@@ -59,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nrao-kernels {name}: interrupted{where}", file=sys.stderr)
         return 130
     return 0
+
+
+def _output_is_closed() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more, as behind ``| head``."""
+    found = select.poll()
+    found.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in found.poll(0))
 
 
 def _import_command(name: str) -> ModuleType:

@@ -114,5 +114,5 @@ def _flag(name: str, value: Any) -> list[str]:
 def _unknown(item: str, name: str, known: Sequence[str]) -> InputError:
     near = get_close_matches(name, known, 1)
     return InputError(
-        item, "a known option", "another", f"Did you mean --{near[0]}?" if near else ""
+        item, "a known option", "an unknown one", f"Did you mean --{near[0]}?" if near else ""
     )

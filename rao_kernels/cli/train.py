@@ -1,6 +1,6 @@
 """`rao-kernels train`: align a model with a loss of `LOSSES` on preference data.
 
-Rows are {"prompt", "responses", "rewards"} or TRL's {"prompt", "chosen", "rejected"}, in .jsonl,
+Records are {"prompt", "responses", "rewards"} or TRL's {"prompt", "chosen", "rejected"}, in .jsonl,
 .jsonl.gz or .parquet files. The output folder gets the trained model, its checkpoints,
 metrics.jsonl, run.png and the cache of reference log-probs.
 """
@@ -130,9 +130,9 @@ def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], lis
     if not train:
         raise InputError(
             "eval_fraction",
-            "a share that leaves rows to train on",
+            "a share that leaves records to train on",
             f"{arguments.eval_fraction:g}, which holds out all {len(records)}",
-            "Pass --eval_fraction 0, or --eval_data with the held-out rows.",
+            "Pass --eval_fraction 0, or --eval_data with the held-out records.",
         )
     return train, held_out
 
@@ -143,7 +143,7 @@ def _held_out_part(
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreferenceDataset | None:
-    """Make the dataset of the rows held out by default; None, with a warning, if none is usable.
+    """Make the dataset of the records held out by default; None and a warning if none is usable.
 
     Raises:
         InputError: none is usable, and the settings need evaluations.
@@ -152,7 +152,7 @@ def _held_out_part(
         if config.eval_strategy != IntervalStrategy.NO:
             got = repr(IntervalStrategy(config.eval_strategy).value)
             raise InputError(
-                "eval_strategy", "'no' without held-out rows", got, "Give --eval_data."
+                "eval_strategy", "'no' without held-out records", got, "Give --eval_data."
             )
         return None
     reason = "none of the prompts fell into it"
@@ -162,7 +162,7 @@ def _held_out_part(
         except NoRowsError as error:
             reason = str(error).rstrip(".")
     if config.load_best_model_at_end or config.save_strategy == SaveStrategy.BEST:
-        expected = "rows for the evaluations that load_best_model_at_end and save_strategy need"
+        expected = "records for the evaluations that load_best_model_at_end and save_strategy need"
         raise InputError("eval_fraction", expected, f"{arguments.eval_fraction:g}: {reason}")
     print(
         f"warning: training goes on without evaluation: of the data {arguments.eval_fraction:.0%} "

@@ -1,4 +1,4 @@
-"""Preference data: from rows in files to checked records, token ids and micro-batches."""
+"""Preference data: from files and datasets to checked records, token ids and micro-batches."""
 
 from .collate import (
     LOSS_FIELDS,

@@ -1,6 +1,6 @@
-"""A dataset of tokenized rows, and the collator that makes micro-batches of them.
+"""A dataset of tokenized records, and the collator that makes micro-batches of them.
 
-P prompts, S sequences (all responses of the P prompts), T tokens of the longest sequence.
+Legend: P prompts, S sequences (all responses of the P prompts), T tokens of the longest sequence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _OF_THE_PASS = ("groups", "prompt_logps", "token_entropy", "token_log_sum_sq")
 
 
 def unmet_needs(needs: Iterable[str]) -> list[str]:
-    """Return the needs of a loss (``a|b``: either) that training on records cannot meet."""
+    """Return the needs of a loss that training on records cannot meet.
+
+    needs: names of inputs; ``a|b`` is met by either, see `LossSpec.needs`.
+    """
     met = {*LOSS_FIELDS, *_OF_THE_PASS}
     return [need for need in needs if not met & set(need.split("|"))]
 
@@ -132,13 +135,13 @@ class Collator:
 
 
 def _all_have(name: str, rows: Sequence[TokenizedRow]) -> bool:
-    """Return whether the rows have the field; raise if only some have it.
+    """Return True if all records have the field, False if none has; raise if only some have it.
 
-    A loss would read a micro-batch without it in another way.
+    The meaning of a loss may depend on it, so that micro-batches would be trained differently.
     """
     lacking = [row.where for row in rows if getattr(row, name) is None]
     if lacking and len(lacking) < len(rows):
-        raise DataError(lacking[0], f"no {name}, which other rows have", "Give all rows or none.")
+        raise DataError(lacking[0], f"no {name}, which other records have", "Give all or none.")
     return not lacking
 
 

@@ -58,7 +58,7 @@ def _message(where: str, name: str, message: object) -> Message:
     for key, value in message.items():
         if key not in ("role", "content") and not is_absent(value):
             problem = f"{name} has {show(key)}, and only `role` and `content` are read"
-            raise DataError(where, problem, "Remove the key, or the row.")
+            raise DataError(where, problem, "Remove the key, or the record.")
     role, content = (to_python(message.get(key)) for key in ("role", "content"))
     if isinstance(content, (list, tuple, Mapping)):
         problem = f"the content of {name} is a {type(content).__name__} of parts, not a text"

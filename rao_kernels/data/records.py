@@ -28,7 +28,7 @@ Out = TypeVar("Out")
 # Also, fp32 still tells rewards apart here that differ by 0.1.
 MAX_REWARD = 1_000_000
 
-_SHAPES = 'Rows are {"prompt", "responses", "rewards"} or {"prompt", "chosen", "rejected"}.'
+_SHAPES = 'Records are {"prompt", "responses", "rewards"} or {"prompt", "chosen", "rejected"}.'
 
 # Columns that change the model's input in other trainers, and would be ignored here.
 _REFUSED = (
@@ -83,7 +83,7 @@ class DataReport:
             "prompts whose rewards are all equal (every response counts as preferred)": (
                 self.rows_all_preferred
             ),
-            "bad rows skipped": len(self.skipped),
+            "bad records skipped": len(self.skipped),
         }
         return "; ".join(parts + [f"{count} {what}" for what, count in notes.items() if count])
 
@@ -100,8 +100,8 @@ def load_records(
     Args:
         source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` path, a list of such paths, a
             `datasets` object, a data frame of pandas, or any iterable of mappings.
-        limit: read at most this many rows; None: all.
-        bad_rows: "raise" a `DataError` at the first bad row, or "skip" it and note it in
+        limit: read at most this many records; None: all.
+        bad_rows: "raise" a `DataError` at the first bad record, or "skip" it and note it in
             `report`.
         report: counts are added to it.
 
@@ -109,19 +109,19 @@ def load_records(
         At least one record.
 
     Raises:
-        DataError: a row is bad, a file cannot be read to its end, or no row is usable.
+        DataError: a record is bad, a file cannot be read to its end, or no record is usable.
         InputError: an argument has another value than stated.
     """
     if limit is not None and limit < 1:
-        raise InputError("limit", "at least 1 row, or None for all", limit)
+        raise InputError("limit", "at least 1 record, or None for all", limit)
     report = DataReport() if report is None else report
     before = len(report.skipped)
     records = list(keep_good(islice(read_rows(source), limit), _read_record, report, bad_rows))
     if not records:
         skipped = report.skipped[before:]
         if not skipped:
-            raise DataError(_name(source), "holds no usable row: it is empty")
-        problem = f"holds no usable row: all {len(skipped)} are bad"
+            raise DataError(_name(source), "holds no usable record: it is empty")
+        problem = f"holds no usable record: all {len(skipped)} are bad"
         raise DataError(_name(source), problem, f"The first is {skipped[0]}")
     return records
 
@@ -144,7 +144,18 @@ def keep_good(
 def split_records(
     records: Sequence[Record], eval_fraction: float
 ) -> tuple[list[Record], list[Record]]:
-    """Split into training and held-out records by a hash of the prompt: none is on both sides."""
+    """Split into training and held-out records by a hash of the prompt: none is on both sides.
+
+    Args:
+        records: what `load_records` returns.
+        eval_fraction: approximate share of the prompts that are held out, in [0, 1).
+
+    Returns:
+        The training and the held-out records, in order.
+
+    Raises:
+        InputError: `eval_fraction` is out of range.
+    """
     if not 0.0 <= eval_fraction < 1.0:
         raise InputError("eval_fraction", "a number in [0, 1)", eval_fraction)
     held_out = [_prompt_position(record.prompt) < eval_fraction for record in records]
@@ -168,7 +179,7 @@ def _read_record(row: Row) -> Record:
 
 def _parse_row(where: str, row: object) -> Record:
     if not isinstance(row, Mapping):
-        problem = f"a row must be an object, got {type(row).__name__}"
+        problem = f"a record must be an object, got {type(row).__name__}"
         raise DataError(where, problem, f"{_SHAPES} A dataset gives them with_format(None).")
     _check_columns(where, row)
     paired = "chosen" in row and "rejected" in row
@@ -190,7 +201,7 @@ def _check_columns(where: str, row: Mapping[str, Any]) -> None:
     paired, native = ([key for key in keys if not is_absent(row.get(key))] for keys in shapes)
     if paired and native:
         raise DataError(
-            where, f"`{native[0]}` beside `{paired[0]}`: a row has one of them", _SHAPES
+            where, f"`{native[0]}` beside `{paired[0]}`: a record has one of them", _SHAPES
         )
 
 
@@ -199,7 +210,7 @@ def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
     if not isinstance(responses, (list, tuple)):
         raise DataError(where, f"`responses` must be a list, got {type(responses).__name__}")
     if not responses:
-        raise DataError(where, "no response")
+        raise DataError(where, "`responses` is empty")
     answers = {f"responses[{i}]": response for i, response in enumerate(responses)}
     turns, texts = parse_answers(where, answers)
     prompt = join_prompt(where, row.get("prompt"), turns)

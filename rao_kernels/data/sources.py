@@ -1,4 +1,4 @@
-"""Read rows one at a time from files, `datasets` objects, data frames and other iterables."""
+"""Read records one at a time from files, `datasets` objects, data frames and other iterables."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from ..errors import DataError, InputError, MissingDependencyError
 from .messages import one_line, show
 
-# Where a row is, and a function that returns it or raises `DataError`. A row is read only when it
-# is checked, so that an unreadable one is a bad row like any other.
+# Where a record is, and a function that returns it or raises `DataError`. A record is read only
+# when it is checked, so that `bad_rows` applies to an unreadable one too.
 Row = tuple[str, Callable[[], object]]
 
 _FILES = "Files are .jsonl, .jsonl.gz or .parquet."
 
 
 def read_rows(source: Any) -> Iterator[Row]:
-    """Yield every row of a path, of a list of paths, or of an iterable of rows."""
+    """Yield every record of a path, of a list of paths, or of an iterable of records."""
     if isinstance(source, (str, os.PathLike)):
         yield from _read_file(os.fspath(source))
         return
@@ -40,15 +40,15 @@ def _same(row: object) -> object:
 
 
 def _iterable(source: Any) -> Iterable[Any]:
-    expected = "a path, a list of paths, or rows"
+    expected = "a path, a list of paths, or records"
     if isinstance(source, Mapping):
         raise InputError(
             "source",
             expected,
             f"a {type(source).__name__} with the keys {show(list(source))}",
-            "Pass one of several sets of rows, as in source['train']; a single row goes in a list.",
+            "Pass one of its data sets, as in source['train']; a single record goes in a list.",
         )
-    # Whoever has a data frame has imported pandas.
+    # A caller with a data frame has imported pandas already.
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(source, pandas.DataFrame):
         return _frame_rows(source)
@@ -77,7 +77,7 @@ def _read_file(name: str) -> Iterator[Row]:
     if os.path.isdir(name):
         raise DataError(name, "is a directory", f"Name the files in it. {_FILES}")
     if not os.path.exists(name):
-        raise DataError(name, "no such file", "Load a dataset of a hub with `datasets`.")
+        raise DataError(name, "no such file", "Load a dataset of the hub with `datasets`.")
     if not os.access(name, os.R_OK):
         raise DataError(name, "cannot be read: no permission")
     empty = True
@@ -85,7 +85,7 @@ def _read_file(name: str) -> Iterator[Row]:
         empty = False
         yield row
     if empty:
-        raise DataError(name, "holds no usable row: it is empty")
+        raise DataError(name, "holds no usable record: it is empty")
 
 
 def _rows_of(name: str) -> Iterator[Row]:
@@ -95,8 +95,8 @@ def _rows_of(name: str) -> Iterator[Row]:
         return _read_parquet(name)
     fix = _FILES
     if name.endswith(".json"):
-        fix += " Of a list in a .json file, write each row as one line of a .jsonl file."
-    raise DataError(name, "not a file this reads", fix)
+        fix += " Write each record of the .json file as one line of a .jsonl file."
+    raise DataError(name, "not a file of a supported format", fix)
 
 
 def _read_jsonl(name: str) -> Iterator[Row]:
@@ -159,9 +159,11 @@ def _read_parquet(name: str) -> Iterator[Row]:
                 problem = f"cannot be decoded ({one_line(error)})"
                 raise DataError(f"{name}:rows {first} to {end - 1}", problem) from error
             if first != end:
-                raise DataError(f"{name}:row {first}", f"rows end here, and at {end} by the footer")
+                raise DataError(
+                    f"{name}:row {first}", f"the rows end here, but at {end} by the footer"
+                )
         if first != file.metadata.num_rows:
-            raise DataError(name, f"holds {first} rows, and {file.metadata.num_rows} by its footer")
+            raise DataError(name, f"holds {first} rows, but {file.metadata.num_rows} by its footer")
 
 
 def _batch_rows(name: str, first: int, batch: Any) -> Iterator[Row]:

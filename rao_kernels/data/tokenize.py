@@ -25,7 +25,7 @@ PromptFormat = Literal["auto", "chat", "plain"]
 class TokenizedRow:
     """A prompt and its responses as int32 ids; ``prompt + responses[j]`` is sequence j.
 
-    rewards, preferred: one entry per response, or None where they are not known.
+    rewards, preferred: one value per response, or None where they are not known.
     """
 
     prompt: Tensor
@@ -63,9 +63,20 @@ def tokenize_records(
     """Tokenize every record.
 
     Args:
-        bad_rows: what to do with a record whose prompt, or none of whose responses, fits.
+        records: what `load_records` returns.
+        tokenizer: of the model; its chat template is used as `options.prompt_format` says.
+        options: lengths and format.
+        bad_rows: "raise" or "skip" a record whose prompt does not fit `options.max_length`, or
+            none of whose responses does.
         report: responses that were cut or dropped are counted in it.
         progress: show a progress bar.
+
+    Returns:
+        The tokenized records, in order.
+
+    Raises:
+        DataError: a record cannot be tokenized or does not fit, and `bad_rows` is "raise".
+        InputError: an option is invalid or the tokenizer has no chat template for it.
     """
     report = DataReport() if report is None else report
     _check_options(tokenizer, options)
@@ -79,10 +90,17 @@ def tokenize_records(
 
 
 def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
-    """Reduce each row to a pair: the preferred response, then the lowest-rewarded other one.
+    """Reduce each record to a pair: the preferred response, then the lowest-rewarded other one.
 
-    The preferred one is a pair's chosen response, or the one of the highest reward. Rows without
-    an order (all rewards equal, or one response) are dropped and counted in the report.
+    The preferred one is a pair's chosen response, or the one of the highest reward. Records
+    without an order (all rewards equal, or one response) are dropped and counted in the report.
+
+    Args:
+        rows: what `tokenize_records` returns.
+        report: dropped records and responses are counted in it.
+
+    Returns:
+        Records of two responses, the preferred one first.
     """
     pairs = [_as_pair(row) for row in rows]
     found = [pair for pair in pairs if pair is not None]
@@ -95,7 +113,7 @@ def as_pairs(rows: Sequence[TokenizedRow], report: DataReport) -> list[Tokenized
 def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
     """Mark the preferred responses: a pair's chosen one, else every one of the highest reward.
 
-    Rows with neither stay as they are.
+    Records with neither stay as they are.
     """
     return [
         replace(row, preferred=[reward == max(row.rewards) for reward in row.rewards])
@@ -106,9 +124,11 @@ def mark_preferred(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
 
 
 def drop_unlabelled(rows: Sequence[TokenizedRow], report: DataReport) -> list[TokenizedRow]:
-    """Drop the rows without a preferred response whose rewards are all equal.
+    """Drop the records without a preferred response whose rewards are all equal.
 
-    The report names them.
+    Args:
+        rows: what `tokenize_records` returns.
+        report: names the dropped records in `rows_without_label`.
     """
     equal = [row.preferred is None and len(set(row.rewards or ())) < 2 for row in rows]
     report.rows_without_label += [row.where for row, drop in zip(rows, equal, strict=True) if drop]
@@ -131,7 +151,11 @@ def shared_start(rows: Sequence[TokenizedRow]) -> int:
 
 
 def check_shared_start(rows: Sequence[TokenizedRow], prefix_length: int) -> None:
-    """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO)."""
+    """Raise unless all prompts begin with the same `prefix_length` tokens (t0 of RAO).
+
+    Raises:
+        DataError: names the first prompt that begins otherwise than most.
+    """
     starts = [tuple(row.prompt[:prefix_length].tolist()) for row in rows]
     for start, count in Counter(starts).most_common(1):
         for row, own in zip(rows, starts, strict=True):
@@ -175,7 +199,7 @@ def _tokenize(
             record.where,
             f"its prompt has {boundary} tokens, which leaves none for a response in "
             f"max_length={options.max_length}",
-            "Raise max_length or remove the row; prompts are never cut.",
+            "Raise max_length or remove the record; prompts are never cut.",
         )
     row = TokenizedRow(
         _ids(sequences[0][:boundary]),
@@ -229,7 +253,7 @@ def _failing_as_bad_row(record: Record, who: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problem = f"{who} refuses it ({type(error).__name__}: {one_line(error)})"
+        problem = f"{who} cannot take it ({type(error).__name__}: {one_line(error)})"
         raise DataError(record.where, problem) from error
 
 
@@ -285,14 +309,14 @@ def _fit(row: TokenizedRow, options: TokenizeOptions, report: DataReport) -> Tok
         raise DataError(
             row.where,
             f"none of its {len(too_long)} responses fits max_length={options.max_length}",
-            "Raise max_length, remove the row, or set truncate_responses=True.",
+            "Raise max_length, remove the record, or set truncate_responses=True.",
         )
     report.responses_dropped += sum(too_long)
     return _take(row, kept)
 
 
 def _take(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:
-    """Return the row with these responses, in this order."""
+    """Return the record with these responses, in this order."""
     return replace(
         row,
         responses=[row.responses[position] for position in kept],
@@ -302,7 +326,7 @@ def _take(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:
 
 
 def _as_pair(row: TokenizedRow) -> TokenizedRow | None:
-    """Return the row with its best and its worst response; None if all are equally good."""
+    """Return the record with its best and its worst response; None if all are equally good."""
     everyone = range(len(row.responses))
     named = None if row.preferred is None else [j for j in everyone if row.preferred[j]]
     if named is None and row.rewards is None:

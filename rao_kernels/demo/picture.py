@@ -1,4 +1,4 @@
-"""The demo's picture, from its JSON file alone."""
+"""Draw the demo's picture from its JSON file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _rewards(axes: Axes, content: Mapping[str, Any]) -> None:
 
 
 def _logps(axes: Axes, content: Mapping[str, Any]) -> None:
-    """Of the start model's answers to held-out prompts, over the run."""
+    """Draw the log-probs of the start model's held-out answers over the run."""
     ends = []
     for name, run in content["runs"].items():
         for metric, (steps, values) in run["held_out_pairs"].items():
@@ -61,7 +61,7 @@ def _logps(axes: Axes, content: Mapping[str, Any]) -> None:
 
 
 def _implicit(axes: Axes, content: Mapping[str, Any]) -> None:
-    """Beside the line where both rewards are equal."""
+    """Draw implicit against explicit rewards, beside the line where both are equal."""
     ends = [Label(1, 1, "equal", "#777777")]
     for name, seen in content["implicit_rewards"].items():
         levels, means, errors = seen["reward"], seen["mean"], seen["standard_error"]
@@ -74,13 +74,13 @@ def _implicit(axes: Axes, content: Mapping[str, Any]) -> None:
 
 
 def _costs(axes: Axes, content: Mapping[str, Any]) -> None:
-    """Each as a share of plain torch's."""
+    """Draw peak memory and time as shares of plain torch's."""
     costs = {name: content["loss_cost"][name] for name in COST_COLOURS}
     plain = costs["plain torch"]
     for offset, (name, cost) in zip((0.2, -0.2), costs.items(), strict=True):
         shares = [cost[key] / plain[key] for key in ("peak_bytes", "seconds")]
-        places = [offset, 1 + offset]
-        bars = axes.barh(places, shares, height=0.36, color=COST_COLOURS[name])
+        positions = [offset, 1 + offset]
+        bars = axes.barh(positions, shares, height=0.36, color=COST_COLOURS[name])
         labels = [f"{cost['peak_bytes'] / MIB:.0f} MiB", f"{cost['seconds'] * 1e3:.0f} ms"]
         labels = [f"{name}: {label}" for label in labels]
         axes.bar_label(bars, labels, padding=4, fontsize=_plot.SIZE, color=_plot.INK)

@@ -160,7 +160,7 @@ def write_json(figures: Figures, path: Path) -> None:
 
 
 def _implicit_json(implicit: Tensor, explicit: Tensor) -> dict[str, list[float]]:
-    """Mean and standard error of the implicit reward at each value of the rule's."""
+    """Return the mean and standard error of the implicit reward at each value of the rule's."""
     levels = explicit.unique()
     parts = [implicit[explicit == level] for level in levels]
     return {

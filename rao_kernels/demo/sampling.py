@@ -21,7 +21,7 @@ from transformers import (
 
 @dataclass(frozen=True)
 class Answer:
-    """The text, and whether the model ended it or ran out of tokens."""
+    """An answer. finished: False if it was cut at `SamplingOptions.max_tokens`."""
 
     text: str
     finished: bool
@@ -29,6 +29,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class SamplingOptions:
+    """Settings of `sample_answers`. answers: per prompt. max_tokens: of an answer."""
+
     answers: int = 4
     max_tokens: int = 32
     temperature: float = 0.5

@@ -16,7 +16,7 @@ NOUNS = (
     "storm stranger summer teacher temple thunder ticket tiger tower train turtle valley village "
     "violin wagon wallet window winter wizard"
 ).split()
-LONGEST = 20
+LONGEST = 20  # words of an answer
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def differentiate(
     """Return the gradients of the rows in `head`; dhidden and dbias in the accumulator dtype.
 
     memory: the retained buffer of the forward pass over `scored_rows` rows, by the same plan.
-    sparse: tile masses and order of a sparse forward pass; None for a dense plan.
+    sparse: results of a sparse forward pass; None for a dense plan.
     """
     assert plan.precision == head.precision and plan.sparse == (sparse is not None)
     slots = RetainedBuffer(plan, memory, scored_rows).slots()

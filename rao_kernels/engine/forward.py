@@ -42,8 +42,8 @@ def _walk(
 ) -> list[RetainedSlot | None]:
     """Add every tile to the statistics of its part; return the slots that were used.
 
-    Tiles of a sparse pass are in descending order of the mass they are likely to hold: once one is
-    not worth retaining, no later one is.
+    Tiles of a sparse pass are in descending order of the probability mass expected in them: once
+    one is not worth retaining, no later one is.
     """
     used: list[RetainedSlot | None] = [None] * len(plan.tiles)
     if not head.rows:
@@ -58,6 +58,6 @@ def _walk(
         used[number] = slots[number] if retain else None
         module.score_tile(head, tile, parts[number], used[number], scratch)
         if used[number] is not None and plan.reconsiders(number):
-            share = sparsity.returning_share(states, number, plan.tolerance)
+            share = sparsity.needing_share(states, number, plan.tolerance)
             retain = plan.worth_retaining(share)
     return used

@@ -15,8 +15,8 @@ import torch
 from .. import backends
 from ..backends import Precision, Tile, precision_of
 
-DEFAULT_WORKSPACE_CAP = 1 << 30
-ALIGNMENT = 64
+DEFAULT_WORKSPACE_CAP = 1 << 30  # bytes
+ALIGNMENT = 64  # bytes, of each slot
 
 
 class Span(NamedTuple):
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def sparse(self) -> bool:
-        """Whether backward may drop tiles."""
+        """True if rows may drop tiles in backward."""
         return self.tolerance > 0.0
 
     def slots(self, rows: int) -> list[Span | None]:
@@ -74,13 +74,13 @@ class Plan:
         ]
 
     def reconsiders(self, number: int) -> bool:
-        """Whether a sparse forward decides after this tile if the next ones are worth retaining:
-        after 1, 2, 4, 8 ... tiles, because the decision waits for the device."""
+        """Return True if a sparse forward decides after this tile whether to retain the next ones:
+        after 1, 2, 4, 8 ... tiles only, because the decision waits for the device."""
         return self.sparse and self.retained_cost > 0 and number & (number + 1) == 0
 
     def worth_retaining(self, share: float) -> bool:
-        """Whether a tile that this share of the rows needs in backward is retained rather than
-        recomputed."""
+        """Return True if retaining a tile that `share` of the rows need in backward takes less time
+        than recomputing it."""
         return share * self.size >= self.retained_cost
 
 

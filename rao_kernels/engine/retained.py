@@ -9,7 +9,7 @@ from torch import Tensor
 from ..backends import RetainedSlot
 from .plan import Plan, aligned
 
-ZEROED_REST = 1 << 24  # bytes
+ZEROED_REST = 1 << 24  # bytes; a larger unused rest is left uninitialised
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ dropping changes the gradients, beyond the backend's own rounding, by at most
 
 and an entropy gradient ge adds ``scale |ge| (m log(n / m) + m H) max_v |w_v|`` to the first, and
 the same with ``|h_n|`` for ``max_v |w_v|``, summed over rows, to the second; m is the probability
-and n the number of entries dropped. Legend: N rows, V vocabulary, D hidden size, K tiles.
+mass and n the number of the entries dropped. Legend: N rows, V vocabulary, D hidden size, K tiles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..backends import Head, RowGradients, RowState, Tile
 from .plan import Plan
 
-FIXED_POINT = 2**50
+FIXED_POINT = 2**50  # integer that stands for a probability mass of 1
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Sparsity:
     retained_tiles: Tensor
 
 
-def returning_share(states: RowState, number: int, tolerance: float) -> float:
+def needing_share(states: RowState, number: int, tolerance: float) -> float:
     """Estimate the share of rows that need a tile in backward, once the tiles up to it are scored.
 
-    A row counts if the tile holds more than `tolerance` of the mass it has seen so far. `states`
-    has one entry per tile. One read on the host.
+    A row counts if tile `number` holds more than `tolerance` of the row's probability mass so far.
+    `states` has one part per tile. One read on the host.
     """
     row_max, row_sum = states.row_max[: number + 1], states.row_sum[: number + 1]
     top = row_max.amax(0)

@@ -23,7 +23,7 @@ class Statistics:
 @dataclass(frozen=True)
 class Scores:
     """Results of a forward pass, each ``[N]`` in the accumulator dtype but for the bool `is_top1`;
-    None = not collected.
+    None: not collected.
 
     ``logp = (target_logit - row_max) - log_sum``: the maximum and the log of the sum are kept
     apart, because a single rounded lse loses the digits that rows with a peaked softmax need.
@@ -45,8 +45,8 @@ class Scores:
 def initial_states(head: Head, plan: Plan, wanted: Statistics) -> RowState:
     """Return statistics ``[parts, N]`` of the parts of the vocabulary and target logits ``[1, N]``.
 
-    Each tile is a part of its own in a sparse pass, which needs the mass of every tile; a dense
-    pass has one part.
+    Each tile is a part of its own in a sparse pass, which needs the probability mass of every
+    tile; a dense pass has one part.
     """
     parts = len(plan.tiles) if plan.sparse else 1
 

@@ -7,7 +7,7 @@ needs one entry of a cluster is likely to need the rest. A cluster fills whole t
 entries first; what is left over of all clusters fills tiles of its own. Tiles are walked in
 descending order of mean sqrt(p).
 
-Legend: R sampled rows, V vocabulary, W entries of a tile.
+Legend: M sampled rows, V vocabulary, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SAMPLE_ROWS = 64
 SAMPLE_STEP = 32  # sample at most one row in 32
 SAMPLE_CHUNK = 8  # rows whose probabilities are formed at once: a few MB
 CAST_ENTRIES = 8192  # entries whose weights are cast at once
-USEFUL_SHARE = 1 / 16  # share of droppable entries from which an order pays
-PROBE_ENTRIES = 2048  # entries looked at first
+USEFUL_SHARE = 1 / 16  # least share of droppable entries at which reordering saves time
+PROBE_ENTRIES = 2048  # entries of the subset that is checked first
 TILES_PER_CLUSTER = 4
 KMEANS_ENTRIES = 2048  # entries that k-means runs on
 KMEANS_ROUNDS = 4
@@ -40,10 +40,10 @@ _LARGEST = 2**31 - 1
 class Sample:
     """Logits of the sampled rows.
 
-    logits: ``[R, V]`` before `Head.scale`, in the operands' dtype, which is precise enough here.
+    logits: ``[M, V]`` before `Head.scale`, in the operands' dtype, which is precise enough here.
     mean_sqrt_prob: ``[V]`` fp32, mean over the rows of ``sqrt(p_v)``. The root, because an entry
-        that many rows give a little probability keeps more tiles alive than one that a single row
-        gives much.
+        to which many rows give a little probability makes more rows need its tile than one to
+        which a single row gives much.
     """
 
     logits: Tensor
@@ -59,8 +59,8 @@ def evenly_spaced(head: Head) -> Head:
 def order_by_sample(head: Head, width: int, tolerance: float) -> Tensor:
     """Apply `order_vocabulary` to evenly spaced rows of `head`.
 
-    On a CPU, where reading a result costs nothing, a subset of the vocabulary is looked at first:
-    if no entry of it is droppable, next to none of all is, and the order stays as it is.
+    On a CPU, where the host reads results without waiting, a subset of the vocabulary is checked
+    first: if none of its entries is droppable, almost none of all are, and the identity results.
     """
     rows, vocabulary = evenly_spaced(head), head.weight.shape[0]
     if head.hidden.device.type == "cpu":
@@ -90,7 +90,7 @@ def sample(head: Head) -> Sample:
 
 
 def _products(head: Head) -> Tensor:
-    """``[R, V]``; a weight of another dtype is cast part by part."""
+    """Return ``hidden @ weight.T``, ``[M, V]``; a weight of another dtype is cast in parts."""
     if head.weight.dtype == head.hidden.dtype:
         return head.hidden @ head.weight.T
     products = head.hidden.new_empty(head.rows, head.weight.shape[0])
@@ -103,8 +103,8 @@ def _products(head: Head) -> Tensor:
 def order_vocabulary(sample: Sample, width: int, tolerance: float) -> Tensor:
     """Return ``[V]``, the vocabulary entry at each position of the walk, for tiles of `width`.
 
-    The identity where too few entries are droppable at `tolerance`: no order would drop a tile
-    then, and weights are read faster in this one.
+    The identity where too few entries are droppable at `tolerance`: no order would let rows drop
+    tiles then, and weights are read fastest in their own order.
     """
     useful = _droppable(sample.mean_sqrt_prob, tolerance).float().mean() > USEFUL_SHARE
     mean_sqrt_prob = sample.mean_sqrt_prob * useful
@@ -125,7 +125,7 @@ def order_vocabulary(sample: Sample, width: int, tolerance: float) -> Tensor:
 
 
 def _droppable(mean_sqrt_prob: Tensor, tolerance: float) -> Tensor:
-    """Return which entries hold less than ``tolerance / V`` of the probability."""
+    """Return a mask of the entries whose estimated probability is below ``tolerance / V``."""
     return mean_sqrt_prob.square() * len(mean_sqrt_prob) < tolerance
 
 
@@ -148,7 +148,7 @@ def _clusters(logits: Tensor, entries: Tensor, clusters: int) -> Tensor:
     for _ in range(KMEANS_ROUNDS):
         nearest = (points @ centres.T).argmax(1)
         centres = normalize((nearest == ids[:, None]).float() @ points, dim=1)
-    # Between centres that coincide rounding would choose: only the first of them stays.
+    # Rounding would decide between centres that coincide: only the first of them is kept.
     duplicate = ((centres @ centres.T).tril(-1) > COINCIDENT).any(1)
     centres = centres.masked_fill(duplicate[:, None], 0)
     offset = -(centres @ mean).to(logits.dtype)

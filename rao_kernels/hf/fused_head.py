@@ -43,8 +43,7 @@ class FusedLMOutput(ModelOutput):
     -100. entropy: ``[B, T]``, nats, or None if not requested. is_top1: ``[B, T]`` bool, or None if
     not requested. log_sum_sq_probs: ``[B, T]``, ``log(sum_v p_v^2)`` without gradient, or None if
     not requested. aux_loss: load-balancing loss of a mixture of experts, without its coefficient,
-    or None if the model
-        does not compute router logits.
+    or None if the model does not compute router logits.
     """
 
     token_logps: Tensor
@@ -66,7 +65,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Facts on a model's class and config for its patched forward; copies of the model share it."""
+    """The class and config of a model, as its patched forward needs them; shared by its copies."""
 
     transform: HeadTransform
     parameters: tuple[str, ...]
@@ -83,7 +82,7 @@ def attach_fused_head(
     is wanted. Further arguments of that call:
 
     * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
-    * ``logp_stats``: names out of ``("entropy", "is_top1", "log_sum_sq_probs")``.
+    * ``logp_stats``: names among ``("entropy", "is_top1", "log_sum_sq_probs")``.
     * ``engine_options``: options of the op, see `EngineOptions`.
 
     Hidden states that are NaN or inf at a scored position raise `InputError`, also under fp16's
@@ -243,7 +242,7 @@ def _check_request(request: _Request, hidden: Tensor) -> None:
         expected = f"a bool tensor of shape {list(shape)}"
         raise InputError("logp_grad_mask", expected, f"{mask.dtype} of shape {list(mask.shape)}")
     if unknown := [name for name in request.stats if name not in STATS]:
-        raise InputError("logp_stats", f"names out of {STATS}", unknown)
+        raise InputError("logp_stats", f"names among {STATS}", unknown)
 
 
 def _wants_router_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
@@ -283,7 +282,7 @@ def _check_parity(
         if linears[0].weight.is_meta:
             raise InputError(
                 "model",
-                "weights that the parity check can run",
+                "weights to run the parity check with",
                 "weights on the meta device",
                 "Attach after loading, or pass check_parity='off'.",
             )
@@ -357,7 +356,7 @@ def _is_patched(model: PreTrainedModel) -> bool:
 
 
 def _check_forward(model: PreTrainedModel) -> None:
-    # Unpickling can put the class's own forward on the instance, which is as good as none.
+    # Unpickling can put the class's own forward on the instance; that counts as none.
     own = _instance_forward(model) in (None, type(model).forward)
     if not own and not _is_patched(model):
         raise InputError(

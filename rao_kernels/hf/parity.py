@@ -1,4 +1,4 @@
-"""Parity check: compare the fused head's log-probs with those of the user's own model's logits."""
+"""Parity check: compare the fused head's log-probs with those of the model's own logits."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _likely_cause(runs: _Runs, transform: HeadTransform) -> str:
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """Subtract each row's mean: log-probs do not depend on a constant added to the logits."""
+    """Subtract each position's mean: log-probs do not depend on a constant added to the logits."""
     return logits - logits.mean(dim=-1, keepdim=True)
 
 

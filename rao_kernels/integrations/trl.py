@@ -68,7 +68,7 @@ def disable() -> None:
 class Status:
     """Result of `status`.
 
-    enabled: whether TRL's trainers call the op. calls: number of calls since `enable`, without
+    enabled: True if TRL's trainers call the op. calls: number of calls since `enable`, without
     those from inside a compiled graph. options: the options given to `enable`.
     """
 
@@ -190,7 +190,9 @@ def _check_shape(function: Any) -> None:
     found = None if forward is None else _parameters(forward)
     if found == expected:
         return
-    got = f"{function!r} without one" if found is None else f"a forward({_listed(found)})"
+    got = (
+        f"{function!r}, which has no forward," if found is None else f"a forward({_listed(found)})"
+    )
     without_triton = " (None without Triton, before 1.16)" if function is None else ""
     raise IntegrationError(
         f"trl.trainer.utils.{NAME} with a forward({_listed(expected)})",

@@ -1,6 +1,6 @@
-"""Alignment losses as pure functions of token log-probabilities, one row of `LOSSES` each.
+"""Alignment losses as pure functions of token log-probabilities, one `LossSpec` in `LOSSES` each.
 
-Where to find a loss by the name that papers use; its key follows in parentheses where it differs:
+Modules and their losses, by the names of the papers; a key that differs follows in parentheses:
 
 - rao.py: RAO.
 - regression.py: DRO-V (dro_value), Reward partitioning (reward_partition), A*-PO (a2po), QRPO.
@@ -9,11 +9,11 @@ Where to find a loss by the name that papers use; its key follows in parentheses
   Iterative RPO (dpo_nll), R-DPO, AOT.
 - pairwise.py: IPO, RSO hinge (hinge), EXO-pair, DiscoPOP.
 - pointwise_pairs.py: Cal-DPO, DPOP, DPO-Shift, APO-down, APO-zero, NCA-pair, BCO-pair, SPPO-hard.
-- reward_pairs.py: Reward distillation (rpo_distill), Pessimistic distillation (rpo_pessimistic),
-  Nemotron RPO, backward KL (rpo_bwd_kl), Nemotron RPO, forward KL (rpo_fwd_kl).
+- reward_pairs.py: Reward distillation (rpo_distill); Pessimistic distillation (rpo_pessimistic);
+  Nemotron RPO, backward KL (rpo_bwd_kl); Nemotron RPO, forward KL (rpo_fwd_kl).
 - group.py: InfoNCA, NCA, EXO.
 - reference_free.py: SimPO, AlphaPO, CPO, SLiC-HF (slic), ORPO, TPO.
-- unpaired.py: KTO, BCO, APO-zero, unpaired, AOT, unpaired, SPPO.
+- unpaired.py: KTO; BCO; APO-zero, unpaired; AOT, unpaired; SPPO.
 - policy_clipped.py: PPO, GRPO, Dr. GRPO, DAPO, BNPO, GSPO, LUSPO, RLOO.
 - policy_weighted.py: GMPO, CISPO, SAPO, VESPO.
 - grao.py: GRAO.
@@ -22,8 +22,8 @@ Where to find a loss by the name that papers use; its key follows in parentheses
 - reward_model.py: the Bradley-Terry loss of a reward model, which is not in the table.
 
 A loss is a function that returns `Terms` (values and metrics) and a `LossSpec` in its module's
-`ROWS`. What losses share is in `_terms.py`, `_policy.py` and `modifiers.py`; `LossInputs` is what
-they read. docs/losses.md has the index with data, paper and other names of each.
+`ROWS`. What losses share is in `_terms.py`, `_policy.py` and `modifiers.py`; `LossInputs` has all
+inputs. docs/losses.md lists the data, the paper and other names of each.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class LossInputs:
     def _check_segments(self) -> None:
         segments = self.segments
         if segments.dtype not in (torch.int64, torch.int32):
-            raise InputError("segments", "int64", segments.dtype)
+            raise InputError("segments", "int64 or int32", segments.dtype)
         if segments.device.type != "cpu" or segments.numel() == 0:
             return
         if bool((segments.diff() < 0).any()):
@@ -118,12 +118,12 @@ class LossInputs:
             )
 
     def _check_groups(self) -> None:
-        """Require dense ids: others would index past the groups, or into another one."""
+        """Require dense ids: others would index out of bounds, or another group."""
         groups = self.groups
         if groups is None:
             return
         if groups.dtype not in (torch.int64, torch.int32):
-            raise InputError("groups", "int64", groups.dtype)
+            raise InputError("groups", "int64 or int32", groups.dtype)
         if groups.device.type != "cpu":
             return
         present = torch.unique(groups)
@@ -147,7 +147,7 @@ class LossInputs:
         return torch.promote_types(self.token_logps.dtype, torch.float32)
 
     def require(self, name: str) -> Tensor:
-        """Return the field `name`, or raise an `InputError` where it is None."""
+        """Return the field `name`; raise `InputError` if it is None."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise InputError(name, "a tensor", None, "The loss needs it.")

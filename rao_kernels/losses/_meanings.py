@@ -17,7 +17,7 @@ _ENTRY = re.compile(r"^(\w+): (.+(?:\n +.+)*)", re.MULTILINE)
 
 
 def meanings(spec: LossSpec) -> dict[str, str]:
-    """Return the meaning of each hyperparameter.
+    """Return the meaning of each hyperparameter, by name.
 
     Read from the `Args` of the loss's function, else from the docstrings of its options.
     """
@@ -28,7 +28,7 @@ def meanings(spec: LossSpec) -> dict[str, str]:
 
 
 def hyperparameter_types(spec: LossSpec) -> dict[str, Any]:
-    """Return the type of each hyperparameter, from the signatures of the loss's function."""
+    """Return the type of each hyperparameter, by name, from the loss's function signatures."""
     found: dict[str, Any] = {}
     function: Callable[..., Any] | None = spec.terms
     while function is not None:

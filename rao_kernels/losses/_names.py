@@ -111,7 +111,7 @@ def spelled(name: str) -> str:
 
 
 def advice(name: str, keys: Collection[str]) -> str:
-    """Return what an unknown `name` may mean; one of the literature never gets another's key."""
+    """Return a hint for an unknown `name`; the name of another loss is never taken for a typo."""
     plain = spelled(name)
     if plain in EXPLAINED:
         return f"It may mean {EXPLAINED[plain]}."

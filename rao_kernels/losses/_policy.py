@@ -104,7 +104,7 @@ def mean_log_ratios(inputs: LossInputs) -> Tensor:
 
 
 def spread(values: Tensor, inputs: LossInputs) -> Tensor:
-    """Return ``[N]`` fp64 of values per sequence or per token; taken per sequence where S = N."""
+    """Return values per sequence or per token as ``[N]`` fp64; where S = N, as per sequence."""
     values = values.double()
     return values[inputs.segments] if values.numel() == inputs.num_sequences else values
 
@@ -210,7 +210,10 @@ def log_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
 
 
 def k3(inputs: LossInputs) -> Tensor:
-    """Return ``exp(d) - d - 1``, d = log(pi_ref / pi): estimates KL(pi to pi_ref), at least 0."""
+    """Return ``exp(d) - d - 1``, d = log(pi_ref / pi), an estimate of the KL of pi to pi_ref.
+
+    Schulman 2020, Approximating KL Divergence. At least 0.
+    """
     reference = inputs.require("ref_token_logps").detach().double()
     difference = reference - inputs.token_logps.double()
     return expm1(difference) - difference
@@ -235,7 +238,7 @@ def batch_token_means(values: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def tokens(values: Tensor, inputs: LossInputs) -> Tensor:
-    """Return ``[N]`` unchanged: under one normaliser, a mean over the tokens of all batches."""
+    """Return `values` ``[N]`` unchanged, for a mean over the tokens of all batches of a step."""
     return values
 
 
@@ -247,7 +250,7 @@ def policy_terms(
     kl_beta: float,
     metrics: dict[str, Tensor],
 ) -> Terms:
-    """Return `surrogate` ``[N]`` reduced by `mean`, plus the penalty where kl_beta is not 0."""
+    """Reduce `surrogate` ``[N]``, plus the k3 penalty where kl_beta is not 0, by `mean`."""
     if kl_beta == 0:
         return Terms(mean(surrogate, inputs), metrics)
     penalty = k3(inputs)
@@ -277,7 +280,7 @@ def token_mean(values: Tensor) -> Tensor:
     return weighted_mean(values, torch.ones_like(values))
 
 
-# Rows of the table.
+# Losses of the table.
 
 
 def with_on_policy(terms: Callable[..., Terms]) -> Callable[..., Terms]:
@@ -328,7 +331,7 @@ def row(
     defaults_from: str,
     *notes: str,
 ) -> LossSpec:
-    """Build the row of a loss with advantages, given or from rewards, and the k3 penalty."""
+    """Build the `LossSpec` of a loss with advantages, given or from rewards, and the k3 penalty."""
     return LossSpec(
         name=name,
         title=title,

@@ -1,4 +1,4 @@
-"""`LossSpec`, a row of the table of losses, and the reduction that all losses share."""
+"""`LossSpec`, one loss of the table, and the reduction that all losses share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._terms import Terms, weighted_mean
 
 Unit = Literal["prompt", "pair", "sequence", "token"]
 
-# Needs that many rows share.
+# Needs that many losses share.
 REFERENCE = "ref_logps|ref_token_logps"
 PAIR = ("groups", "preferred")
 
@@ -71,7 +71,7 @@ class LossSpec:
             `LossOutput` in fp64 for fp64 log-probs, else in fp32.
 
         Raises:
-            InputError: an unknown or invalid hyperparameter, or a missing or invalid input.
+            InputError: a hyperparameter is unknown or invalid, or an input is missing or invalid.
         """
         bound = self.bind(hyper)
         self._check_inputs(inputs, bound)
@@ -86,7 +86,9 @@ class LossSpec:
         known = ", ".join(self.defaults) or "none"
         for name in hyper:
             if name not in self.defaults:
-                raise InputError(name, f"a hyperparameter of `{self.name}` ({known})", "another")
+                raise InputError(
+                    name, f"a hyperparameter of `{self.name}` ({known})", "an unknown name"
+                )
         return {**self.defaults, **hyper}
 
     def required_inputs(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,7 +142,15 @@ def _check_probabilities(name: str, inputs: LossInputs, loss: str) -> None:
 
 
 def reduce_units(values: Tensor, weights: Tensor, normalizer: Tensor | float | None) -> Tensor:
-    """Return ``sum(weights * values) / normalizer``; None: divided by the number of units."""
+    """Return ``sum(weights * values) / normalizer``.
+
+    Args:
+        values, weights: of one shape; the weights sum to the number of units.
+        normalizer: a number above 0 or a scalar tensor; None: the number of units.
+
+    Raises:
+        InputError: `normalizer` is none of these.
+    """
     if normalizer is None:
         return weighted_mean(values, weights)
     if isinstance(normalizer, Tensor) and normalizer.dim() != 0:

@@ -36,8 +36,12 @@ class LossTable(Mapping[str, LossSpec]):
     def find(self, name: LossKey | str, argument: str = "loss") -> LossSpec:
         """Return the loss `name`.
 
+        Args:
+            name: a key or another name of `ALIASES`.
+            argument: the argument that an error names.
+
         Raises:
-            InputError: there is none; the error is about `argument` and suggests names.
+            InputError: there is no such loss; the message suggests names.
         """
         if name not in self:
             known = f"one of {', '.join(self)}"
@@ -58,7 +62,7 @@ class LossTable(Mapping[str, LossSpec]):
             argument: name of the weights in errors.
 
         Raises:
-            InputError: no loss, an unknown one, one twice, or an invalid weight.
+            InputError: `weights` is empty, has an unknown loss, a loss twice or an invalid weight.
 
         Example: ``LOSSES.combine({"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0})``.
         """
@@ -157,7 +161,9 @@ class CombinedLoss:
         for name in hyper:
             if name not in known:
                 plain = ", ".join(dict.fromkeys(key for key in known if "." not in key))
-                raise InputError(name, f"a hyperparameter of `{self.name}` ({plain})", "another")
+                raise InputError(
+                    name, f"a hyperparameter of `{self.name}` ({plain})", "an unknown name"
+                )
         return {**self.defaults, **hyper}
 
     def bound_parts(self, hyper: Mapping[str, Any]) -> tuple[tuple[LossSpec, dict[str, Any]], ...]:

@@ -59,7 +59,7 @@ def per_token(sums: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def logistic(margin: Tensor) -> Tensor:
-    """Return ``log(1 + exp(-margin))``, exact at both ends."""
+    """Return ``log(1 + exp(-margin))``, accurate for large margins of either sign."""
     return -F.logsigmoid(margin)
 
 
@@ -142,7 +142,7 @@ def group_sizes(inputs: LossInputs) -> Tensor:
 
 
 def sizes_of(groups: Tensor) -> Tensor:
-    """Return ``[S]`` number of times that each entry of `groups` ``[S]`` occurs."""
+    """Return ``[S]`` number of times that each id in `groups` ``[S]`` occurs."""
     groups = groups.contiguous()
     ordered = groups.sort().values
     after = torch.searchsorted(ordered, groups, right=True)
@@ -174,9 +174,8 @@ class Pairs:
 def pair_up(inputs: LossInputs) -> Pairs:
     """Pair the sequences that share a group, the preferred one first.
 
-    A group of another size, or with none or two preferred, raises an error that names it where the
-    inputs are on the CPU. On other devices reading them would synchronise: there an invalid pair
-    gives NaN.
+    On the CPU a group of another size, or with none or two preferred, raises an `InputError` that
+    names it. On other devices, where reading the inputs would synchronise, its pair gives NaN.
     """
     groups, preferred = inputs.require("groups"), inputs.require("preferred").bool()
     if groups.numel() % 2:

@@ -222,7 +222,7 @@ ROWS: tuple[LossSpec, ...] = (
             "ericmitchell.ai/cdpo.pdf, Eq. 3"
         ),
         defaults_from="beta 0.1 is DPO's, label_smoothing 0.1 that of `robust`.",
-        notes=("Has no key in TRL and Liger; HALOs smooths by 0.2.",),
+        notes=("TRL and Liger have no key for it; HALOs' label_smoothing is 0.2.",),
     ),
     margin_row(
         "robust",
@@ -234,7 +234,7 @@ ROWS: tuple[LossSpec, ...] = (
             "Feedback, arXiv 2403.00409"
         ),
         defaults_from="beta 0.1 (Table 4) and label_smoothing 0.1 (Sec. 6) are the paper's.",
-        notes=("TRL smooths by 0 unless told, which is sigmoid.",),
+        notes=("TRL's default label_smoothing is 0, which is `sigmoid`.",),
     ),
     margin_row(
         "sigmoid_norm",
@@ -246,7 +246,7 @@ ROWS: tuple[LossSpec, ...] = (
             "arXiv 2411.15124"
         ),
         defaults_from=(
-            "beta 0.1 is TRL's; of a mean log-ratio it is small, and the Tulu 3 "
+            "beta 0.1 is TRL's; for a mean log-ratio it is small, and the Tulu 3 "
             "models were trained with 5."
         ),
         notes=("TRL divides by the length of the mask, which counts the same tokens.",),
@@ -272,7 +272,7 @@ ROWS: tuple[LossSpec, ...] = (
             "Park et al. 2024, Disentangling Length from Quality in Direct Preference "
             "Optimization, arXiv 2403.19159"
         ),
-        defaults_from="beta 0.1 is DPO's; alpha 0.01 per token is to be set for the data.",
+        defaults_from="beta 0.1 is DPO's; choose alpha, 0.01 per token, for the data.",
         notes=(
             "The sign follows from the paper's penalty of alpha per token on the reward; it is "
             "printed the other way round in some tables, which is a negative alpha here.",

@@ -142,8 +142,8 @@ class QRPO(TypedDict, total=False):
     quantile_reward: transform R of q. "identity": q. "log": log q. "normal": the normal quantile.
         Default: "identity".
     quantile_clamp: clamp that keeps R finite. "half_sample": half a sample away from 0 and 1 for
-        "log" and "normal". "authors": a whole sample, as in their code, for "log" away from 0
-        alone. Default: "half_sample".
+        "log" and "normal". "authors": a whole sample, as in their code, and for "log" only away
+        from 0. Default: "half_sample".
     """
 
     beta: float
@@ -992,7 +992,7 @@ class PPO(TypedDict, total=False):
         reference given. Default: 0.0.
     on_policy: True states that the current policy sampled the responses: ratios are 1, and
         `old_token_logps` must not be given. Default: False.
-    value_coef: weight of the value model's error; 0 leaves the policy's part alone. Default: 0.1.
+    value_coef: weight of the value model's error; 0 leaves the error out. Default: 0.1.
     value_clip: largest change of V from V_old, in reward, before the error is clipped; None for the
         plain squared error. Default: 0.2.
     """

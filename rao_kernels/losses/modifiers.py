@@ -157,7 +157,7 @@ def pair_importance(
     return weight.clamp(max=1) if wpo == "clamped" else weight
 
 
-# Losses of pairs from their parts.
+# Pair losses, built from these parts.
 
 
 def margin_terms(
@@ -172,8 +172,8 @@ def margin_terms(
 ) -> Terms:
     """Return ``surrogate(u)`` of each pair, under the options of a function of the margin.
 
-    `squared` says that the surrogate squares the margin: exponentials then continue as their
-    tangent from half the exponent.
+    squared: True if the surrogate squares the margin; exponentials then continue as their tangent
+    from half the exponent on.
     """
     ratios = pair_ratios(
         inputs, pairs, ld_alpha=options["ld_alpha"], ld_reference=options["ld_reference"]
@@ -217,7 +217,7 @@ def margin_row(
     needs: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> LossSpec:
-    """Build the row of a function of the margin, with the options of `ScoreOptions`."""
+    """Build the `LossSpec` of a function of the margin, with the options of `ScoreOptions`."""
     return LossSpec(
         name=name,
         title=title,
@@ -243,7 +243,7 @@ def pair_row(
     defaults_from: str,
     notes: tuple[str, ...] = (),
 ) -> LossSpec:
-    """Build the row of another pair loss, with the options of `PairOptions`."""
+    """Build the `LossSpec` of any other pair loss, with the options of `PairOptions`."""
     return LossSpec(
         name=name,
         title=title,

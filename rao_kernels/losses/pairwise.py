@@ -178,8 +178,8 @@ ROWS: tuple[LossSpec, ...] = (
         ),
         defaults_from="beta 0.1 (Appendix B) and label_smoothing 1e-3 are the paper's.",
         notes=(
-            "The authors' code takes log-probabilities 0 and -10 for the two targets. TRL smooths "
-            "by 0 unless told, and refuses that.",
+            "The authors' code takes log-probabilities 0 and -10 for the two targets. TRL's "
+            "default label_smoothing is 0, which it refuses for this loss.",
         ),
     ),
     margin_row(

@@ -69,7 +69,7 @@ def sppo_hard(inputs: LossInputs, *, beta: float, **options: Unpack[PairOptions]
 
 
 def _squares_to_half(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """``((a_w - 1/2)^2 + (a_l + 1/2)^2) / beta^2``."""
+    """Return ``((a_w - 1/2)^2 + (a_l + 1/2)^2) / beta^2``."""
     return (((chosen - 0.5) / beta).square()) + ((rejected + 0.5) / beta).square()
 
 
@@ -274,7 +274,7 @@ ROWS: tuple[LossSpec, ...] = (
             "Rewards, arXiv 2402.05369, Sec. 4"
         ),
         defaults_from="the paper's (Appendix C).",
-        notes=("TRL's beta is 0.1 unless told.",),
+        notes=("TRL's default beta is 0.1.",),
     ),
     pair_row(
         "bco_pair",
@@ -302,7 +302,7 @@ ROWS: tuple[LossSpec, ...] = (
         ),
         defaults_from="the paper's, 1 / eta with eta 1000.",
         notes=(
-            "Sum over the two responses as in TRL and Liger, whose beta is 0.1 unless told; the "
+            "Sum over the two responses as in TRL and Liger, whose default beta is 0.1; the "
             "authors' code takes their mean.",
         ),
     ),

@@ -38,7 +38,7 @@ def ppo(
     ``E = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2``.
 
     Args:
-        value_coef: weight of the value model's error; 0 leaves the policy's part alone.
+        value_coef: weight of the value model's error; 0 leaves the error out.
         value_clip: largest change of V from V_old, in reward, before the error is clipped; None for
             the plain squared error.
         options: see `PolicyOptions`.
@@ -254,8 +254,7 @@ ROWS: tuple[LossSpec, ...] = (
         notes=(
             "Advantages and returns come from the rollout: the reward with its KL penalty, "
             "generalised advantage estimation and whitening are not part of the loss. "
-            "`value_clip=None` is the plain squared error, `value_coef=0` the policy's part "
-            "alone.",
+            "`value_clip=None` is the plain squared error; `value_coef=0` leaves the error out.",
             policy.DUAL_NOTE,
         ),
     ),

@@ -227,7 +227,7 @@ ROWS: tuple[LossSpec, ...] = (
             "Stable Off-Policy LLM Training, arXiv 2602.10693"
         ),
         "TRL's.",
-        "TRL and Liger clamp each token's log-ratio at +-20 before the sum: another number where "
-        "one token is beyond.",
+        "TRL and Liger clamp each token's log-ratio at +-20 before the sum, so that results differ "
+        "where a token is beyond.",
     ),
 )

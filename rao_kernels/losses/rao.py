@@ -85,7 +85,7 @@ def fit_log_z0(
     groups: Tensor | None = None,
     method: LogZ0Estimate = "auto",
 ) -> Tensor:
-    """Estimate log Z(t0) in nats from rewards, every prompt weighing the same.
+    """Estimate log Z(t0) in nats from rewards, with equal weight for each prompt.
 
     ``Z(t0) = E[exp(r / beta)]`` over prompts and over responses that the reference samples.
 
@@ -136,7 +136,7 @@ def _log_z0(inputs: LossInputs, beta: float, log_z0: float | str) -> Tensor:
 
 
 def _warn_of_one_sign(targets: Tensor) -> None:
-    """Warn if all responses are to gain log-probability, or all to lose it.
+    """Warn if the targets raise the log-probability of every response, or lower it.
 
     Only for two responses or more, and only on the CPU: reading other devices would synchronise.
     """

@@ -4,7 +4,7 @@ SimPO (`simpo`), AlphaPO (`alphapo`), CPO (`cpo`), SLiC-HF (`slic`), ORPO (`orpo
 TPO (`tpo`).
 
 Legend: w chosen, l rejected; L log-probability of a response, n its length in tokens, lbar = L / n;
-sp(a) = log(1 + exp(a)); NLL token mean over the batch's responses named; P pairs.
+sp(a) = log(1 + exp(a)); NLL(w) mean of -log p over the tokens of all chosen responses; P pairs.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def log_odds(logps: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def log1mexp(negative: Tensor) -> Tensor:
-    """Return ``log(1 - exp(x))`` of x < 0, exact at both ends."""
+    """Return ``log(1 - exp(x))`` of x < 0, accurate near 0 and for large -x."""
     # Each branch gets only arguments it is exact for: a NaN in the unused one would reach the
     # gradient.
     return torch.where(
@@ -227,7 +227,7 @@ def batch_nll(inputs: LossInputs, sequences: Tensor) -> Tensor:
 
 
 def _with_nll(terms: Terms, nll: Tensor, weight: float) -> Terms:
-    """`terms` with ``weight * nll`` ``[P]`` added."""
+    """Return `terms` with ``weight * nll`` ``[P]`` added."""
     check_not_negative("sft_weight", weight)
     mean = nll.detach().sum() / max(len(nll), 1)
     return Terms(terms.values + weight * nll, {**terms.metrics, "nll_loss": mean})
@@ -279,8 +279,8 @@ ROWS: tuple[LossSpec, ...] = (
         ),
         defaults_from="the paper's for Mistral-Instruct (Table 3).",
         notes=(
-            "TRL (`loss_type='simpo'` with alpha) forms p = exp(lbar) and p^-alpha, infinite once p"
-            " underflows; here one expm1, which continues as its tangent from e^20.",
+            "TRL (`loss_type='simpo'` with alpha) computes p = exp(lbar) and p^-alpha, infinite "
+            "once p underflows; here R is one expm1, continued as its tangent from e^20 on.",
         ),
     ),
     LossSpec(

@@ -117,8 +117,8 @@ def qrpo(
         quantile_reward: transform R of q. "identity": q. "log": log q. "normal": the normal
             quantile.
         quantile_clamp: clamp that keeps R finite. "half_sample": half a sample away from 0 and 1
-            for "log" and "normal". "authors": a whole sample, as in their code, for "log" away from
-            0 alone. Nothing is clamped for "identity".
+            for "log" and "normal". "authors": a whole sample, as in their code, and for
+            "log" only away from 0. Nothing is clamped for "identity".
 
     Returns:
         Values ``[S]``.

@@ -1,7 +1,7 @@
 """Pair losses that regress the margin onto the gap between two explicit rewards.
 
-Reward distillation (`rpo_distill`), Pessimistic distillation (`rpo_pessimistic`), Nemotron RPO,
-backward KL (`rpo_bwd_kl`), Nemotron RPO, forward KL (`rpo_fwd_kl`).
+Reward distillation (`rpo_distill`); Pessimistic distillation (`rpo_pessimistic`); Nemotron RPO,
+backward KL (`rpo_bwd_kl`); Nemotron RPO, forward KL (`rpo_fwd_kl`).
 
 Legend: w chosen, l rejected; D log-ratio of a response to the reference, u = beta (D_w - D_l);
 r explicit reward; sp(a) = log(1 + exp(a)), H entropy; P pairs, M reward models. With the option
@@ -142,7 +142,7 @@ def _reward_aware(
     divergence: Callable[[Tensor, Tensor], Tensor],
     options: ScoreOptions,
 ) -> Terms:
-    """Nemotron RPO under either direction of the KL."""
+    """Return Nemotron RPO with either direction of the KL."""
     check_positive("beta", beta)
     check_positive("eta", eta)
     pairs = pair_up(inputs)

@@ -1,6 +1,6 @@
 """Losses on single responses with a label or a win probability.
 
-KTO (`kto`), BCO (`bco`), APO-zero, unpaired (`apo_zero_unpaired`), AOT, unpaired (`aot_unpaired`),
+KTO (`kto`); BCO (`bco`); APO-zero, unpaired (`apo_zero_unpaired`); AOT, unpaired (`aot_unpaired`);
 SPPO (`sppo`).
 
 Legend: D log-ratio of a response to the reference, sp(a) = log(1 + exp(a)), S sequences. A response
@@ -32,7 +32,7 @@ from .modifiers import smoothed
 def kto(
     inputs: LossInputs, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> Terms:
-    """KTO: ``lamD sigmoid(-beta (D - z0))`` or ``lamU sigmoid(beta (D - z0))``, over sequences.
+    """KTO: ``lamD sigmoid(-beta (D - z0))`` or ``lamU sigmoid(beta (D - z0))``, sequence mean.
 
     Ethayarajh et al. 2024, arXiv 2402.01306. The first is for desirable responses, the second for
     the others; ``z0 = max(0, mean of kl_logps - ref_kl_logps)`` over the batch estimates the KL of
@@ -56,7 +56,7 @@ def kto(
 def apo_zero_unpaired(
     inputs: LossInputs, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> Terms:
-    """APO-zero: ``lamD sigmoid(-beta D)`` or ``lamU sigmoid(beta D)``, mean over sequences.
+    """Unpaired APO-zero: ``lamD sigmoid(-beta D)`` or ``lamU sigmoid(beta D)``, sequence mean.
 
     D'Oosterlinck et al. 2024, arXiv 2408.06266. The first is for desirable responses, the second
     for the others.
@@ -159,7 +159,7 @@ def _pair_by_rank(scores: Tensor, good: Tensor) -> Pairs:
     half = len(order) // 2
     valid = good[order[:half]] & ~good[order[half : 2 * half]]
     if len(order) % 2 or (good.device.type == "cpu" and not bool(valid.all())):
-        raise InputError("preferred", "as many True as False", f"{len(order)} sequences otherwise")
+        raise InputError("preferred", "as many True as False", f"unequal counts of {len(order)}")
     nan_if_invalid = torch.zeros(half, dtype=torch.float64, device=scores.device)
     return Pairs(order[:half], order[half:], nan_if_invalid.masked_fill(~valid, torch.nan))
 

@@ -100,7 +100,7 @@ def checked_options(options: EngineOptions, weight: Tensor) -> EngineOptions:
     """Check the options and return them under their current names."""
     if unknown := set(options) - EngineOptions.__optional_keys__:
         known = sorted(EngineOptions.__optional_keys__ - {"word_order"})
-        raise InputError("options", f"names out of {known}", sorted(unknown))
+        raise InputError("options", f"names among {known}", sorted(unknown))
     options = _renamed(options)
     tolerance = options.get("grad_tolerance", 0.0)
     if not _is_number(tolerance) or not 0.0 <= tolerance < 1.0:
@@ -125,7 +125,7 @@ def _renamed(options: EngineOptions) -> EngineOptions:
     if "vocab_order" in options:
         raise InputError("word_order", "`vocab_order` alone, its new name", "both")
     warnings.warn(
-        "`word_order` is called `vocab_order` now; the old name goes with version 0.3",
+        "`word_order` is now called `vocab_order`; version 0.3 removes the old name",
         DeprecationWarning,
         stacklevel=4,
     )

@@ -119,7 +119,7 @@ def linear_token_stats(
         differentiable, the others are not.
     """
     if unknown := set(stats) - set(STATS):
-        raise InputError("stats", f"names out of {STATS}", sorted(unknown))
+        raise InputError("stats", f"names among {STATS}", sorted(unknown))
     return _scores(
         hidden, weight, targets, bias, logit_scale, logit_softcap, ignore_index, stats, options
     )

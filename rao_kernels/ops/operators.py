@@ -1,7 +1,7 @@
 """Register forward and backward as operators of torch: schemas, bodies, fakes, autograd.
 
-The arguments and results of an operator are the fields of a record below, which is the only place
-that lists them: its schema is made from the fields, and every call, body and fake goes through it.
+The arguments and results of an operator are the fields of a named tuple below, the only place that
+lists them: its schema is made from the fields, and every call, body and fake uses the tuple.
 
 Legend: N rows, V vocabulary, D hidden size, K tiles.
 """
@@ -136,8 +136,8 @@ _SAVED_RESULTS = (
 
 
 def _schema(arguments: type[tuple[Any, ...]], results: type[tuple[Any, ...]]) -> str:
-    def listed(record: type[tuple[Any, ...]]) -> str:
-        fields = get_type_hints(record).items()
+    def listed(fields_of: type[tuple[Any, ...]]) -> str:
+        fields = get_type_hints(fields_of).items()
         return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields)
 
     return f"({listed(arguments)}) -> ({listed(results)})"
@@ -288,7 +288,11 @@ def _order(head: Head, plan: engine.Plan, vocab_order: Tensor | None) -> Tensor:
     seen = torch.zeros_like(inside)
     seen[vocab_order.clamp(0, vocabulary - 1)] = True
     if not bool((seen & inside).all()):  # one read on the host
-        raise InputError("vocab_order", f"each of 0 to {vocabulary - 1} once", "another sequence")
+        raise InputError(
+            "vocab_order",
+            f"each of 0 to {vocabulary - 1} once",
+            "repeated, missing or other values",
+        )
     return vocab_order.clone()
 
 
@@ -301,7 +305,7 @@ def _head(call: Forward | Backward, selection: row_selection.Selection) -> Head:
 
 
 def _row_gradients(call: Backward, selection: row_selection.Selection, head: Head) -> RowGradients:
-    """``dH/dz_v = -p_v (log p_v + H)`` and ``dlse/dz_v = p_v``."""
+    """Combine the upstream gradients: ``dH/dz_v = -p_v (log p_v + H)``, ``dlse/dz_v = p_v``."""
 
     def taken(values: Tensor) -> Tensor:
         values = values if selection.index is None else values[selection.index]

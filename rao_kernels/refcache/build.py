@@ -36,7 +36,8 @@ def fill_cache(
     stopped.
 
     Args:
-        score: returns the values of consecutive rows.
+        cache: the cache to fill.
+        score: returns the values of consecutive records.
         policy: "reuse": keep valid shards, score missing and damaged ones; "require": raise where
             one is missing or damaged; "rebuild": score all of them again.
         rank, world_size: this process takes shards rank, rank + world_size, ...
@@ -44,6 +45,7 @@ def fill_cache(
 
     Raises:
         DataError: under "require" a shard is missing or damaged.
+        InputError: `policy` is none of these.
     """
     if policy not in ("reuse", "require", "rebuild"):
         raise InputError("policy", "'reuse', 'require' or 'rebuild'", repr(policy))
@@ -104,7 +106,8 @@ def score_batch(
     Args:
         model: with the fused head (`hf.attach_fused_head`), in `reference_mode`.
         tensors: what `data.Collator` returns, on the model's device.
-        per_token: whether the values of single tokens are kept beside the sums.
+        engine_options: options of the op.
+        per_token: True keeps the log-probs of single tokens beside the sums.
     """
     batch: SequenceBatch = tensors["sequences"]
     token_logps = model(
@@ -128,7 +131,7 @@ def score_batch(
 
 
 def join_rows(values: list[RowValues]) -> ShardValues:
-    """Join consecutive rows to one shard."""
+    """Join the values of consecutive records to one shard."""
     tokens = [row.tokens for row in values if row.tokens is not None]
     return ShardValues(
         torch.tensor([row.prompt for row in values], dtype=torch.float64),

@@ -29,7 +29,7 @@ def differing_parts(parts: Mapping[str, str], others: Mapping[str, str]) -> list
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's weights, under a LoRA adapter of its base model's.
+    """Return the SHA-256 of a model's weights; with a LoRA adapter, of its base model's.
 
     The weights are hashed, not the name: a checkpoint may have been overwritten in place.
     """
@@ -45,7 +45,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def config_fingerprint(config: Any) -> str:
-    """Return the SHA-256 of a transformers config, less settings that do not change the output."""
+    """Return the SHA-256 of a transformers config, without settings that leave its output alone."""
     settings = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return _digest(json.dumps(settings, sort_keys=True, default=str))
 

@@ -1,8 +1,9 @@
-"""Reference log-probabilities on disk: shards of rows, written atomically, checked when read.
+"""Reference log-probabilities on disk: shards of records, written atomically, checked when read.
 
 A cache is a folder ``ref-<key>`` with a manifest of everything the values depend on, and one
-safetensors file per shard of consecutive rows. A file is complete or absent: it is written under
-another name, synced, and renamed. Each holds its key, its rows and a digest of its values.
+safetensors file per shard of consecutive records. A file is complete or absent: it is written under
+another name, synced, and renamed. Each holds its key, the range of its records and a digest
+of its values.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Number of sums a row stores, one per response, and of per-token values (0: not kept)."""
+    """Number of sums stored for a record, one per response, and of per-token values (0: none)."""
 
     responses: int
     tokens: int = 0
@@ -36,9 +37,9 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class ShardValues:
-    """Values of consecutive rows, end to end.
+    """Values of consecutive records, one after another.
 
-    prompt: ``[rows]`` fp64 sums. responses: fp64 sums. tokens: fp32.
+    prompt: ``[records]`` fp64 sums. responses: fp64 sums. tokens: fp32.
     """
 
     prompt: Tensor
@@ -51,7 +52,7 @@ class ShardValues:
 
 @dataclass(frozen=True)
 class RowValues:
-    """Values of one row: sums over prompt and responses, per-token values if they are kept."""
+    """Values of one record: sums over prompt and responses, per-token values if they are kept."""
 
     prompt: float
     responses: Tensor
@@ -70,7 +71,7 @@ class ReferenceCache:
         self.directory = self.root / f"ref-{self.key[:16]}"
         self.layout = list(layout)
         if not self.layout:
-            raise InputError("layout", "at least one row", "none")
+            raise InputError("layout", "at least one record", "none")
 
     def prepare(self) -> None:
         """Create the folder and its manifest; raise if the folder is another run's."""
@@ -86,11 +87,12 @@ class ReferenceCache:
             )
 
     def shards(self) -> list[range]:
-        """Return the rows of every shard."""
+        """Return the range of records of every shard."""
         starts = range(0, len(self.layout), SHARD_ROWS)
         return [range(start, min(start + SHARD_ROWS, len(self.layout))) for start in starts]
 
     def path(self, rows: range) -> Path:
+        """Return the file of the shard of these records."""
         return self.directory / f"rows-{rows.start:08d}-{rows.stop:08d}.safetensors"
 
     def write(self, rows: range, values: ShardValues) -> None:
@@ -100,7 +102,7 @@ class ReferenceCache:
         write_atomic(self.path(rows), safetensors.torch.save(tensors, self._header(rows, tensors)))
 
     def read(self, rows: range) -> ShardValues:
-        """Return the values of a shard; raise `DataError` if it is missing, damaged or foreign."""
+        """Return the values of a shard; raise `DataError` if missing, damaged or of another run."""
         path = self.path(rows)
         safetensors = _safetensors()
         try:
@@ -120,7 +122,7 @@ class ReferenceCache:
         return values
 
     def load(self) -> list[RowValues]:
-        """Return all rows in order; raise `DataError` if a shard is missing or damaged."""
+        """Return the values of all records; raise `DataError` if a shard is missing or damaged."""
         loaded: list[RowValues] = []
         for rows in self.shards():
             values = self.read(rows)
@@ -134,7 +136,7 @@ class ReferenceCache:
         return loaded
 
     def nearest(self) -> str:
-        """Say what another cache differs in, for the message that this one is missing."""
+        """Describe how another cache in the folder differs, for the error of a missing one."""
         for manifest in sorted(self.root.glob(f"ref-*/{_MANIFEST}")):
             found = _read_manifest(manifest)
             if found is not None and found != self.parts:
@@ -163,13 +165,13 @@ class ReferenceCache:
         )
         found = tuple(tensor.numel() for tensor in values.tensors().values())
         if found != sizes:
-            raise DataError(str(path), f"holds {found} values where the rows need {sizes}")
+            raise DataError(str(path), f"holds {found} values where its records need {sizes}")
         if not all(bool(tensor.isfinite().all()) for tensor in values.tensors().values()):
             raise DataError(str(path), "holds a value that is not finite")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is either whole or as it was before."""
+    """Write a file so that after a crash it is complete or as it was before."""
     # The suffix is not a shard's, so that no reader takes the rest of a killed writer for one.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:

@@ -46,12 +46,12 @@ class SequenceBatch:
     with `to`. Of the other methods only `first` reads a tensor on the host.
 
     Attributes:
-        token_shape: ``(B, T)`` or ``(N,)``: shape of tensors with one entry per position.
+        token_shape: ``(B, T)`` or ``(N,)``: shape of tensors with one value per position.
         groups: ``[S]`` int64, the prompt each sequence answers, dense from 0.
         leaders: ``[S]`` int64, the first sequence of each one's group.
-        response_rows, prompt_rows: ``[R]``, ``[Q]`` int64 flat positions that predict the tokens.
-        response_targets, prompt_targets: ``[R]``, ``[Q]`` int64 ids of the tokens.
-        response_segments, prompt_segments: ``[R]``, ``[Q]`` int64 their sequences, ascending.
+        response_rows, prompt_rows: ``[R]`` or ``[Q]`` int64 flat positions that predict the tokens.
+        response_targets, prompt_targets: ``[R]`` or ``[Q]`` int64 ids of the tokens.
+        response_segments, prompt_segments: ``[R]`` or ``[Q]`` int64 their sequences, ascending.
         target_bounds: the smallest and the largest of these ids; (0, 0) without any.
     """
 
@@ -76,7 +76,7 @@ class SequenceBatch:
         prefix_length: int = 1,
         groups: Tensor | None = None,
     ) -> SequenceBatch:
-        """Build a batch from padded ids, one sequence per row, B = S.
+        """Build a batch from padded ids, B = S sequences.
 
         Args:
             input_ids: ``[B, T]`` int64 or int32, unshifted, as a Hugging Face model takes them.
@@ -115,8 +115,8 @@ class SequenceBatch:
         if bool(broken.any()):
             raise InputError(
                 "attention_mask",
-                "one run of ones in each row",
-                f"a gap in row {first_true(broken)}",
+                "one run of ones in each sequence",
+                f"a gap in sequence {first_true(broken)}",
             )
         starts = starts + torch.arange(rows, device=input_ids.device) * width
         mask = as_mask("completion_mask", completion_mask, input_ids)
@@ -241,7 +241,7 @@ class SequenceBatch:
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SequenceBatch:
-        """Return the batch with its tensors on `device`, as `Tensor.to` moves one."""
+        """Return the batch with its tensors on `device`; arguments are those of `Tensor.to`."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
@@ -253,7 +253,8 @@ class SequenceBatch:
     def first(self, size: int) -> SequenceBatch:
         """Return the first `size` sequences of a padded batch, at least one.
 
-        Their groups' first sequences must be among them. Reads two numbers on the host.
+        The first sequence of each of their groups must be among them. Reads two numbers on the
+        host.
         `target_bounds` stays: it still holds every target, but may be wider.
         """
         assert len(self.token_shape) == 2 and 1 <= size <= self.num_sequences
@@ -302,17 +303,17 @@ class SequenceBatch:
         """Collect the inputs of a loss from log-probs given per position.
 
         Args:
-            token_logps: shaped like `input_ids`; entry i is the log-prob of the token that
-                position i predicts (`logp_targets`), in nats. Entries without a target are not
+            token_logps: shaped like `input_ids`; value i is the log-prob of the token that
+                position i predicts (`logp_targets`), in nats. Values without a target are not
                 read.
-            inputs: other fields of `LossInputs`. Those with an entry per token
+            inputs: other fields of `LossInputs`. Those with a value per token
                 (`ref_token_logps`) are shaped like `input_ids` too.
 
         Returns:
             `LossInputs` with these, the segments and the groups of the batch.
 
         Raises:
-            InputError: a name is no input of a loss, or a tensor has another shape than stated.
+            InputError: a name is not an input of a loss, or a tensor has another shape than stated.
         """
         self._check_positions("token_logps", token_logps)
         flat = token_logps.reshape(-1)
@@ -321,11 +322,17 @@ class SequenceBatch:
     def row_loss_inputs(
         self, response_logps: Tensor, prompt_logps: Tensor | None, **inputs: Tensor | None
     ) -> LossInputs:
-        """Collect them from log-probs ``[R]`` and ``[Q]``; None: prompts were not scored."""
+        """Collect the inputs of a loss from log-probs of the scored rows.
+
+        Args:
+            response_logps: ``[R]`` log-probs of the response tokens, in nats.
+            prompt_logps: ``[Q]`` log-probs of the prompt tokens; None: not scored.
+            inputs: other fields of `LossInputs`, as `loss_inputs` takes them.
+        """
         for name in inputs:
             if name not in FIELD_SHAPES or name in _OWN_FIELDS:
                 known = ", ".join(n for n in FIELD_SHAPES if n not in _OWN_FIELDS)
-                raise InputError(name, f"one of the inputs of a loss ({known})", "another")
+                raise InputError(name, f"one of the inputs of a loss ({known})", "an unknown name")
         return LossInputs(
             token_logps=response_logps,
             segments=self.response_segments,
@@ -340,7 +347,7 @@ class SequenceBatch:
         return segment_sum(prompt_logps, self.prompt_segments, self.num_sequences)[self.leaders]
 
     def _select(self, name: str, value: Tensor | None) -> Tensor | None:
-        """Cut an input with an entry per token to the response rows; return others as they are."""
+        """Cut an input with a value per token to the response rows; return others as they are."""
         shapes = FIELD_SHAPES[name]
         if value is None or "N" not in shapes:
             return value

@@ -1,4 +1,4 @@
-"""The tokens of a batch, found and checked: what `SequenceBatch` is built from.
+"""Find and check the tokens of a batch, from which `SequenceBatch` is built.
 
 Legend: S sequences. Positions are flat, into ``[B * T]`` or ``[N]``.
 """
@@ -17,7 +17,7 @@ def check_ids(name: str, value: Tensor, shape: str, dims: int) -> None:
     if value.dim() != dims:
         raise InputError(name, f"shape {shape}", list(value.shape))
     if value.dtype not in (torch.int64, torch.int32):
-        raise InputError(name, "int64", value.dtype)
+        raise InputError(name, "int64 or int32", value.dtype)
 
 
 def as_mask(name: str, mask: Tensor, input_ids: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def check_groups(groups: Tensor | None, starts: Tensor) -> Tensor:
     groups = groups.to(device=starts.device, dtype=torch.int64)
     present = torch.unique(groups)
     if not torch.equal(present, sequences[: present.numel()]):
-        fix = "`torch.unique(groups, return_inverse=True)[1]` gives such numbers."
-        raise InputError("groups", "numbers dense from 0", present.tolist(), fix)
+        fix = "`torch.unique(groups, return_inverse=True)[1]` gives such ids."
+        raise InputError("groups", "ids dense from 0", present.tolist(), fix)
     return groups
 
 
@@ -60,7 +60,7 @@ class Tokens:
     """The tokens that are not padding, sequence after sequence.
 
     position: flat. sequence: the one it belongs to. offset: its index within that, from 0.
-    response, prompt: bool, whether it belongs to the response, or to the prompt.
+    response, prompt: bool, True for tokens of the response, or of the prompt.
     prompt_ends: ``[S]`` flat position where each prompt ends.
     """
 
@@ -106,7 +106,7 @@ def check_prompts(
         raise InputError(
             "groups",
             "the same prompt in all sequences of a group",
-            f"other tokens in sequence {bad} than in sequence {int(leaders[bad])} "
+            f"different tokens in sequence {bad} than in sequence {int(leaders[bad])} "
             f"of group {int(groups[bad])}",
         )
 

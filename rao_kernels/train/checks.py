@@ -1,7 +1,7 @@
 """Checks that find mistakes before anything is loaded, tokenized or scored.
 
 `check_arguments` and `check_objects` check the arguments of `RAOTrainer`, `check_rows` that the
-model can read the tokenized rows.
+model can read the tokenized records.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import checkpoints
 from .config import RAOConfig, check_runnable
 
 _FOR_METRICS = "it serves compute_metrics, which RAOTrainer does not take: there are no logits"
-_FULL_EVAL = "it rounds the weights of the policy, and the reference was scored without"
+_FULL_EVAL = "it rounds the weights of the policy; the reference was scored without rounding them"
 
 # Arguments of transformers that RAOTrainer would ignore, or that would make its results wrong:
 # name -> values that are fine, why others are not and what to do.
@@ -36,7 +36,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "train_sampling_strategy": (
         ("random", "sequential"),
-        "rows are prompts with all their responses, and have no single length",
+        "a record is a prompt with all its responses, and has no single length",
     ),
     "average_tokens_across_devices": (
         (True,),
@@ -61,8 +61,8 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "accelerator_config.even_batches": (
         (True,),
-        "ranks would run different numbers of steps and wait for each other. Rows that are "
-        "repeated to even them out count nothing",
+        "ranks would run different numbers of steps and wait for each other. Prompts "
+        "that are repeated to fill a batch are not counted",
     ),
 }
 
@@ -84,7 +84,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Raise if `args` ask for something that could only fail after hours of scoring."""
+    """Raise for settings that would otherwise fail only after the data was scored."""
     if not isinstance(args, RAOConfig):
         fix = "RAOConfig takes all that TrainingArguments takes."
         raise InputError("args", "an RAOConfig", type(args).__name__, fix)
@@ -144,9 +144,9 @@ def check_rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Raise if `model` has no embedding for a token of the rows, for padding or for a position.
+    """Raise if `model` has no embedding for a token of the data, for padding or for a position.
 
-    Warn if rows are longer than the model was made for.
+    Warn if records are longer than the model was made for.
     """
     _check_tokens(rows, model, tokenizer)
     limit = getattr(_text_config(model), "max_position_embeddings", None)
@@ -208,7 +208,7 @@ def _check_tokens(
 def _has_position_table(model: Any, limit: int) -> bool:
     """Return whether positions come from a table, as in GPT-2, OPT and GPT-J, or are computed."""
     embeddings = model.get_input_embeddings()
-    # Some tables, such as OPT's, begin with two entries for padding.
+    # Some tables, such as OPT's, begin with two vectors for padding.
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embeddings)
     learnt = any(limit <= table.num_embeddings <= limit + 2 for table in tables)
     return learnt or any(name.endswith("embed_positions") for name, _ in model.named_buffers())

@@ -55,14 +55,14 @@ class RAOConfig(TrainingArguments):
     learning_rate: float = _option(
         1e-6,
         "Peak learning rate. 1e-6 is for a full model of billions of weights; the demo trains 135M "
-        "with 2e-5, LoRA takes about 10 times a full model's. --warmup_steps tames the first steps "
-        "(docs/training.md).",
+        "with 2e-5, LoRA takes about 10 times a full model's. --warmup_steps makes the first steps "
+        "smaller (docs/training.md).",
     )
     per_device_train_batch_size: int = _option(
         4, "Prompts, each with all its responses, per device and micro-batch."
     )
     per_device_eval_batch_size: int = _option(
-        4, "The same for evaluation and for scoring with the reference."
+        4, "Prompts per device in evaluation and in scoring with the reference."
     )
     logging_steps: float = _option(
         10, "Steps between two lines of metrics; below 1: a share of all steps."
@@ -72,7 +72,8 @@ class RAOConfig(TrainingArguments):
 
     loss: str = _option(
         "rao",
-        "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON.",
+        "Name of the loss (`rao-kernels losses` lists them), or several with weights, as JSON; in "
+        "Python also a dict.",
     )
     beta: float | None = _option(
         None,
@@ -101,7 +102,9 @@ class RAOConfig(TrainingArguments):
         "A text prompt as a user turn of the chat template, or plain after BOS; 'auto': chat if "
         "the tokenizer has a template.",
     )
-    bad_rows: BadRows = _option("raise", "Raise at the first bad row, or skip them and report.")
+    bad_rows: BadRows = _option(
+        "raise", "Raise at the first bad record, or skip bad ones and report them."
+    )
     prefix_length: PrefixLength = _option(
         "auto",
         "Tokens of t0, the beginning that all prompts share and RAO does not score; 'auto': as "
@@ -125,8 +128,8 @@ class RAOConfig(TrainingArguments):
     )
     grad_tolerance: GradTolerance = _option(
         "auto",
-        "Probability each token may drop in backward; 'auto': as much as rounding hides, 2^-9 in "
-        "bf16, 2^-13 in fp16, none in fp32 (docs/sparse.md); 0: none.",
+        "Probability mass each token may drop in backward; 'auto': so little that rounding hides "
+        "it, 2^-9 in bf16, 2^-13 in fp16, 0 in fp32 (docs/sparse.md); 0: none.",
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +142,9 @@ class RAOConfig(TrainingArguments):
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
         if self.use_liger_kernel:
-            raise InputError("use_liger_kernel", "False: both replace the model's head", True)
+            raise InputError(
+                "use_liger_kernel", "False, since Liger replaces the model's head too", True
+            )
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns", "False", True)
         if not 0.0 <= self.learning_rate < math.inf:
@@ -196,7 +201,7 @@ class RAOConfig(TrainingArguments):
 
 
 def check_runnable(args: RAOConfig) -> None:
-    """Raise if this launch or this loss cannot work, before hours of scoring."""
+    """Raise if this launch or this loss cannot work, before the data is scored."""
     if args.n_gpu > 1:
         raise InputError(
             "args",
@@ -209,8 +214,8 @@ def check_runnable(args: RAOConfig) -> None:
         if bound.get("on_policy"):
             raise InputError(
                 "on_policy",
-                f"False for {spec.name!r}: the rows were sampled before this training, by a policy "
-                "whose log-probs the ratio is taken to",
+                f"False for {spec.name!r}: the responses were sampled before this training, by a "
+                "policy whose log-probs the ratio needs",
                 True,
             )
     needs = args.spec.required_inputs(args.hyperparameters())
@@ -219,8 +224,8 @@ def check_runnable(args: RAOConfig) -> None:
         raise InputError("ref_per_token", expected, False)
     for need in unmet_needs(needs):
         raise NotYetError(
-            f"the loss {args.loss!r} needs `{need}`, which no row has yet. It runs as a function, "
-            "fused_loss; `rao-kernels losses` marks what is trained from rows"
+            f"the loss {args.loss!r} needs `{need}`, which no record has. Compute it with "
+            "fused_loss; `rao-kernels losses` marks the losses that are trained from records"
         )
 
 

@@ -1,4 +1,4 @@
-"""The choice of the CPU where there is no accelerator."""
+"""Fall back to the CPU where there is no accelerator."""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ class DivergenceGuard(TrainerCallback):
         findings = _findings(losses, weights, model)
         if self._any_rank(args, torch.tensor(bool(findings), device=losses.device)):
             step = state.global_step + 1
-            raise diverged(args, step, findings or "so another process found")
+            raise diverged(
+                args, step, findings or "another process found values that are not finite"
+            )
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

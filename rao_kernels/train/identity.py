@@ -86,7 +86,7 @@ def describe_run(
 
 
 def data_fingerprint(dataset: PreferenceDataset) -> str:
-    """Return the SHA-256 of token ids, rewards, labels and all else a row holds for the loss."""
+    """Return the SHA-256 of token ids, rewards, labels and all else a record holds for the loss."""
     digest = hashlib.sha256(dataset.fingerprint().encode())
     for row in dataset.rows:
         values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}

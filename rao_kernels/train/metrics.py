@@ -1,6 +1,6 @@
 """Units of a micro-batch, and means of metrics over micro-batches and ranks.
 
-Nothing is read on the host but when metrics are logged.
+Nothing is read on the host except when metrics are logged.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def drop_repeated(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, 
 
     accelerate fills the last round of micro-batches, so that every rank gets a full one, with
     prompts from the beginning. A rank that got nothing else keeps one of them, for it must take
-    part in the step; "fresh" is then False, and the micro-batch is to count nothing.
+    part in the step; "fresh" is then False, and the micro-batch is given the weight 0.
 
     Reads the batch on the host, once per epoch and only on several ranks.
     """

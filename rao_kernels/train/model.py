@@ -92,7 +92,7 @@ def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
     for target in targets if names and isinstance(targets, (set, list)) else ():
         # peft ignores a name that matches nothing as long as another one matches.
         if not any(f".{name}".endswith(f".{target}") for name in names):
-            raise _misfit(layers, f"{target!r}, which none is called")
+            raise _misfit(layers, f"{target!r}, which is not the name of one")
     return adapted
 
 

@@ -127,7 +127,7 @@ def _used(folder: Path, found: list[str]) -> InputError:
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return InputError(
         "output_dir",
-        "a folder without another run, or files that this one would overwrite",
+        "a folder without another run and without files that this one would overwrite",
         f"{folder} with {', '.join(found[:4])}{more}",
         "To continue that run pass --resume_from_checkpoint auto (in Python "
         "train(resume_from_checkpoint=True)); for a new run choose another output_dir or remove "

@@ -1,4 +1,4 @@
-"""The files that tell how a run went: metrics.jsonl and run.png."""
+"""Record a run in metrics.jsonl and draw it in run.png."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PLOT_FILE = "run.png"
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that answer one question: metric -> name."""
+    """A panel of run.png. curves: metric -> label."""
 
     title: str
     curves: dict[str, str]
 
 
-# First whether it learns what it is asked to, then why it might not.
+# Measures of progress first, then those that explain a lack of it.
 PANELS = (
     Panel("Loss", {"loss": "loss"}),
     Panel("Reward margin: chosen minus rejected", {"rewards/margins": "margin"}),
@@ -87,7 +87,7 @@ def plot_run(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _draw(axes: Axes, panel: Panel, history: Sequence[Mapping[str, Any]]) -> None:
-    """The curves of a panel; several are named where they end."""
+    """Draw the curves of a panel; several are labelled at their ends."""
     ends = []
     for (name, label), colour in zip(panel.curves.items(), _COLOURS, strict=False):
         steps, values = _series(history, name)

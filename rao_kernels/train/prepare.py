@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 
 class NoRowsError(DataError):
-    """The loss can use none of the rows; the reasons were reported."""
+    """The loss can use none of the records; the reasons were reported."""
 
 
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
@@ -65,7 +65,7 @@ Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
 def make_collator(tokenizer: PreTrainedTokenizerBase, prefix_length: int = 1) -> Collator:
     """Return the collator that pads with the tokenizer's token, or with token 0 if it has none.
 
-    Padding is never attended to, so that any token serves.
+    Nothing attends to padding, so that any token will do.
     """
     pad = tokenizer.pad_token_id
     return Collator(0 if pad is None else pad, prefix_length)
@@ -80,14 +80,14 @@ def each_dataset(datasets: Datasets) -> list[PreferenceDataset]:
 def prepare_training(
     source: Any, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreferenceDataset | None:
-    """Make the dataset to train on from any source of rows."""
+    """Make the dataset to train on from any source of records."""
     return None if source is None else prepare_dataset(source, "training data", args, tokenizer)
 
 
 def prepare_evaluation(
     source: Any, args: RAOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Datasets:
-    """Make datasets to evaluate on from any source of rows, or from a dict of several."""
+    """Make datasets to evaluate on from any source of records, or a dict of several."""
     name = "evaluation data"
     if isinstance(source, Mapping):
         return {
@@ -108,7 +108,7 @@ def prepare_dataset(
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreferenceDataset:
-    """Load, check and tokenize the rows that the loss can use, and print a report.
+    """Load, check and tokenize the records that the loss can use, and print a report.
 
     source: a `PreferenceDataset`, a list of `Record`, or any source that `load_records` reads.
     """
@@ -129,13 +129,13 @@ def prepare_dataset(
 
 
 def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> PreferenceDataset:
-    """Return `dataset` if its rows are as the loss reads them, else a new one."""
+    """Return `dataset` if its records are as the loss reads them, else a new one."""
     counts = DataReport(len(dataset), sum(len(row.responses) for row in dataset.rows))
     rows = _reported_rows(dataset.rows, name, config, counts)
     if len(rows) == len(dataset) and all(map(operator.is_, rows, dataset.rows)):
         return dataset
     if dataset.references is not None:
-        expected = f"rows as the loss {config.loss!r} reads them, since they have references"
+        expected = f"records as the loss {config.loss!r} reads them, since they have references"
         raise InputError(name, expected, "others", "Pass the dataset without references.")
     return PreferenceDataset(rows)
 
@@ -143,7 +143,7 @@ def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> 
 def _reported_rows(
     rows: list[TokenizedRow], name: str, config: RAOConfig, report: DataReport
 ) -> list[TokenizedRow]:
-    """Return `_rows_for_loss`, at least one, and report what became of the others."""
+    """Return `_rows_for_loss`, at least one, and report the others."""
     rows = _rows_for_loss(rows, config, report)
     say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
@@ -151,14 +151,14 @@ def _reported_rows(
     for where in report.rows_without_label:
         logger.warning("%s: dropped, all its rewards are equal: nothing to label", where)
     if not rows:
-        raise NoRowsError(name, f"no row is left for the loss {config.loss!r}")
+        raise NoRowsError(name, f"no record is left for the loss {config.loss!r}")
     return rows
 
 
 def _rows_for_loss(
     rows: list[TokenizedRow], config: RAOConfig, report: DataReport
 ) -> list[TokenizedRow]:
-    """Return the rows as the loss, alone or a sum, reads them; raise if one lacks an input."""
+    """Return the records as the loss, alone or a sum, reads them; raise if one lacks an input."""
     needs = config.spec.required_inputs(config.hyperparameters())
     if config.spec.unit == "pair":
         rows = as_pairs(rows, report)
@@ -180,7 +180,7 @@ def _rows_for_loss(
 
 
 def _check_probabilities(rows: list[TokenizedRow], config: RAOConfig) -> None:
-    """Raise if a loss reads rewards as probabilities and one is none.
+    """Raise if a loss reads rewards as probabilities and one is outside [0, 1].
 
     Losses check only tensors on the CPU; this holds for every device.
     """
@@ -211,7 +211,7 @@ def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: i
 class ReferenceScorer:
     """Adds reference log-probs to datasets, from the cache or by running the reference.
 
-    model: the reference; if it has an adapter, its base model is.
+    model: the reference; if it has an adapter, its base model is the reference.
     """
 
     def __init__(

@@ -63,9 +63,10 @@ class RAOTrainer(Trainer):
         ref_model: the reference, given as the model is. None: the model as it is at the start, or
             its base model under an adapter.
         args: the settings; None: the defaults, with output_dir="rao_output".
-        train_dataset, eval_dataset: a path or a list of paths, rows, a `datasets` object, a data
-            frame, a list of `data.Record`, or a `data.PreferenceDataset`; for evaluation also a
-            dict of several. None: no training, no evaluation.
+        train_dataset, eval_dataset: a path or a list of paths, an iterable of records, a
+            `datasets` object, a data frame, a list of `data.Record`, or a
+            `data.PreferenceDataset`; for evaluation also a dict of several. None: no training, no
+            evaluation.
         processing_class: the tokenizer; None: the one in the model's folder.
         peft_config: adapter to put on the model.
         callbacks, optimizers: as of `transformers.Trainer`.
@@ -77,7 +78,7 @@ class RAOTrainer(Trainer):
 
     Example:
         >>> args = RAOConfig(output_dir="out", beta=0.1, learning_rate=2e-5, num_train_epochs=1)
-        >>> trainer = RAOTrainer("DIR_OR_NAME", args=args, train_dataset="rows.jsonl")
+        >>> trainer = RAOTrainer("DIR_OR_NAME", args=args, train_dataset="records.jsonl")
         >>> trainer.train()
         >>> trainer.save_model()
     """
@@ -217,7 +218,7 @@ class RAOTrainer(Trainer):
         return self._scoring.loss_inputs_of(sequences, outputs, given), outputs
 
     def _asked_stats(self) -> tuple[str, ...]:
-        """Statistics that the head returns with the log-probs: for the loss, and for the log."""
+        """Return the statistics to ask of the head: those of the loss and those logged."""
         logged = ("entropy", "is_top1") if self.args.token_stats else ()
         return tuple(dict.fromkeys((*logged, *self._scoring.head_stats)))
 
@@ -300,6 +301,7 @@ class RAOTrainer(Trainer):
         return output
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `transformers.Trainer` does; new data is prepared and scored first."""
         named = eval_dataset is None or isinstance(eval_dataset, str)
         if not named and not any(eval_dataset is one for one in self._prepared):
             self._check_reference_is_here()
@@ -343,7 +345,7 @@ class RAOTrainer(Trainer):
         report_targets(self.spec, self.hyper, self.train_dataset, self.args)
         try:
             with warnings.catch_warnings():
-                # It was said of the whole training set; one micro-batch may well have one sign.
+                # The whole training set was checked; targets of one micro-batch may have one sign.
                 warnings.simplefilter("ignore", OneSidedTargetsWarning)
                 return super().train(str(folder) if folder else None, *args, **kwargs)
         except InputError as error:
@@ -353,7 +355,7 @@ class RAOTrainer(Trainer):
             raise
 
     def _restore(self, folder: Path) -> None:
-        """Take over the log_z0 that the run began with, whatever an estimate would now give."""
+        """Restore the log_z0 that the run began with, instead of a new estimate."""
         state = checkpoints.read_state(folder)
         if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]

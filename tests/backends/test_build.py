@@ -38,7 +38,7 @@ def test_a_compiler_without_amx_builds_the_rest(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         SETUP.build_cpu(tmp_path, tmp_path / "library.so")
-    assert any("knows no AMX" in str(warning.message) for warning in caught) == X86
+    assert any("AMX" in str(warning.message) for warning in caught) == X86
     isas = [isa for isa in _native.ISAS if isa != "avx512_amx"] if X86 else ["portable"]
     assert all(any(unit.endswith(f"-DRAO_ISA={isa}") for unit in linked) for isa in isas)
     assert not any("amx" in unit.lower() for unit in linked)

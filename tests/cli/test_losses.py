@@ -47,6 +47,14 @@ def test_every_input_has_a_word() -> None:
         assert {*spec.needs, *spec.optional} <= set(_WORDS), spec.name
 
 
+@pytest.mark.parametrize("key", LOSSES)
+def test_a_loss_comes_with_the_legend_of_its_formula(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["losses", key, key]) == 0
+    assert capsys.readouterr().out.count("\nLegend: ") == 1
+
+
 def test_losses_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "cispo", "tpo"]) == 0
     printed = capsys.readouterr().out

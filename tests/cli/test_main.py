@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 
 import pytest
 
-from rao_kernels import _native
+from rao_kernels import _native, errors
 from rao_kernels.cli import doctor
-from rao_kernels.cli.main import COMMANDS, main
+from rao_kernels.cli.main import _ERRORS, COMMANDS, main
 
 
 def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +35,32 @@ def test_a_missing_package_is_named_with_its_extra(
     message = capsys.readouterr().err
     assert "transformers" in message
     assert "pip install 'rao-kernels[train]'" in message
+
+
+def test_output_that_nobody_reads_ends_a_command_quietly() -> None:
+    """As behind ``| head``."""
+    command = [sys.executable, "-m", "rao_kernels.cli", "losses"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_broken_pipe_of_another_kind_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: Sequence[str]) -> None:
+        raise BrokenPipeError("a worker of the data loader")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    with open(os.devnull, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(BrokenPipeError, match="worker"):
+            main(["doctor"])
+
+
+def test_every_error_of_the_package_becomes_one_line() -> None:
+    raised = [one for one in vars(errors).values() if isinstance(one, type)]
+    assert {one for one in raised if not issubclass(one, Warning)} == set(_ERRORS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

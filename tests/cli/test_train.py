@@ -102,7 +102,7 @@ def ties(count: int) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("fraction", "reason"),
-    [("0.5", "no row is left for the loss"), ("1e-9", "none of the prompts")],
+    [("0.5", "no record is left for the loss"), ("1e-9", "none of the prompts")],
 )
 def test_a_useless_automatic_split_only_warns(
     folder: Path, capsys: pytest.CaptureFixture[str], fraction: str, reason: str
@@ -127,7 +127,7 @@ def test_useless_held_out_data_that_was_asked_for_is_an_error(
 ) -> None:
     held_out = write_jsonl(folder / "eval.jsonl", ties(4))
     assert main(flags(folder, "--loss", "sigmoid", "--eval_data", str(held_out))) == 2
-    assert "no row is left for the loss 'sigmoid'" in capsys.readouterr().err
+    assert "no record is left for the loss 'sigmoid'" in capsys.readouterr().err
     best = ("--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "steps")
     assert main(flags(folder, "--eval_fraction", "1e-9", *best)) == 2
     assert "load_best_model_at_end" in capsys.readouterr().err

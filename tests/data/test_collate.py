@@ -113,7 +113,7 @@ def test_labels_of_some_rows_only_are_an_error() -> None:
         values = [0.0] * len(data.rows[0].responses)
         rows = [replace(data.rows[0], **{name: values}), replace(data.rows[1], **{name: None})]
         mixed = PreferenceDataset(rows)
-        with pytest.raises(DataError, match=f"row 1: no {name}, which other rows have"):
+        with pytest.raises(DataError, match=f"row 1: no {name}, which other records have"):
             Collator(0)([mixed[0], mixed[1]])
 
 

@@ -79,13 +79,13 @@ def test_paired_rows(row: dict[str, Any], rewards: list[float] | None) -> None:
 
 BAD = {
     "not valid JSON": '{"prompt": ',
-    "a row must be an object": "[1]",
+    "a record must be an object": "[1]",
     "neither `responses` nor": {"prompt": "p", "answer": "a"},
     "`prompt` is missing": {"responses": ["a"], "rewards": [1]},
     "`prompt` is empty": GOOD | {"prompt": ""},
     "ends with an assistant turn": GOOD | {"prompt": [USER, ANSWER]},
     r"prompt\[0\] is not a message": GOOD | {"prompt": [{"role": "user"}]},
-    "no response": GOOD | {"responses": [], "rewards": []},
+    "`responses` is empty": GOOD | {"responses": [], "rewards": []},
     "`responses` must be a list": GOOD | {"responses": "a"},
     "must be a text or one assistant": GOOD | {"responses": ["a", 3]},
     "`rewards` missing": {"prompt": "p", "responses": ["a"]},
@@ -115,7 +115,7 @@ def test_bad_row_is_named_or_skipped_and_counted(tmp_path: Path, problem: str) -
     assert len(load_records(path, bad_rows="skip", report=report)) == 2
     assert len(report.skipped) == 1
     assert "data.jsonl:2" in report.skipped[0]
-    assert "1 bad rows skipped" in report.describe()
+    assert "1 bad records skipped" in report.describe()
 
 
 def test_bad_files(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_bad_files(tmp_path: Path) -> None:
     other.write_text("a,b\n")
     cut.write_bytes(gzip.compress(json.dumps(GOOD).encode() * 50)[:40])
     for path, problem in {
-        empty: "no usable row",
-        other: "not a file this reads",
+        empty: "no usable record",
+        other: "not a file of a supported format",
         cut: "cannot be read",
         tmp_path / "absent.jsonl": "no such file",
     }.items():

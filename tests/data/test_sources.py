@@ -90,7 +90,7 @@ def test_a_frame_marks_what_is_missing() -> None:
     ],
 )
 def test_what_holds_no_rows(source: Any, got: str) -> None:
-    with pytest.raises(InputError, match=f"`source`: expected .* rows, got {got}"):
+    with pytest.raises(InputError, match=f"`source`: expected .* records, got {got}"):
         load_records(source)
 
 
@@ -230,8 +230,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         "blank.jsonl": (b"\n \n", "is empty"),
         "no.jsonl.gz": (b"no gzip", ":1: cannot be read"),
         "damaged.jsonl.gz": (bytes(damaged), ": cannot be read"),
-        "list.json": (b"[]", "not a file this reads. .*one line of a .jsonl file"),
-        "table.csv": (b"a,b", "not a file this reads"),
+        "list.json": (b"[]", "not a file of a supported format. .*one line of a .jsonl file"),
+        "table.csv": (b"a,b", "not a file of a supported format"),
         "no.parquet": (b"no parquet", "not a Parquet file"),
     }
     (tmp_path / "good.jsonl").write_bytes(LINE)
@@ -251,7 +251,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_all_rows_bad_names_the_first(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"{}\n[]\n")
-    with pytest.raises(DataError, match=f"{path}: holds no usable row: all 2 are bad.*{path}:1: "):
+    with pytest.raises(
+        DataError, match=f"{path}: holds no usable record: all 2 are bad.*{path}:1: "
+    ):
         load_records(path, bad_rows="skip")
 
 

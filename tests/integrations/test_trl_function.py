@@ -253,7 +253,7 @@ class _OtherDefault:
         (_WithoutOutputs, "chunk_size, scale=1.0"),
         (_OtherDefault, "margin"),
         (None, "None without Triton"),
-        (object(), "without one"),
+        (object(), "which has no forward"),
     ],
 )
 def test_another_shape_is_refused(

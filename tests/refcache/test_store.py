@@ -140,7 +140,7 @@ def test_not_finite_or_wrong_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not finite"):
         cache.read(rows)
     cache.write(rows, values_of(range(10)))
-    with pytest.raises(DataError, match="where the rows need"):
+    with pytest.raises(DataError, match="where its records need"):
         cache.read(rows)
 
 

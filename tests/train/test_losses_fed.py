@@ -175,7 +175,7 @@ def test_rewards_read_as_probabilities(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo", "cispo", '{"grpo": 1, "sft": 0.1}'])
 def test_policy_ratios_are_refused_on_rows_without_old_log_probs(tmp_path: Path, loss: str) -> None:
-    with pytest.raises(NotYetError, match="needs `old_token_logps`, which no row has yet"):
+    with pytest.raises(NotYetError, match="needs `old_token_logps`, which no record has"):
         trainer(tmp_path, loss=loss)
     with pytest.raises(InputError, match="`on_policy`.*sampled before this training"):
         trainer(tmp_path, loss=loss, loss_kwargs={"on_policy": True})

@@ -326,11 +326,11 @@ def test_bad_use(tmp_path: Path) -> None:
         RAOTrainer(tiny_model(), None, several, processing_class=tiny_tokenizer())
     with pytest.raises(DataError, match="no rewards, which the loss 'rao' needs"):
         trainer(tmp_path, PAIRS)
-    with pytest.raises(DataError, match="no row is left for the loss 'sigmoid'"):
+    with pytest.raises(DataError, match="no record is left for the loss 'sigmoid'"):
         trainer(tmp_path, tiny_rows(2, responses=(1,)), loss="sigmoid")
     lacking = [name for name, spec in LOSSES.items() if "values" in spec.needs]
     for loss in lacking:
-        with pytest.raises(NotYetError, match="which no row has yet"):
+        with pytest.raises(NotYetError, match="which no record has"):
             trainer(tmp_path, loss=loss)
     with pytest.raises(DataError, match="no reference cache for this run"):
         trainer(tmp_path / "none", ref_cache="require")

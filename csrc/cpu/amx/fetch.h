@@ -1,4 +1,4 @@
-// Prefetches into the second-level cache, spread over the multiplication of tiles: a burst of them
+// Prefetches into the L2 cache, spread over the multiplication of tiles: a burst of them
 // would delay the loads of tiles.
 #pragma once
 

@@ -6,7 +6,7 @@
 
 namespace rao::RAO_ISA {
 
-// Shares of the second-level cache. For dweight: dz of a block of panels, and strips of hidden
+// Shares of the L2 cache. For dweight: dz of a block of panels, and strips of hidden
 // beside it. For dhidden: the packed weight of some columns.
 constexpr int64_t kGradientBytes = 1310720;
 constexpr int64_t kHiddenBytes = 1 << 18;

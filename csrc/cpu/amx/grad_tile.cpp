@@ -1,7 +1,7 @@
 // grad_tile on AMX: a tile's logit gradient dz, by blocks of entries, and its two products.
 //
 // Each thread forms dz of some panels against all rows and multiplies it by hidden, for dweight,
-// while it is in the second-level cache. Then all threads multiply dz by the weight, for dhidden, a
+// while it is in the L2 cache. Then all threads multiply dz by the weight, for dhidden, a
 // strip of rows at a time.
 #include "entry_gradients.h"
 #include "fallback.h"

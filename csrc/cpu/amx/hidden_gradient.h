@@ -5,7 +5,7 @@
 
 namespace rao::RAO_ISA {
 
-// dhidden += dz @ weight. The packed weight of some columns stays in the second-level cache and is
+// dhidden += dz @ weight. The packed weight of some columns stays in the L2 cache and is
 // streamed; for these columns dz and dhidden are read once.
 template <class Source>
 class HiddenGradient {
@@ -77,7 +77,7 @@ class HiddenGradient {
     }
   }
 
-  // Whether a block is summed in dhidden itself: a whole block, of one part. Sums over parts start
+  // True if a block is summed in dhidden itself: a whole block, of one part. Sums over parts start
   // from zero and are added, because rounding grows with the length of a sum and is their only
   // error.
   RAO_INLINE bool in_place(int64_t strip, int64_t column) const {

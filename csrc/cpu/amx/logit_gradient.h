@@ -34,7 +34,7 @@ class PaddedFactors {
   RAO_INLINE Floats p(int64_t n) const { return load<Floats>(data_ + 2 * stride_ + n); }
   RAO_INLINE Floats p_log_p(int64_t n) const { return load<Floats>(data_ + 3 * stride_ + n); }
 
-  // Whether three parts represent the gradients to fp32's precision: what they lose, below 2^-126,
+  // True if three parts represent the gradients to fp32's precision: what they lose, below 2^-126,
   // is then less than the rounding of the row's sums.
   bool in_range() const { return in_range_; }
 

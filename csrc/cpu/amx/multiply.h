@@ -5,7 +5,7 @@
 
 namespace rao::RAO_ISA {
 
-// The operand that is loaded from the second-level cache, bypassing the first-level cache, which
+// The operand that is loaded from the L2 cache, bypassing the L1 cache, which
 // holds the other operand.
 enum class Streamed { kLeft, kRight };
 
@@ -178,15 +178,15 @@ RAO_INLINE void multiply_tiles(const Operand& left, const Operand& right, int64_
   tile_fence();
 }
 
-// C = A B, block by block: A is `panels` blocks of 32 rows that stay in the second-level cache and
+// C = A B, block by block: A is `panels` blocks of 32 rows that stay in the L2 cache and
 // are streamed; B is `strips` blocks of 32 columns, of which as many tiles of K as fit stay in the
-// first. Partial sums are kept in `sums`, a block for each panel. begin(strip, panel) returns the
-// block whose sums are continued, or null; end(strip, panel, block) receives the results.
+// L1 cache. Partial sums are kept in `sums`, a block for each panel. begin(strip, panel) returns
+// the block whose sums are continued, or null; end(strip, panel, block) receives the results.
 template <int kParts, class LeftOf, class Begin, class End>
 RAO_INLINE void multiply_stationary(const LeftOf& left_of, int64_t panels,
                                     const Packed<kParts>& right, int64_t first_k, int64_t depth,
                                     Range strips, float* sums, const Begin& begin, const End& end) {
-  // Tiles of K: a strip of them leaves some of the first-level cache's 48 KiB free.
+  // Tiles of K: a strip of them leaves some of the L1 cache's 48 KiB free.
   constexpr int64_t kLongest = 19 / kParts;
   const int64_t step = ceil_div(depth, ceil_div(depth, kLongest));
   for (int64_t strip = strips.begin; strip < strips.end; ++strip) {

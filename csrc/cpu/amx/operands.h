@@ -10,7 +10,7 @@
 namespace rao::RAO_ISA {
 
 constexpr int64_t kInPlaceAlignment = 64;
-constexpr int64_t kPageStride = 4096;  // rows this far apart share one set of the first-level cache
+constexpr int64_t kPageStride = 4096;  // rows this far apart share one set of the L1 cache
 
 RAO_INLINE int64_t blocks_of(int64_t elements) { return ceil_div(elements, kBlock); }
 
@@ -171,7 +171,7 @@ class WeightPanels {
   const Rows<Storage>& rows() const { return rows_; }
   int64_t entries() const { return entries_; }
 
-  // Whether the rows of a panel are adjacent in memory.
+  // True if the rows of a panel are adjacent in memory.
   bool contiguous() const { return rows_.index == nullptr; }
   // A prefetch of a panel, spread over so many calls.
   RAO_INLINE Fetch fetch(int64_t panel, int64_t calls) const {
@@ -179,7 +179,7 @@ class WeightPanels {
     return {rows_[panel * kBlock], rows * rows_.size * static_cast<int64_t>(sizeof(Storage)),
             calls};
   }
-  // Prefetches tiles of K of some of a panel's rows into the second-level cache.
+  // Prefetches tiles of K of some of a panel's rows into the L2 cache.
   RAO_INLINE void prefetch(int64_t panel, Range rows, int64_t k, int64_t tiles) const {
     const int64_t first = panel * kBlock;
     const int64_t columns = smaller(tiles * kTileDepth, rows_.size - k * kTileDepth);

@@ -97,7 +97,7 @@ RAO_INLINE void interleave_rows(Uints first, Uints second, Uints* low, Uints* hi
 #endif
 }
 
-// Whether the parts of each value sum to it: no value is beyond bf16's largest, and no part is
+// True if the parts of each value sum to it: no value is beyond bf16's largest, and no part is
 // denormal, which the unit treats as zero.
 RAO_INLINE bool all_exact(const Floats* values, int count) {
   constexpr uint32_t kSmallest = 0x0c000000u;  // 2^-103: its last bit is a normal number
@@ -136,7 +136,7 @@ bool row_is_exact(const typename Source::Storage* row, int64_t size) {
   return true;
 }
 
-// Whether parts represent every row of a matrix exactly. Those of bf16 always do: the vector unit's
+// True if parts represent every row of a matrix exactly. Those of bf16 always do: the vector unit's
 // bf16 products treat denormals as zero too.
 template <class Source>
 bool is_exact(const Rows<typename Source::Storage>& matrix, int64_t rows,

@@ -25,7 +25,7 @@ class RetainedBlocks {
         blocks_(strips_ * blocks_of(entries)) {}
 
   bool has_memory() const { return memory_ != nullptr; }
-  // Whether score_tile filled the slot: not where it fell back.
+  // True if score_tile filled the slot; false where it fell back.
   bool filled() const { return has_memory() && *reinterpret_cast<const bool*>(memory_); }
   void set_filled(bool filled) const {
     if (has_memory()) {

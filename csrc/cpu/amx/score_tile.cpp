@@ -8,7 +8,7 @@
 namespace rao::RAO_ISA {
 namespace {
 
-constexpr int64_t kHiddenBytes = 1 << 20;  // packed hidden's share of the second-level cache
+constexpr int64_t kHiddenBytes = 1 << 20;  // packed hidden's share of the L2 cache
 
 // The inputs and outputs that the blocks of one tile share.
 template <class Source>
@@ -211,7 +211,7 @@ class ScoreBlock {
   Floats logit_sum_[2];
 };
 
-// Strips of a set, whose tiles stay in the second-level cache for all panels of a group. The sets
+// Strips of a set, whose tiles stay in the L2 cache for all panels of a group. The sets
 // are of equal size and as many as the parts can share.
 int64_t strips_at_once(int64_t strips, int64_t fitting, int parts) {
   return ceil_div(strips, parts * ceil_div(strips, parts * fitting));

@@ -18,7 +18,7 @@
 
 #define RAO_TILE_ZERO(tile) _tile_zero(tile)
 #define RAO_TILE_LOAD(tile, source, stride) _tile_loadd(tile, source, stride)
-// Bypasses the first-level cache.
+// Bypasses the L1 cache.
 #define RAO_TILE_STREAM(tile, source, stride) _tile_stream_loadd(tile, source, stride)
 #define RAO_TILE_STORE(tile, target, stride) _tile_stored(tile, target, stride)
 #define RAO_TILE_MULTIPLY(c, a, b) _tile_dpbf16ps(c, a, b)

@@ -13,7 +13,7 @@ namespace rao::RAO_ISA {
 
 constexpr int kGroupPanels = kGroup / kBlock;
 // Rows of more tiles of K are "deep": they are multiplied kDepthStep tiles at a time, because a
-// panel's copy would not stay in the first-level cache and sums over parts would lose digits.
+// panel's copy would not stay in the L1 cache and sums over parts would lose digits.
 // Partial sums are then kept in memory, beside which fewer strips fit.
 template <int kParts>
 constexpr int64_t kLongestDepth = kParts == 1 ? 48 : 18;
@@ -29,7 +29,7 @@ RAO_INLINE int64_t depth_step(int64_t depth) {
   return is_deep<kParts>(depth) ? kDepthStep : depth;
 }
 
-// Strips whose packed rows take at most `bytes` of the second-level cache.
+// Strips whose packed rows take at most `bytes` of the L2 cache.
 template <int kParts>
 int64_t strips_within(int64_t bytes, int64_t depth) {
   const int64_t fitting = bytes / Packed<kParts>::bytes(1, depth_step<kParts>(depth));
@@ -57,7 +57,7 @@ class RowLogits {
   const float* bias_;
 };
 
-// A bit for each of 16 lanes: whether it is below a limit.
+// One bit for each of 16 lanes, set where the value is below a limit.
 RAO_INLINE uint32_t lanes_below(Uints values, uint32_t limit) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epu32_mask((__m512i)values, _mm512_set1_epi32(static_cast<int>(limit)));

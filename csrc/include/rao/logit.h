@@ -38,7 +38,7 @@ class LogitTransform {
   float inverse_softcap_;
 };
 
-// What a row contributes to product_gradient: the formula of RowGradients, times the scale.
+// A row's factors in product_gradient, from the formula of RowGradients, times the scale.
 struct RowFactors {
   float row_max;
   float log_sum;

@@ -19,6 +19,7 @@ struct Parallel {
   }
 };
 
+// The indices [begin, end).
 struct Range {
   int64_t begin;
   int64_t end;

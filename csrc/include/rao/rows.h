@@ -1,6 +1,6 @@
 // Per-row inputs and outputs of the two tile operations, on any device.
 //
-// The Python records RowState and RowGradients have the same fields in the same order.
+// The Python data classes RowState and RowGradients have the same fields in the same order.
 //
 // Legend: N rows, W entries of a tile, G = kGroup. All arrays are row-major and contiguous.
 #pragma once

@@ -58,6 +58,7 @@ struct Scratch {
   int64_t thread_bytes;
 };
 
+// Bytes of the buffers of Scratch; thread: of each part of the work.
 struct ScratchSizes {
   int64_t packed_weight;
   int64_t packed_hidden;
@@ -69,21 +70,25 @@ struct ScratchSizes {
 enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
 constexpr int kIsaCount = 5;
 
+// The kernels of one instruction set.
 struct TileKernels {
   // Bytes of a RetainedSlot for a tile of so many entries.
   int64_t (*retained_bytes)(DType dtype, int64_t rows, int64_t entries);
+  // The scratch of a pass forward, or backward, over tiles of at most so many entries.
   ScratchSizes (*score_scratch)(DType dtype, int64_t rows, int64_t entries, int64_t size);
   ScratchSizes (*grad_scratch)(DType dtype, int64_t rows, int64_t entries, int64_t size);
   // Called before the first tile of a pass, and when its rows have changed.
   void (*pack_hidden)(DType dtype, const void* hidden, int64_t rows, int64_t size, bool backward,
                       std::byte* packed, const Parallel& parallel);
+  // Adds the tile's logits to `state`; fills `retained` if it has memory.
   void (*score_tile)(const HeadTile& head, const RowState& state, const RetainedSlot& retained,
                      const Scratch& scratch, const Parallel& parallel);
+  // Adds or writes the tile's gradients, from `retained` or from products computed again.
   void (*grad_tile)(const HeadTile& head, const RowGradients& rows, const RetainedSlot& retained,
                     const Gradients& out, const Scratch& scratch, const Parallel& parallel);
 };
 
-// Whether this processor (and this build) can run `isa`.
+// True if this processor (and this build) can run `isa`.
 bool host_has(Isa isa);
 
 // The reason why this processor (or this build) cannot run kAvx512Amx, or null.

@@ -1,7 +1,7 @@
 """Helpers of the Triton kernels: order of blocks, products, logits, statistics, gradients.
 
 A block's entries are one group of a retained tile, so that a block of products has the maximum that
-it is retained with. Legend: N rows, W entries of a tile, D hidden size, S groups of a tile.
+it is retained with. Legend: N rows, W entries of a tile, D hidden size.
 """
 
 from __future__ import annotations

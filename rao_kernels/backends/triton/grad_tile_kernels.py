@@ -1,7 +1,7 @@
 """grad_tile in Triton: dz from the vendor's or retained products, or recomputed in one kernel.
 
 The two matrix products of dz are the vendor's.
-Legend: N rows, W entries of a tile, S groups of a tile.
+Legend: N rows, W entries of a tile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .score_tile_kernels import product_constants, product_operands, retained_ar
 
 
 def from_products(head: Head, tile: Tile, raw: Tensor, rows: RowGradients, dz: Tensor) -> None:
-    """Write ``dz [N, W]``, the gradient of ``raw [N, W]``. One pass, one program a row."""
+    """Write ``dz [N, W]``, the gradient of ``raw [N, W]``. One program per row."""
     _by_rows(head, tile, (raw, raw.stride(0), None, None, None), rows, dz)
 
 

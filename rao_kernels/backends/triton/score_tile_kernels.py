@@ -1,6 +1,6 @@
 """score_tile in Triton: from the vendor's products, or as one kernel that does not write products.
 
-Legend: N rows, W entries of a tile, D hidden size, S groups of a tile.
+Legend: N rows, W entries of a tile, D hidden size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .blocks import (
 def from_products(
     head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
 ) -> None:
-    """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One pass, one program a row."""
+    """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One program per row."""
     rows = tuning.rows_launch(tile.width)
     launch(
         _score_tile_rows_kernel,
@@ -56,7 +56,7 @@ def from_products(
 
 
 def partial_statistics(head: Head, width: int) -> Tensor:
-    """Return scratch for `fused`: ``[STATISTICS, S, N]``."""
+    """Return scratch for `fused`: ``[STATISTICS, groups of a tile, N]`` fp32."""
     shape = (STATISTICS, tuning.groups(width), head.rows)
     return torch.empty(shape, dtype=torch.float32, device=head.hidden.device)
 

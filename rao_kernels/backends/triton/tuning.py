@@ -1,4 +1,4 @@
-"""The form of a tile operation that runs, and its launch configuration.
+"""Choose the form of a tile operation, fused or on vendor products, and its launch configuration.
 
 `configs/forms.json` has, for each device and dtype, the largest hidden size at which the fused form
 runs: measured, or else `roofline`'s estimate; docs/roofline.md shows both.
@@ -43,9 +43,9 @@ class MergeLaunch:
 class ProductLaunch:
     """A program forms blocks of ``[block_rows, GROUP]`` products, `block_size` of D at a time.
 
-    row_blocks: blocks of rows that pass over the entries together. parts: into which a block's
-    entries are cut; the epilogue takes one part at a time. descriptors: blocks are loaded by the
-    copy engine (TMA). programs_at_once: programs that the device runs at one time.
+    row_blocks: blocks of rows that pass over the entries together. parts: number of parts
+    that a block's entries are cut into; the epilogue takes one at a time. descriptors: blocks are
+    loaded by the copy engine (TMA). programs_at_once: programs that the device runs at a time.
     """
 
     block_rows: int
@@ -72,7 +72,7 @@ def _power_of_two(number: int) -> int:
 
 
 def rows_launch(width: int) -> RowsLaunch:
-    """16 entries a thread: all loads of a row are in flight at once, in few registers."""
+    """Return a launch of 16 entries per thread: all loads of a row in flight, in few registers."""
     count = _power_of_two(groups(width))
     return RowsLaunch(count, warps=max(1, min(count * GROUP // 512, 32)))
 
@@ -83,7 +83,7 @@ def merge_launch(width: int) -> MergeLaunch:
 
 @dataclass(frozen=True)
 class Target:
-    """Properties of a device that a configuration depends on. capability: (0, 0): interpreter."""
+    """Properties of a device that a launch depends on; the interpreter has capability (0, 0)."""
 
     name: str
     capability: tuple[int, int]
@@ -134,9 +134,9 @@ def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
 
 
 def score_launch(head: Head, state: RowState) -> ProductLaunch:
-    """128 rows, or 64 where the epilogue would need too many registers.
+    """Return blocks of 128 rows, or 64 where the epilogue would need too many registers.
 
-    Checked by test_triton_compile.py.
+    test_triton_compile.py checks this.
     """
     transformed = head.bias is not None or head.softcap is not None
     rare = state.sum_sq_probs is not None or state.logit_sum is not None
@@ -145,15 +145,15 @@ def score_launch(head: Head, state: RowState) -> ProductLaunch:
 
 
 def grad_launch(head: Head) -> ProductLaunch:
-    """4 parts, or 8 where the epilogue would need too many registers; checked likewise."""
+    """Return blocks in 4 parts, or 8 where the epilogue would need too many registers."""
     target = target_of(head.hidden.device)
     hopper = target.capability[0] == 9 and not target.is_amd
     transformed = head.bias is not None or head.softcap is not None
     return _product_launch(head, rows=128, parts=4 if hopper and not transformed else 8)
 
 
-class FormRow(TypedDict):
-    """A row of `configs/forms.json`.
+class FormLimits(TypedDict):
+    """One object of `configs/forms.json`: the limits of the fused form on a device.
 
     device: part of the device's name. score, grad: largest D of the fused form in that pass.
     source: "model", or where it was measured.
@@ -167,15 +167,15 @@ class FormRow(TypedDict):
 
 
 @cache
-def forms() -> tuple[FormRow, ...]:
-    """Return the table; the first matching row counts."""
+def forms() -> tuple[FormLimits, ...]:
+    """Return the objects of `configs/forms.json`; the first that matches counts."""
     return tuple(json.loads((CONFIGS / "forms.json").read_text()))
 
 
 def is_fused(what: Pass, device: torch.device, dtype: torch.dtype, size: int) -> bool:
     """Return True if the fused form runs, False if the vendor's products do.
 
-    The vendor's run on devices and dtypes without a row in the table, and where rows of `size`
+    The vendor's run on devices and dtypes that `forms` does not list, and where rows of `size`
     elements cannot be read 16 bytes at a time.
     """
     if size % 16:

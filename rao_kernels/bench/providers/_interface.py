@@ -33,7 +33,7 @@ Function = Callable[[Tensor, Tensor], Tensor]  # hidden, weight -> value
 
 @dataclass(frozen=True)
 class Provider:
-    """An implementation. prepare(problem, direction): do the set-up, return the call to measure.
+    """An implementation. prepare(problem, direction): does the set-up, returns the call to measure.
 
     packages: distributions it needs. is_baseline: bare GEMMs, which have no errors.
     """

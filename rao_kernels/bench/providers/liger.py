@@ -24,7 +24,7 @@ def _labels(problem: Problem) -> Tensor:
 
 
 def _sorted(tensor: Tensor) -> Tensor:
-    """Sort for its pair losses, which take preferred sequences first; those here alternate."""
+    """Put preferred sequences first, as Liger's pair losses take them; here they alternate."""
     return torch.cat([tensor[::2], tensor[1::2]])
 
 

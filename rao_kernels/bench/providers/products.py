@@ -1,4 +1,4 @@
-"""The baseline: the bare GEMMs that every dense method needs, by torch."""
+"""The baseline: the bare GEMMs that every dense method needs, through torch."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ PACKAGES = ("quack-kernels", "nvidia-cutlass-dsl", "apache-tvm-ffi")
 
 def _prepare(problem: Problem, direction: str) -> Call:
     if problem.task != "sft":
-        raise Unsupported("has the mean or the sum of log-probs, no gradient of each")
+        raise Unsupported("has the mean or the sum of log-probs, without a gradient of each")
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     batch = problem.batch
