@@ -1,73 +1,84 @@
 #!/usr/bin/env bash
 # Tests and measures rao_kernels on a GPU machine, with nothing from the network.
 #
-#     bench/gpu_check.sh OUT [PART ...]
+#     OUT=FOLDER bench/gpu_check.sh STEP [STEP ...]
 #
-# OUT: folder of logs, results and pictures. Parts, each at most PART_SECONDS (450); all by default:
-#     tests            the backends on the GPU against float64
-#     sanitize         compute-sanitizer's memcheck and racecheck on a small case
-#     bench-op         log-probs at Llama 3 8B's head: bare GEMMs, plain torch, torch.compile, every
-#                      peer that is installed
-#     bench-heads      the same at other heads, and on real hidden states
-#     bench-rows       from few rows to many
-#     bench-vocabulary over sizes of the vocabulary
-#     bench-loss       RAO, DPO and SFT end to end, and a step of TRL's trainer
-#     profile          counters of each kernel, by ncu
-# Results are written as they come: a part that runs out of time leaves those it has.
+#     first     errors against float64, bare GEMMs, a large head by backend and plan, peaked logits,
+#               few rows, a profile of one step; at most 4 minutes, in one process
+#     tests     the backends' tests on the GPU
+#     peers     log-probs at Llama 3 8B's head beside plain torch, torch.compile and every library
+#               that is installed, forward and backward first; each provider in a process of its own
+#     peaked    the same head on peaked logits, and its SFT loss
+#     heads     real text, Qwen3 0.6B, Gemma 2 2B (softcap)
+#     growth    from few rows to many, and over sizes of the vocabulary
+#     losses    RAO, DPO and SFT end to end, and a step of TRL's trainer
+#     profile   counters of the four kernels, by ncu
+#     sanitize  compute-sanitizer's memcheck and racecheck, on the fused and the unfused kernels
+#
+# Each step takes at most STEP_SECONDS (420; `tests` 90 more). Results are written as they come, so that
+# a step that is ended leaves those it has. FOLDER (default build/gpu_check) gets at most six files, none
+# deeper than one folder: check.log (all output), build.log, rows/*.jsonl, first_profile.txt and two
+# pictures.
 #
 # Needs: torch with CUDA, triton, nvcc, a C++ compiler. The other packages come from the archives
 # that bench/gpu_wheels.sh made (folder WHEELS, default .gpu_wheels), where the machine lacks them.
-# SHARED: folder with the hidden states of real text (default ../shared); without it those cases are left out.
+# SHARED: folder with the hidden states of real text (default .gpu_wheels/shared, from the same
+# script); without it those cases are left out. RAO_BENCH_COMMIT: the commit that results name, where
+# the checkout comes without its repository.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-all_parts=(tests sanitize bench-op bench-heads bench-rows bench-vocabulary bench-loss profile)
+steps=(first tests peers peaked heads growth losses profile sanitize)
 
 usage() {
-  echo "usage: bench/gpu_check.sh OUT [${all_parts[*]}]" >&2
+  echo "usage: OUT=FOLDER bench/gpu_check.sh STEP [STEP ...]; steps: ${steps[*]}" >&2
   exit 2
 }
 
 [ $# -ge 1 ] || usage
-mkdir -p "$1" || usage
-out=$(cd "$1" && pwd)
-shift
-parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=("${all_parts[@]}")
-for part in "${parts[@]}"; do
-  [[ " ${all_parts[*]} " == *" $part "* ]] || usage
+for step in "$@"; do
+  [[ " ${steps[*]} " == *" $step "* ]] || usage
 done
+mkdir -p "${OUT:=build/gpu_check}" || usage
+out=$(cd "$OUT" && pwd)
 
 python=${PYTHON:-python3}
 wheels=${WHEELS:-.gpu_wheels}
-shared=${SHARED:-../shared}
-seconds=${PART_SECONDS:-450}
-site=${TMPDIR:-/tmp}/rao_gpu_site
+shared=${SHARED:-$wheels/shared}
+seconds=${STEP_SECONDS:-420}
+# quack takes functions of a folder of this name as a library's, and does not import without it.
+site=${TMPDIR:-/tmp}/rao_gpu/site-packages
 rows=$out/rows
-export PYTHONPATH=$PWD:$site PYTHONUNBUFFERED=1
+# nvidia-cutlass-dsl adds its second folder by a .pth file, which PYTHONPATH does not read.
+export PYTHONPATH=$PWD:$site:$site/nvidia_cutlass_dsl/dsl_packages PYTHONUNBUFFERED=1
 failed=()
+exec > >(tee -a "$out/check.log") 2>&1
 
 stop() {
   echo "gpu_check.sh: $*" >&2
   exit 1
 }
 
-# Runs a command for at most the time of a part; its output also goes to a log.
-logged() {
-  local log=$1
-  shift
-  timeout --signal=INT --kill-after=15 "$seconds" "$@" 2>&1 | tee -a "$out/$log"
-  return "${PIPESTATUS[0]}"
+# Runs a command for at most so many seconds.
+within() {
+  timeout --signal=INT --kill-after=15 "$@"
 }
 
+# Archives come whole, or in parts that several calls brought.
 unpack() {
   mkdir -p "$site"
-  local archive
-  for archive in "$wheels"/*.tar.xz; do
+  local archive name
+  for archive in "$wheels"/*.tar.xz "$wheels"/*.tar.xz.part0; do
     [ -e "$archive" ] || continue
-    [ -e "$site/.$(basename "$archive")" ] && continue
+    archive=${archive%.part0} name=$(basename "${archive%.part0}")
+    [ -e "$site/.$name" ] && continue
+    if [ -e "$archive.part0" ]; then
+      [ -e "$archive.part1" ] || { echo "left out, there is no $archive.part1 yet"; continue; }
+      cat "$archive".part? >"$site/$name"
+      archive=$site/$name
+    fi
     "$python" -m tarfile -e "$archive" "$site" || stop "cannot unpack $archive"
-    touch "$site/.$(basename "$archive")"
+    touch "$site/.$name"
   done
 }
 
@@ -76,7 +87,7 @@ check_machine() {
 import importlib.util
 import sys
 
-missing = [name for name in ("torch", "triton", "pytest") if importlib.util.find_spec(name) is None]
+missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"gpu_check.sh: {sys.executable} lacks {', '.join(missing)}; see bench/gpu_wheels.sh")
 import torch
@@ -87,7 +98,7 @@ PY
   command -v c++ >/dev/null || stop "there is no C++ compiler"
 }
 
-# The libraries, for this GPU alone, unless they are newer than every source.
+# The CUDA library, for this GPU alone, unless it is newer than every source.
 build() {
   local library=rao_kernels/_native_cuda.so
   if [ -e "$library" ] &&
@@ -97,37 +108,35 @@ build() {
   TORCH_CUDA_ARCH_LIST=$("$python" -c \
     "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
   export TORCH_CUDA_ARCH_LIST
-  RAO_BUILD_CPU=1 RAO_BUILD_CUDA=1 "$python" setup.py -q build_ext --inplace >"$out/build.log" 2>&1 ||
-    { tail -30 "$out/build.log" >&2; stop "the libraries do not build; see build.log"; }
+  RAO_BUILD_CPU=0 RAO_BUILD_CUDA=1 "$python" setup.py -q build_ext --inplace >"$out/build.log" 2>&1 ||
+    { tail -30 "$out/build.log"; stop "the CUDA library does not build; see build.log"; }
 }
 
+first() {
+  within 240 "$python" -m rao_kernels.bench.first_look --out "$out" --seconds 200
+}
+
+# Those that fill the GPU's memory run alone. The fused Triton kernels in fp32 are never selected.
 tests() {
-  logged tests.log "$python" -m pytest -q -p no:cacheprovider tests/backends/test_*gpu.py \
-    tests/backends/test_row_arithmetic.py
-}
-
-# Every allocation by itself, so that a read past one's end is seen.
-sanitize() {
-  command -v compute-sanitizer >/dev/null || { echo "there is no compute-sanitizer"; return 1; }
-  local tool status=0
-  for tool in memcheck racecheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 logged sanitize.log compute-sanitizer --tool "$tool" \
-      --error-exitcode 9 --print-limit 20 "$python" bench/gpu_small.py || status=1
-  done
+  local run=("$python" -m pytest -q -p no:cacheprovider) files status=0
+  mapfile -t files < <(ls tests/backends/test_*gpu.py)
+  within "$seconds" "${run[@]}" -n 8 "${files[@]}" \
+    -k "not 2_to_the_31 and not (test_contract and float32 and not unfused)" || status=1
+  within 90 "${run[@]}" "${files[@]}" -k 2_to_the_31 || status=1
   return $status
 }
 
 # Names of the providers whose packages are there, one a line.
 providers() {
   "$python" - <<'PY'
+import sys
+
 import torch
 from rao_kernels.bench import providers
 
 for name, one in providers.registry(torch.device("cuda")).items():
     lacking = providers.missing({name: one.packages})
     if lacking:
-        import sys
-
         print(f"left out: {name}, {', '.join(lacking)} is not installed", file=sys.stderr)
     else:
         print(name)
@@ -135,49 +144,64 @@ PY
 }
 
 bench() {
-  local log=$1
-  shift
   local names
   mapfile -t names < <(providers)
   [ ${#names[@]} -gt 0 ] || return 1
-  logged "$log" "$python" -m rao_kernels.bench --device cuda --shared "$shared" --out "$rows" --limit 5 \
-    --providers "${names[@]}" --suites "$@"
+  within "$seconds" "$python" -m rao_kernels.bench --device cuda --shared "$shared" --out "$rows" \
+    --limit 5 --dtypes bf16 --providers "${names[@]}" "$@"
 }
 
-bench-op() {
-  bench bench-op.log heads --dtypes bf16 --cases "Llama 3" --budget 10
+peers() {
+  bench --suites heads --cases "random Llama 3" --directions both forward --budget 20
 }
 
-bench-heads() {
-  bench bench-heads.log readme heads --dtypes bf16 --budget 5 \
-    --cases "real text" "random N" Qwen3
+peaked() {
+  bench --suites heads --cases "peaked Llama 3" "SFT, Llama 3" --directions both --budget 20
 }
 
-bench-rows() {
-  bench bench-rows.log rows --budget 5
+heads() {
+  bench --suites readme heads --cases "real text" "Gemma 2" Qwen3 --directions both forward \
+    --budget 20
 }
 
-bench-vocabulary() {
-  bench bench-vocabulary.log vocabulary --budget 5
+growth() {
+  bench --suites rows vocabulary --budget 10
 }
 
-bench-loss() {
+losses() {
   local suites=(readme)
   "$python" -c "import trl, datasets, transformers" 2>/dev/null && suites+=(trl)
-  bench bench-loss.log "${suites[@]}" --dtypes bf16 --budget 5 \
-    --cases "RAO, " "DPO, " "SFT, " "TRL DPO step"
+  bench --suites "${suites[@]}" --budget 10 --cases "RAO, " "DPO, " "SFT, " "TRL DPO step"
 }
 
+# D = 4096 takes the unfused kernels of Triton, D = 1024 the fused.
 profile() {
   command -v ncu >/dev/null || { echo "there is no ncu"; return 1; }
-  logged profile.log ncu --clock-control none --target-processes all \
-    --section SpeedOfLight --section LaunchStats --section Occupancy \
-    --kernel-name 'regex:score_rows|grad_rows|_kernel$' --launch-count 24 \
-    "$python" bench/gpu_small.py --rows 8192 --vocabulary 16384 --size 4096
+  local size status=0
+  for size in 4096 1024; do
+    within $((seconds / 2)) ncu --clock-control none --target-processes all \
+      --section SpeedOfLight --section LaunchStats --section Occupancy --launch-count 48 \
+      --kernel-name 'regex:^(score_rows|grad_rows|_score_tile.*|_grad_tile.*)$' \
+      "$python" bench/gpu_small.py --rows 8192 --vocabulary 16384 --size "$size" || status=1
+  done
+  return $status
+}
+
+# Every allocation by itself, so that a read past one's end is seen.
+sanitize() {
+  command -v compute-sanitizer >/dev/null || { echo "there is no compute-sanitizer"; return 1; }
+  local tool size status=0
+  for tool in memcheck racecheck; do
+    for size in 64 4096; do
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 within $((seconds / 4)) compute-sanitizer --tool "$tool" \
+        --error-exitcode 9 --print-limit 20 "$python" bench/gpu_small.py --size "$size" || status=1
+    done
+  done
+  return $status
 }
 
 pictures() {
-  [ -d "$rows" ] || return 0
+  compgen -G "$rows/*.jsonl" >/dev/null || return 0
   "$python" -c "import matplotlib" 2>/dev/null ||
     { echo "no pictures: matplotlib is not installed; python -m rao_kernels.bench plot draws them"
       return 0; }
@@ -185,39 +209,31 @@ pictures() {
 }
 
 summary() {
-  [ -d "$rows" ] || return 0
+  compgen -G "$rows/*.jsonl" >/dev/null || return 0
   "$python" - "$rows" <<'PY'
 import sys
 from pathlib import Path
 
-from rao_kernels.bench import record
+from rao_kernels.bench import look, record
 
-found = {}
 for row in record.read(Path(sys.argv[1])):
-    found[tuple(row[part] for part in record.KEY)] = row
-for row in found.values():
-    if "median_s" in row:
-        text = f"{row['median_s'] * 1e3:9.3f} ms {row['ratio_to_gemms']:6.2f} x GEMMs"
-    else:
-        text = f"{row['status']}: {row.get('reason', '')}"[:60]
-    about = f"{row['case'][:40]:<40} {row['dtype']:<8} {row['direction']:<7}"
-    print(about, f"{row['provider'][:30]:<30} {text}")
+    print(look.line(row))
 PY
 }
 
 unpack
 check_machine
 build
-"$python" -m rao_kernels.cli doctor | tee "$out/doctor.txt"
-for part in "${parts[@]}"; do
-  echo "== $part"
+"$python" -m rao_kernels.cli doctor
+for step in "$@"; do
+  echo "== $step"
   started=$SECONDS
-  "$part" || failed+=("$part")
-  echo "== $part: $((SECONDS - started)) s"
+  "$step" || failed+=("$step")
+  echo "== $step: $((SECONDS - started)) s"
 done
 pictures
-summary | tee "$out/summary.txt"
+summary
 if [ ${#failed[@]} -gt 0 ]; then
   stop "failed: ${failed[*]}"
 fi
-echo "all parts passed: ${parts[*]}"
+echo "all steps passed: $*"

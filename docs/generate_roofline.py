@@ -7,15 +7,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import roofline
 from rao_kernels.backends.triton import tuning
-from roofline import Device
+from roofline import Device, Shape, Time
 
 PAGE = Path(__file__).with_name("roofline.md")
 FORMS = tuning.CONFIGS / "forms.json"
 ROWS, WIDTH = 8192, 8192
+EVERYTHING = 1 << 62
+HEADLINES = {
+    "4,096 x 131,072": Shape(ROWS, 4096, 131_072),
+    "Qwen3-8B": Shape(ROWS, 4096, 151_936),
+    "Gemma-2-2B, softcap": Shape(ROWS, 2304, 256_000, softcap=True),
+}
+PASSES: dict[str, Callable[[Device, Shape], Time]] = {
+    "forward": lambda d, s: roofline.forward(d, s, s.plan()),
+    "all retained": lambda d, s: roofline.dense(d, s, EVERYTHING),
+    "default": roofline.dense,
+    "all recomputed": lambda d, s: roofline.dense(d, s, 0),
+    "sparse": roofline.sparse,
+    "screened, not built": roofline.screened,
+}
+FEW = (64, 128, 256, 512, 1024, 2048)
 HEADS = {  # D and V
     "Llama-3-8B": (4096, 128_256),
     "Qwen3-8B": (4096, 151_936),
@@ -48,7 +64,7 @@ def devices() -> str:
                 f"{d.bytes_per_second / 1e12:.2f}",
                 f"{d.tensor_flops / d.bytes_per_second:.0f}",
                 f"{d.vendor_share:.2f}",
-                f"{d.fused_share:.2f}",
+                "" if d.fused_share is None else f"{d.fused_share:.2f}",
             )
             for d in roofline.devices()
         ),
@@ -96,9 +112,9 @@ def parts() -> str:
     }
     sizes = (576, 2048, 4096, 8192)
     return table(
-        ("part", *(f"{d.name}: D = {' / '.join(map(str, sizes))}" for d in roofline.devices())),
+        ("part", *(f"{d.name}: D = {' / '.join(map(str, sizes))}" for d in roofline.modelled())),
         (
-            (part, *(" / ".join(f"{share(d, s):.0%}" for s in sizes) for d in roofline.devices()))
+            (part, *(" / ".join(f"{share(d, s):.0%}" for s in sizes) for d in roofline.modelled()))
             for part, share in shares.items()
         ),
     )
@@ -113,38 +129,48 @@ def _fused_share(device: Device, what: tuning.Pass, size: int) -> float:
     return roofline.fused_seconds(device, what, size) / vendors - 1.0
 
 
-def expected() -> str:
-    """Forward and backward by the model, nothing retained and everything retained."""
-
-    def seconds(device: Device, size: int, vocabulary: int, *, retained: bool) -> float:
-        score, grad = (
-            min(
-                roofline.unfused_seconds(device, what, size),
-                roofline.fused_seconds(device, what, size),
-            )
-            for what in ("score", "grad")
-        )
-        if retained:
-            score += roofline.DZ_BYTES / device.bytes_per_second
-            grad = roofline.row_kernel_bytes("grad", retained=True) / device.bytes_per_second
-        sums = 8 * size / WIDTH / device.bytes_per_second
-        products = 2 * roofline.product_seconds(device, size)
-        return ROWS * vocabulary * (score + grad + sums + products)
-
+def passes() -> str:
+    """Each pass at 8,192 rows of each head, on each device, and what takes most of it."""
     names = [device.name for device in roofline.devices()]
     return table(
-        ("head", *(f"{name}: recomputed / retained ms" for name in names)),
+        ("head", "pass", *(f"{name}, ms" for name in names)),
         (
-            (
-                name,
-                *(
-                    " / ".join(ms(seconds(d, *head, retained=kept)) for kept in (False, True))
-                    for d in roofline.devices()
-                ),
-            )
-            for name, head in HEADS.items()
+            (head, name, *(_cell(make(device, shape)) for device in roofline.devices()))
+            for head, shape in HEADLINES.items()
+            for name, make in PASSES.items()
         ),
     )
+
+
+def _cell(time: roofline.Time) -> str:
+    return f"{ms(time.seconds)} {time.bound}"
+
+
+def breakdown() -> str:
+    """The passes of the first head on an H200, part by part."""
+    (device,) = (one for one in roofline.devices() if one.name == "H200")
+    shape = next(iter(HEADLINES.values()))
+    rows = []
+    for name, make in PASSES.items():
+        time = make(device, shape)
+        parts = (time.gemm, time.memory, time.launches, time.seconds)
+        rows.append((name, *(f"{ms(part)}" for part in parts)))
+    return table(("pass", "GEMM, ms", "HBM, ms", "launches, ms", "total, ms"), rows)
+
+
+def few_rows() -> str:
+    """Few rows of the first head on an H200."""
+    (device,) = (one for one in roofline.devices() if one.name == "H200")
+    first = next(iter(HEADLINES.values()))
+    rows = []
+    for count in FEW:
+        shape = replace(first, rows=count)
+        plan = shape.plan()
+        floor = 6 * count * shape.size * shape.vocabulary / device.tensor_flops
+        times = (roofline.forward(device, shape, plan), roofline.dense(device, shape))
+        rows.append((f"{count:,}", str(len(plan.tiles)), *map(_cell, times), ms(floor)))
+    header = ("N", "tiles", "forward, ms", "forward and backward, ms", "6 NDV at the peak, ms")
+    return table(header, rows)
 
 
 def forms() -> list[tuning.FormLimits]:
@@ -159,7 +185,7 @@ def forms() -> list[tuning.FormLimits]:
             grad=roofline.largest_fused_size(device, "grad"),
             source="model",
         )
-        for device in roofline.devices()
+        for device in roofline.modelled()
         for dtype in ("bfloat16", "float16")
         if (device.name, dtype) not in known
     ]
@@ -177,7 +203,7 @@ def forms_table() -> str:
 
 def page(text: str) -> str:
     """The page with each table put anew between its marks."""
-    for make in (devices, floors, parts, expected, forms_table):
+    for make in (devices, passes, breakdown, few_rows, floors, parts, forms_table):
         mark = f"<!-- {make.__name__} -->"
         before, _, after = text.split(mark)
         text = f"{before}{mark}\n{make()}\n{mark}{after}"

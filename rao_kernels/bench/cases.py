@@ -53,9 +53,9 @@ SQUARE = Head("", 1024, 65536)
 class Case:
     """One table of results.
 
-    rows: N by device type. logits: "random" (flat, of an untrained head) or "real" (SmolLM2's on
-    preference data). task: `OP`, or a key of `LOSSES`: hidden states to loss and gradients.
-    prompt: each response follows a prompt as long as itself.
+    rows: N by device type. logits: "random" (flat, of an untrained head), "peaked" (see `peaked`)
+    or "real" (SmolLM2's on preference data). task: `OP`, or a key of `LOSSES`: hidden states to
+    loss and gradients. prompt: each response follows a prompt as long as itself.
     """
 
     suite: str
@@ -73,7 +73,7 @@ class Case:
         shape = f"{head}N={self.rows[device]} D={self.head.size} V={self.head.vocabulary}"
         real = self.logits == "real"
         if self.task == OP:
-            return f"real text, {self.head.name}" if real else f"random {shape}"
+            return f"real text, {self.head.name}" if real else f"{self.logits} {shape}"
         prompt = ", as many prompt rows" if self.prompt else ""
         return f"{LOSSES[self.task]}, {'real text, ' if real else ''}{shape}{prompt}"
 
@@ -119,6 +119,8 @@ def _suites() -> Iterable[Case]:
             "real", SMOLLM2, "bf16", _rows(2048), logits="real", task=task, directions=(BOTH,)
         )
     yield Case("heads", LLAMA3, "bf16", BIG, directions=everything)
+    yield Case("heads", LLAMA3, "bf16", BIG, logits="peaked", directions=(BOTH,))
+    yield Case("heads", LLAMA3, "bf16", BIG, task="sft", directions=(BOTH,))
     yield Case("heads", QWEN3, "bf16", {"cpu": 512, "cuda": 8192}, directions=everything)
     yield Case("heads", QWEN3, "fp32", {"cpu": 256, "cuda": 4096}, directions=(BOTH,))
     yield Case("heads", GEMMA2, "bf16", BIG, directions=everything)
@@ -139,7 +141,10 @@ SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
 
 @dataclass(frozen=True)
 class Choice:
-    """The suites, dtypes and directions asked for. parts: of labels; none: all labels."""
+    """The suites, dtypes and directions asked for. parts: of labels; none: all labels.
+
+    directions: in the order they run in.
+    """
 
     suites: Sequence[str]
     dtypes: Sequence[str] = tuple(DTYPES)
@@ -151,11 +156,12 @@ class Choice:
         return not self.parts or any(part.lower() in name.lower() for part in self.parts)
 
     def cases(self, device: str) -> list[Case]:
-        """Return the chosen cases in the order of `CASES`, each with its chosen directions."""
+        """Return the chosen cases in the order of `CASES`, each with its chosen directions in
+        theirs."""
         found = []
         for case in CASES:
             if case.suite in self.suites and case.dtype in self.dtypes:
                 names = {one: case.label(device, one) for one in case.directions}
-                asked = (one for one in names if one in self.directions and self.has(names[one]))
+                asked = (one for one in self.directions if one in names and self.has(names[one]))
                 found.append(replace(case, directions=tuple(asked)))
         return [case for case in found if case.directions]

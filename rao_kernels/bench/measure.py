@@ -22,6 +22,8 @@ Errors = dict[str, float]
 GRADIENTS = ("dhidden_error", "dweight_error")
 # Errors allowed, in multiples of plain torch's: ours, and those of other libraries.
 OUR_FACTOR, PEER_FACTOR = 1.1, 2.0
+FEWEST_ROUNDS = 3
+TIMES = ("q10_s", "median_s", "q90_s", "rounds")
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -31,6 +33,28 @@ def seconds_of(call: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def event_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call between two events on the GPU, by the clock elsewhere.
+
+    The device is idle before: a call of few small kernels takes as long as launching them does.
+    """
+    if device.type != "cuda":
+        return seconds_of(call)
+    torch.cuda.synchronize(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def rounds_within(budget_s: float, seconds: float, rounds: int) -> int:
+    """Return how many rounds of `seconds` fit the budget: at most `rounds`, 3 of them at least."""
+    affordable = int(budget_s / max(seconds, 1e-9))
+    return max(min(rounds, affordable), min(FEWEST_ROUNDS, rounds))
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -48,7 +72,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 def spread(seconds: list[float]) -> dict[str, float]:
     """Return the median and the 10% and 90% quantiles."""
     if len(seconds) == 1:
-        return dict.fromkeys(("q10_s", "median_s", "q90_s"), seconds[0])
+        return dict.fromkeys(TIMES[:3], seconds[0])
     cuts = quantiles(seconds, n=10, method="inclusive")
     return {"q10_s": cuts[0], "median_s": cuts[4], "q90_s": cuts[8]}
 
@@ -99,7 +123,7 @@ def errors(outcome: Outcome, problem: Problem) -> Errors:
     """Return the largest absolute error of the log-probs, or the loss's, and relative (Frobenius)
     errors of the gradients there are."""
     truth = problem.truth
-    off = (outcome.value.cpu().double() - truth.value).abs().max()
+    off = (outcome.value.double() - truth.value.to(outcome.value.device)).abs().max()
     found = {"logp_error" if problem.task == OP else "loss_error": float(off)}
     if outcome.value.dtype in (torch.bfloat16, torch.float16):
         eps = torch.finfo(outcome.value.dtype).eps
@@ -117,7 +141,7 @@ def _relative(got: Tensor, truth: Tensor) -> float:
     """Relative Frobenius error, block by block: a head's gradient may be gigabytes."""
     off = size = 0.0
     for one, other in zip(got.split(8192), truth.split(8192), strict=True):
-        off += float((one.cpu().float() - other).norm()) ** 2
+        off += float((one.float() - other.to(one.device)).norm()) ** 2
         size += float(other.norm()) ** 2
     return math.sqrt(off / size)
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from .. import SequenceBatch
 from ..losses import LOSSES
+from . import peaked
 from .cases import OP, Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SEQUENCES = 8  # four prompts with two responses each
 TILE = 16384  # vocabulary entries that are widened to float64 at a time
+MATRICES = 5  # float64 matrices [N, V] alive at once while an answer is computed
 REAL_TEXT = Path("data") / "probe_train.safetensors"
 # Pair losses run without a reference model, because Liger takes no cached reference log-probs and
 # would run another forward. KTO's small beta keeps its sigmoid from saturating without one.
@@ -109,6 +111,10 @@ def make(case: Case, device: str, shared: Path) -> Problem:
         if case.task == OP:
             return op_problem(hidden, weight, targets, None)
         return real_loss_problem(case.task, hidden, weight, targets, length)
+    if case.logits == "peaked":
+        unscaled, weight = peaked.operands(rows, head, dtype, _workplace(rows, head.vocabulary))
+        hidden, targets = peaked.scaled(unscaled, weight)
+        return op_problem(hidden.cpu(), weight.cpu(), targets.cpu(), head.softcap)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(head.vocabulary, head.size, generator=generator).div_(head.size**0.5)
     if case.task == OP:
@@ -254,18 +260,25 @@ def _tiles(weight: Tensor) -> list[slice]:
     return [slice(start, start + TILE) for start in range(0, len(weight), TILE)]
 
 
+def _workplace(rows: int, vocabulary: int) -> torch.device:
+    """Return the GPU where it has memory for the matrices of an answer, else the CPU."""
+    needed = MATRICES * 8 * rows * vocabulary
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed:
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply float64 matrices on the GPU where there is one, which is quicker."""
+    """Multiply in float64, on the GPU where there is one; the product is where `a` is."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return (a.to(device) @ b.to(device)).cpu()
+    return (a.to(device).double() @ b.to(device).double()).to(a.device)
 
 
 def _exact_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
     """Return logits ``[N, V]`` in float64; the weight is converted tile by tile."""
-    rows = hidden.double()
-    logits = torch.empty(len(rows), len(weight), dtype=torch.float64)
+    logits = hidden.new_empty(len(hidden), len(weight), dtype=torch.float64)
     for tile in _tiles(weight):
-        logits[:, tile] = _product(rows, weight[tile].double().T)
+        logits[:, tile] = _product(hidden, weight[tile].T)
     if softcap is not None:
         logits.div_(softcap).tanh_().mul_(softcap)
     return logits
@@ -286,20 +299,23 @@ def _exact(
     softcap: float | None,
     value_of: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Truth:
-    """Return the exact result; `value_of` maps log-probs to a value and its gradient ``[N]``."""
+    """Return the exact result, on the CPU; `value_of` maps log-probs to a value and its gradient
+    ``[N]``, on the CPU too."""
+    device = _workplace(len(hidden), len(weight))
+    hidden, targets = hidden.to(device), targets.to(device)
     logits = _exact_logits(hidden, weight, softcap)
     log_sum = logits.logsumexp(1)
     logps = logits.gather(1, targets[:, None]).squeeze(1) - log_sum
-    value, dlogps = value_of(logps)
+    value, dlogps = value_of(logps.cpu())
     slope = None if softcap is None else 1 - (logits / softcap).square()
     dz = logits.sub_(log_sum[:, None]).exp_().neg_()
     dz.scatter_add_(1, targets[:, None], dz.new_ones(len(targets), 1))
-    dz *= dlogps[:, None]
+    dz *= dlogps.to(device)[:, None]
     if slope is not None:
         dz *= slope
-    rows, dhidden = hidden.double(), torch.zeros(hidden.shape, dtype=torch.float64)
+    dhidden = torch.zeros_like(hidden, dtype=torch.float64)
     dweight = torch.empty(weight.shape)
     for tile in _tiles(weight):
-        dhidden += _product(dz[:, tile], weight[tile].double())
-        dweight[tile] = _product(dz[:, tile].T, rows).float()
-    return Truth(value, dhidden.float(), dweight)
+        dhidden += _product(dz[:, tile], weight[tile])
+        dweight[tile] = _product(dz[:, tile].T, hidden).float().cpu()
+    return Truth(value, dhidden.float().cpu(), dweight)

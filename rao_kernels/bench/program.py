@@ -91,7 +91,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=float,
         default=20.0,
-        help="seconds of a call; slower ones are not timed; default 20",
+        help="seconds of a call after the first; slower ones are not timed; default 20",
     )
     help_ = "begin no case after this many minutes, and name those left out; default no limit"
     parser.add_argument("--minutes", type=float, default=math.inf, help=help_)
@@ -205,19 +205,25 @@ def _measure(
     ]
     if with_trl:
         tables.append((trl_step.Size().case, trl_step.SECONDS))
-    written = None
+    written: Path | None = None
+
+    def write(results: list[Result]) -> None:
+        nonlocal written
+        written = record.write(results, folder, facts)
+
     with Progress(console, [seconds for _, seconds in tables]) as progress:
 
-        def keep(results: list[Result]) -> Path:
+        def show(results: list[Result]) -> None:
             progress.finish()
             table.show([facts | result for result in results], console)
-            return record.write(results, folder, facts)
 
-        for results in run.measured(picked, chosen, settings, progress.note):
-            written = keep(results)
+        for results in run.measured(picked, chosen, settings, write, progress.note):
+            show(results)
         if with_trl and time.monotonic() <= until:
             progress.note(trl_step.Size().case, "before and after enable()")
-            written = keep(trl_step.measured(rounds, device))
+            results = trl_step.measured(rounds, device)
+            write(results)
+            show(results)
     for name, _ in tables[progress.finished :]:
         print(f"left out, {options.minutes:g} minutes have passed: {name}", file=sys.stderr)
     print("results:", written or "none, no case is chosen")

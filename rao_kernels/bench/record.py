@@ -31,6 +31,7 @@ PACKAGES = (
     "cut-cross-entropy",
     "quack-kernels",
 )
+COMMIT = "RAO_BENCH_COMMIT"
 KEY = ("case", "dtype", "direction", "provider")
 # Variables that limit the instruction sets of torch's products and sums, and so of all who call
 # them, and their names in folders.
@@ -51,8 +52,10 @@ def _git(*arguments: str) -> str:
 
 def _commit() -> str:
     """Return the short hash, with "+" if files other than results have changed; of a wheel its
-    version."""
-    if not IN_CHECKOUT:
+    version. The variable `COMMIT` names the commit of a copy without its repository."""
+    if named := os.environ.get(COMMIT):
+        return named
+    if not IN_CHECKOUT or not _git("rev-parse", "--git-dir"):
         return f"v{__version__}"
     changed = _git("status", "-s", "--", ":/", ":(exclude,top)bench/results")
     return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
@@ -131,9 +134,10 @@ def folders(suite: str) -> list[Path]:
 
 
 def write(results: Iterable[Result], folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Append the results to ``<folder>/<date>-<commit>.jsonl``."""
+    """Append the results to ``<folder>/<date>-<commit>.jsonl``; "+" is "-changed" there."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{facts['date']}-{facts['commit']}.jsonl"
+    commit = facts["commit"].replace("+", "-changed")
+    path = folder / f"{facts['date']}-{commit}.jsonl"
     with path.open("a") as file:
         for result in results:
             file.write(json.dumps({**facts, **result}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import generate_roofline
 import roofline
 from rao_kernels.backends.triton import tuning
-from roofline import Device
+from roofline import Device, Shape
 
 DOCS = Path(__file__).parents[2] / "docs"
 TARGET = tuning.Target("NVIDIA H100 80GB HBM3", (9, 0), 132, 232448, False)
@@ -31,7 +32,7 @@ def test_forms_without_a_measurement_are_the_models() -> None:
 
 
 @pytest.mark.parametrize("what", ["score", "grad"])
-@pytest.mark.parametrize("device", roofline.devices(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", roofline.modelled(), ids=lambda device: device.name)
 def test_forms_change_places_at_the_largest_size(device: Device, what: tuning.Pass) -> None:
     size = roofline.largest_fused_size(device, what)
 
@@ -47,6 +48,58 @@ def test_a_product_at_the_data_sheets_peak() -> None:
     (device,) = (one for one in roofline.devices() if one.name == "H100")
     seconds = 8192 * 128256 * roofline.product_seconds(device, 4096) * device.vendor_share
     assert seconds == pytest.approx(8.70e-3, rel=1e-3)
+
+
+HEADLINE = Shape(8192, 4096, 131_072)
+H200, A100 = (next(one for one in roofline.devices() if one.name == n) for n in ("H200", "A100"))
+
+
+def test_gemms_of_a_pass() -> None:
+    """One, three and four of them, at the vendor's share of the peak; few bytes besides."""
+    one = HEADLINE.vocabulary * HEADLINE.rows * roofline.product_seconds(H200, HEADLINE.size)
+    plan = HEADLINE.plan()
+    assert roofline.forward(H200, HEADLINE, plan).gemm == pytest.approx(one)
+    for workspace, products in ((1 << 62, 3), (0, 4)):
+        time = roofline.dense(H200, HEADLINE, workspace)
+        assert time.gemm == pytest.approx(products * one)
+        assert time.bound == "GEMM" and time.gemm < time.seconds < 1.2 * time.gemm
+
+
+def test_the_default_is_what_the_plan_retains() -> None:
+    """Between nothing and everything; a softcap retains nothing."""
+    for shape in (HEADLINE, replace(HEADLINE, vocabulary=16_384), replace(HEADLINE, softcap=True)):
+        share = roofline.retained_share(shape.plan())
+        most, least = (roofline.dense(H200, shape, workspace).gemm for workspace in (0, 1 << 62))
+        expected = share * least + (1 - share) * most
+        assert roofline.dense(H200, shape).gemm == pytest.approx(expected)
+    assert roofline.retained_share(replace(HEADLINE, softcap=True).plan()) == 0.0
+
+
+def test_bytes_of_a_dense_pass() -> None:
+    """Ten bytes an element, retained or not: read 4 and write 2 in forward, or later."""
+    nbytes = 10 * HEADLINE.rows * HEADLINE.vocabulary
+    rate = H200.bytes_per_second * roofline.MEMORY_SHARE
+    for workspace in (0, 1 << 62):
+        memory = roofline.dense(H200, HEADLINE, workspace).memory
+        assert memory == pytest.approx(nbytes / rate)
+
+
+def test_what_bounds_a_pass() -> None:
+    few = replace(HEADLINE, rows=64)
+    assert roofline.forward(H200, few, few.plan()).bound in ("HBM", "launches")
+    assert roofline.Time(1.0, 0.5, 2.0).bound == "launches"
+    assert roofline.Time(1.0, 1.5, 2.0).bound == "HBM"
+    assert roofline.Time(1.0, 1.5, 2.0).seconds == 2.5
+    weight = 2 * few.vocabulary * few.size / H200.bytes_per_second
+    assert roofline.forward(H200, few, few.plan()).seconds > weight
+
+
+@pytest.mark.parametrize("device", roofline.devices(), ids=lambda device: device.name)
+def test_a_sparse_pass_is_between_forward_and_dense(device: Device) -> None:
+    sparse, screened = (make(device, HEADLINE) for make in (roofline.sparse, roofline.screened))
+    forward = roofline.forward(device, HEADLINE, HEADLINE.plan())
+    assert forward.seconds < sparse.seconds < roofline.dense(device, HEADLINE, 0).seconds
+    assert screened.gemm < sparse.gemm
 
 
 def test_choice_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:

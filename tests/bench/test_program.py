@@ -195,3 +195,9 @@ def test_a_step_of_trl_before_and_after() -> None:
     assert after["status"] == "ok" and after["gradient_difference"] < 1e-5
     assert before["provider"] == "TRL" and before["N"] == 20
     assert before["peak_extra_bytes"] > 0 and before["ratio_to_gemms"] > 1
+
+
+def test_directions_run_in_the_order_they_are_asked_for() -> None:
+    for asked in (("both", "forward"), ("forward", "both")):
+        (case,) = Choice(("heads",), ("bf16",), asked, ("random Llama",)).cases("cuda")
+        assert case.directions == asked

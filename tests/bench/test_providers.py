@@ -10,7 +10,8 @@ import torch
 from rao_kernels.bench import measure, providers
 from rao_kernels.bench.cases import BOTH, FORWARD, FROZEN, LOSSES, OP
 from rao_kernels.bench.problems import Problem
-from rao_kernels.bench.providers import REFERENCE, Outcome, Provider, Unsupported
+from rao_kernels.bench.providers import REFERENCE, Outcome, Provider, Unsupported, liger, products
+from rao_kernels.bench.providers._interface import LogProbs
 
 from .tiny import tiny_problem
 
@@ -105,3 +106,34 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", version)
     wanted = {one.name: one.packages for one in REGISTRY.values()}
     assert providers.missing(wanted) == {"liger-kernel": ["Liger chunked losses"]}
+
+
+def test_the_gradient_of_the_floor_is_random() -> None:
+    """A GPU multiplies a constant faster."""
+    dz = products._operands(tiny_problem(dtype="bf16")).dz.float()
+    assert dz.unique().numel() > 1000 and 0.5e-3 < dz.std() < 2e-3 and dz.mean().abs() < 1e-4
+
+
+def test_providers_of_a_gpu() -> None:
+    """Each says what it does not do; Liger's scaled cross-entropy is no loop over torch here."""
+    scaled = {one.name: one for one in liger.providers(torch.device("cuda"))}[
+        "Liger scaled cross-entropy"
+    ]
+    assert {"nvidia-cutlass-dsl", "liger-kernel"} <= set(scaled.packages)
+    for problem, reason in (
+        (tiny_problem(softcap=1.5), "softcap"),
+        (tiny_problem(), "bf16"),
+        (tiny_problem(dtype="bf16"), "9.0"),
+    ):
+        with pytest.raises(Unsupported, match=reason):
+            scaled.prepare(problem, BOTH)
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BOTH])
+def test_scaled_cross_entropy_of_liger(direction: str) -> None:
+    """Its function, by the loop it runs on a CPU."""
+    pytest.importorskip("liger_kernel", reason="Liger is not installed")
+    problem = tiny_problem()
+    call = LogProbs(liger._scaled_cross_entropy).prepare(problem, direction)
+    found = measure.errors(call(), problem)
+    assert all(found[key] < 1e-5 for key in found if key.endswith("_error"))

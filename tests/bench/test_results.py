@@ -257,4 +257,5 @@ def test_written_results_carry_the_surroundings(tmp_path: Path) -> None:
     path = record.write([result("a", 1.0)], tmp_path, facts)
     found = json.loads(path.read_text())
     assert {"device", "isa", "torch", "packages", "commit", "time"} <= set(found)
-    assert path.name == f"{facts['date']}-{facts['commit']}.jsonl"
+    commit = facts["commit"].replace("+", "-changed")
+    assert path.name == f"{facts['date']}-{commit}.jsonl"

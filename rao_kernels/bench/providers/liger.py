@@ -1,4 +1,4 @@
-"""Liger-Kernel: chunked losses (anywhere), fused linear cross-entropy (on a GPU)."""
+"""Liger-Kernel: chunked losses (anywhere), fused linear cross-entropies (on a GPU)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..problems import Problem
 from ._interface import Call, Function, LogProbs, Provider, Unsupported, differentiated
 
 PACKAGES = ("liger-kernel", "triton")
+SCALED_PACKAGES = (*PACKAGES, "nvidia-cutlass-dsl", "apache-tvm-ffi")
 IGNORE = -100
 
 
@@ -113,8 +114,34 @@ def _prepare_cross_entropy(problem: Problem, direction: str) -> Call:
     return differentiated(loss, problem, direction)
 
 
+def _scaled_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None
+) -> Tensor:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import (
+        LigerFusedLinearScaledCrossEntropyFunction as Function,
+    )
+
+    found: Tensor = Function.apply(hidden, weight, targets)
+    return -found
+
+
+def _prepare_scaled(problem: Problem, direction: str) -> Call:
+    """Refuse what its Hopper kernels do not do; elsewhere it is a loop over torch's operators."""
+    if problem.softcap is not None:
+        raise Unsupported("no softcap")
+    if problem.weight.dtype != torch.bfloat16:
+        raise Unsupported(f"its kernels compute in bf16, not in {problem.weight.dtype}")
+    device = problem.weight.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        raise Unsupported("its kernels are for compute capability 9.0")
+    return LogProbs(_scaled_cross_entropy).prepare(problem, direction)
+
+
 def providers(device: torch.device) -> list[Provider]:
     found = [Provider("Liger chunked losses", _prepare_losses, PACKAGES)]
     if device.type == "cuda":
-        found.append(Provider("Liger cross-entropy", _prepare_cross_entropy, PACKAGES))
+        found += [
+            Provider("Liger cross-entropy", _prepare_cross_entropy, PACKAGES),
+            Provider("Liger scaled cross-entropy", _prepare_scaled, SCALED_PACKAGES),
+        ]
     return found

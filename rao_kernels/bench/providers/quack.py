@@ -8,7 +8,7 @@ from torch import Tensor
 from ..problems import Problem
 from ._interface import Call, Provider, Unsupported, differentiated
 
-PACKAGES = ("quack-kernels",)
+PACKAGES = ("quack-kernels", "nvidia-cutlass-dsl", "apache-tvm-ffi")
 
 
 def _prepare(problem: Problem, direction: str) -> Call:
