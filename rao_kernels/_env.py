@@ -18,7 +18,7 @@ VARIABLES = {
         "torch with CUDA."
     ),
     "TORCH_CUDA_ARCH_LIST": (
-        "At build time: compute capabilities of the CUDA library. Unset: `8.0 9.0 10.0`."
+        "At build time: compute capabilities of the CUDA library. Unset: `8.0 9.0 10.0+PTX`."
     ),
 }
 

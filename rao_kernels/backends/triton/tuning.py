@@ -110,6 +110,17 @@ def target_of(device: torch.device) -> Target:
     return _cuda_target(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def _stages(target: Target, bytes_of_one: int) -> int:
+    """Return the stages of a product's pipeline: 4, or as many as fit into shared memory.
+
+    Before sm_90 Triton buffers one block fewer than there are stages.
+    """
+    if target.is_amd:
+        return 2
+    unbuffered = 0 if target.capability >= (9, 0) else 1
+    return max(2, min(4, target.shared_bytes // bytes_of_one + unbuffered))
+
+
 def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
     """Return a heuristic launch: blocks of `rows` x 256 products, 8 warps, as many stages as fit.
 
@@ -119,14 +130,12 @@ def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
     target = target_of(head.hidden.device)
     itemsize = head.hidden.itemsize
     size = 128 // itemsize
-    stage = (rows + GROUP) * size * itemsize
-    stages = 2 if target.is_amd else max(2, min(4, target.shared_bytes // stage))
     return ProductLaunch(
         block_rows=rows,
         block_size=size,
         row_blocks=16,
         warps=8,
-        stages=stages,
+        stages=_stages(target, (rows + GROUP) * size * itemsize),
         parts=parts,
         descriptors=not target.is_amd and target.capability >= (9, 0),
         programs_at_once=target.processors,
@@ -175,8 +184,8 @@ def forms() -> tuple[FormRow, ...]:
 def is_fused(what: Pass, device: torch.device, dtype: torch.dtype, size: int) -> bool:
     """Return True if the fused form runs, False if the vendor's products do.
 
-    The vendor's run on devices and dtypes without a row in the table, and where rows of `size`
-    elements cannot be read 16 bytes at a time.
+    The vendor's run on devices and dtypes without a row in the table (float32 has none: its fused
+    kernels spill registers), and where rows of `size` elements cannot be read 16 bytes at a time.
     """
     if size % 16:
         return False
