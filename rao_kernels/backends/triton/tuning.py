@@ -143,14 +143,14 @@ def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
 
 
 def score_launch(head: Head, state: RowState) -> ProductLaunch:
-    """128 rows, or 64 where the epilogue would need too many registers.
+    """128 rows in 4 parts; 64, in 8 parts, where the epilogue would need too many registers.
 
     Checked by test_triton_compile.py.
     """
-    transformed = head.bias is not None or head.softcap is not None
-    rare = state.sum_sq_probs is not None or state.logit_sum is not None
+    more = head.bias is not None or head.softcap is not None
+    more |= state.sum_sq_probs is not None or state.logit_sum is not None
     blackwell = target_of(head.hidden.device).capability >= (10, 0)
-    return _product_launch(head, rows=64 if transformed or rare or blackwell else 128, parts=4)
+    return _product_launch(head, rows=64 if more or blackwell else 128, parts=8 if more else 4)
 
 
 def grad_launch(head: Head) -> ProductLaunch:
