@@ -1,8 +1,8 @@
 // The part of CUDA that runs the kernels of csrc/cuda on one CPU thread, for tests.
 //
 // The threads of a block are fibers that run in turn, in another order in each block, so that a
-// result that depends on it is wrong in some; a fiber that waits for others yields. When all of them
-// wait, the kernel would hang on a GPU: the program aborts.
+// result that depends on it is wrong in some; a fiber that waits for others yields. When all of
+// them wait, the kernel would hang on a GPU: the program aborts.
 #pragma once
 
 #include <math.h>
