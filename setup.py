@@ -57,7 +57,7 @@ CPU_SOURCES = ["csrc/cpu/dispatch.cpp", "python_bindings/bind_cpu.cpp"]
 CUDA_SOURCES = ["csrc/cuda/score_tile.cu", "csrc/cuda/grad_tile.cu"]
 CUDA_BINDING = "python_bindings/bind_cuda.cpp"
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-ARCHITECTURES = "8.0 9.0 10.0"
+ARCHITECTURES = "8.0 9.0 10.0+PTX"
 
 
 class SkipBuild(Exception):
@@ -163,18 +163,29 @@ def find_nvcc() -> str:
     )
 
 
+def known_architectures(nvcc: str) -> list[str]:
+    """Return those of the default that nvcc knows, the last with PTX."""
+    known = run([nvcc, "--list-gpu-arch"]).split()
+    names = ARCHITECTURES.removesuffix("+PTX").split()
+    names = [name for name in names if f"compute_{name.replace('.', '')}" in known]
+    if not names:
+        raise SkipBuild(f"{nvcc} knows none of the architectures {ARCHITECTURES}")
+    return [*names[:-1], f"{names[-1]}+PTX"]
+
+
 def architecture_flags(nvcc: str) -> list[str]:
-    """Return nvcc's flags for ``TORCH_CUDA_ARCH_LIST``, else for what it knows of the default."""
+    """Return nvcc's flags for ``TORCH_CUDA_ARCH_LIST``, else for what it knows of the default.
+
+    ``+PTX``: code that later GPUs compile for themselves, of the last architecture by default.
+    """
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    known = None if asked else run([nvcc, "--list-gpu-arch"]).split()
     flags = []
-    for name in re.split(r"[\s;,]+", (asked or ARCHITECTURES).strip()):
+    for name in re.split(r"[\s;,]+", asked.strip()) if asked else known_architectures(nvcc):
         parts = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
         if parts is None:
             raise SkipBuild(f"TORCH_CUDA_ARCH_LIST: {name!r} is not like '9.0' or '9.0+PTX'")
         number = parts[1] + parts[2]
-        if known is None or f"compute_{number}" in known:
-            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if parts[3]:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags

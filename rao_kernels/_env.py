@@ -22,7 +22,7 @@ VARIABLES = {
     ),
     "TORCH_CUDA_ARCH_LIST": (
         "At build time: compute capabilities of the CUDA library. Unset: those of `8.0 9.0 10.0` "
-        "that nvcc knows."
+        "that nvcc knows, and PTX of the last for later GPUs."
     ),
 }
 

@@ -139,7 +139,7 @@ def test_a_violation_is_found(where: str, source: str) -> None:
 
 def _is_shared(part: str, name: str) -> bool:
     if part == "backends":
-        return name in ("tiles", "products")
+        return name in ("tiles", "products", "gemm")
     return name in ("hyperparameters", "modifiers") or name.startswith("_")
 
 

@@ -104,18 +104,23 @@ def grad_tile(
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    dz = _product_gradient(head, tile, rows, retained)
-    products.add_products(head, tile, dz[:, : tile.width], out)
+    weight = products.weight_of_gradients(head, tile, retained, out)
+    dz = _product_gradient(head, tile, rows, retained, weight)
+    products.add_products(head, tile, dz[:, : tile.width], out, weight)
 
 
 def _product_gradient(
-    head: Head, tile: Tile, rows: RowGradients, retained: RetainedSlot | None
+    head: Head,
+    tile: Tile,
+    rows: RowGradients,
+    retained: RetainedSlot | None,
+    weight: Tensor | None,
 ) -> Tensor:
     """Return dz ``[N, W]``, padded, in `Precision.dz`; never in the memory of the retained tile."""
     raw = None
     if retained is None:
         raw = _padded(head, tile, head.accumulator)
-        products.logits(head, tile, out=raw[:, : tile.width])
+        products.logits(head, tile, raw[:, : tile.width], weight)
     dz = _padded(head, tile, head.precision.dz)
     with _current_stream(head.hidden.device) as stream:
         _native.call(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .products import add_products, logits, traits_on
+from .products import add_products, logits, traits_on, weight_of_gradients
 from .tiles import (
     GROUP,
     Gradients,
@@ -77,11 +77,15 @@ def grad_tile(
     out: Gradients,
     scratch: Sequence[Tensor],
 ) -> None:
-    raw = logits(head, tile) if retained is None else _restore(head, tile, retained, rows)
+    weight = weight_of_gradients(head, tile, retained, out)
+    if retained is None:
+        raw = logits(head, tile, weight=weight)
+    else:
+        raw = _restore(head, tile, retained, rows)
     z, slope = _transform(head, tile, raw)
     dz = _logit_gradient(head, tile, rows, z)
     draw = (dz * slope * head.scale).to(head.precision.dz)
-    add_products(head, tile, draw, out)
+    add_products(head, tile, draw, out, weight)
 
 
 def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | float]:

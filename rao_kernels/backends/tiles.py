@@ -83,8 +83,11 @@ class Tile(NamedTuple):
         return table.index_select(0, self.entries)
 
     def put(self, table: Tensor, rows: Tensor) -> None:
-        """Write `rows` to the rows of `table` ``[V, ...]`` that belong to the tile."""
-        table[slice(self.start, self.stop) if self.entries is None else self.entries] = rows
+        """Write `rows`, rounded to its dtype, to the rows of `table` that belong to the tile."""
+        if self.entries is None:
+            table[self.start : self.stop] = rows
+        else:
+            table[self.entries] = rows.to(table.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The `cuda` backend on a CPU: csrc/cuda compiled with the headers of cuda_on_cpu.
 
-The threads of a block take turns. Kernels, launchers and the binding run unchanged; only nvcc and
-the GPU are replaced.
+The threads of a block take turns, in random order. Kernels, launchers and the binding run
+unchanged; only nvcc and the GPU are replaced. A misaligned access ends the process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .build_script import SETUP
 
 HEADERS = Path(__file__).parent / "cuda_on_cpu"
 FLAGS = ["-O2", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", f"-I{HEADERS}", "-x", "c++"]
+ALIGNED = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
 
 
 @cache
@@ -33,9 +34,10 @@ def load() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         sources = [*SETUP.CUDA_SOURCES, SETUP.CUDA_BINDING]
         objects = [Path(folder) / f"{Path(source).stem}.o" for source in sources]
-        units = zip(sources, objects, strict=True)
-        flags = [*FLAGS, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU"]
-        jobs = [pool.submit(SETUP.compile_cpp, *pair, flags) for pair in units]
+        binding = [*FLAGS, SETUP.TORCH_TARGET, "-DRAO_BIND_DEVICE=CPU"]
+        flags = [*([*FLAGS, *ALIGNED] for _ in SETUP.CUDA_SOURCES), binding]
+        units = zip(sources, objects, flags, strict=True)
+        jobs = [pool.submit(SETUP.compile_cpp, *unit) for unit in units]
         for job in jobs:
             job.result()
         library = str(Path(folder) / "emulated.so")

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -81,20 +83,31 @@ def kernels_of(cubin: Path) -> list[Kernel]:
 
 
 def test_the_targets_are_those_that_ship() -> None:
-    numbers = "".join(SETUP.ARCHITECTURES.split(".")).split()
+    numbers = SETUP.ARCHITECTURES.removesuffix("+PTX").replace(".", "").split()
     assert tuple(f"sm_{number}" for number in numbers) == TARGETS
+
+
+@cache
+def compiled(source: Path, target: str) -> tuple[str, list[Kernel]]:
+    """Return what the compiler reports of a source, and its kernels."""
+    with TemporaryDirectory() as folder:
+        cubin = Path(folder) / "code.cubin"
+        flags = [f"-arch={target}", "-cubin", "-Xptxas=-v"]
+        report = SETUP.compile_cuda(nvcc(), str(source), cubin, flags)
+        return report, kernels_of(cubin)
+
+
+def source(stem: str) -> Path:
+    return ROOT / f"csrc/cuda/{stem}.cu"
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("stem", KERNELS)
-def test_no_spills_and_loads_of_16_bytes(stem: str, target: str, tmp_path: Path) -> None:
-    cubin = tmp_path / f"{stem}.cubin"
-    flags = [f"-arch={target}", "-cubin", "-Xptxas=-v"]
-    report = SETUP.compile_cuda(nvcc(), f"csrc/cuda/{stem}.cu", cubin, flags)
+def test_no_spills_and_loads_of_16_bytes(stem: str, target: str) -> None:
+    report, kernels = compiled(source(stem), target)
     usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", report)
     assert usage == [("0", "0", "0")] * KERNELS[stem]
     assert all(int(used) <= REGISTERS for used in re.findall(r"Used (\d+) registers", report))
-    kernels = kernels_of(cubin)
     assert len(kernels) == KERNELS[stem]
     for kernel in kernels:
         assert count(r"(LDL|STL)\S*", kernel.lines) == 0, kernel.name
@@ -105,6 +118,54 @@ def test_no_spills_and_loads_of_16_bytes(stem: str, target: str, tmp_path: Path)
         if "Lb1EEEv" in kernel.name:  # kPlain: no bias; the groups' maxima remain
             assert count(r"LDG\.E(?!\.128)\S*", loop) <= 2, kernel.name
         assert count(r"STG\.E\.(8|16|U8|U16|64)\S*", loop) == 0, kernel.name
+
+
+# The machine code of an exponential begins with this, on its argument.
+EXPONENTIAL = r"FFMA\.SAT (R\d+), (R\d+),"
+
+
+def arguments_of_exponentials(kernel: Kernel) -> list[str]:
+    """Return the instruction that writes the argument of each exponential of the main loop."""
+    found = []
+    loop = kernel.main_loop
+    for i, line in enumerate(loop):
+        if taken := re.search(EXPONENTIAL, line):
+            writes = re.compile(rf"\b([A-Z]\S*) {taken[2]},")
+            written = (writes.search(earlier) for earlier in reversed(loop[:i]))
+            found.append(next(match[1] for match in written if match))
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_logits_are_rounded_before_the_maximum_is_subtracted(target: str) -> None:
+    """Contracted to one fused multiply-add, ``z - max`` of the maximum would not be 0."""
+    _, kernels = compiled(source("score_tile"), target)
+    for kernel in kernels:
+        arguments = arguments_of_exponentials(kernel)
+        assert arguments.count("FADD") >= 16, kernel.name
+        assert "FFMA" not in arguments, kernel.name
+
+
+def test_a_contraction_would_be_seen(tmp_path: Path) -> None:
+    contracted = tmp_path / "contracted.cu"
+    contracted.write_text(
+        "__global__ void contracted(float* x, float scale, float max, int n) {\n"
+        "#pragma unroll 1\n"
+        "for (int i = threadIdx.x; i < n; i += 32) x[i] = expf(x[i] * scale - max); }"
+    )
+    _, (kernel,) = compiled(contracted, "sm_90")
+    assert set(arguments_of_exponentials(kernel)) == {"FFMA"}
+
+
+@pytest.mark.parametrize("stem", KERNELS)
+def test_logits_are_products_that_nothing_is_contracted_with(stem: str, tmp_path: Path) -> None:
+    """Whatever a compiler of machine code does: PTX's ``mul.rn`` is never fused."""
+    ptx = tmp_path / "code.ptx"
+    SETUP.compile_cuda(nvcc(), str(source(stem)), ptx, ["-arch=compute_100", "-ptx"])
+    kernels = re.split(r"\.entry ", ptx.read_text())[1:]
+    assert len(kernels) == KERNELS[stem]
+    for kernel in kernels:
+        assert kernel.count("mul.rn.f32") >= 16
 
 
 def test_every_source_is_compiled() -> None:

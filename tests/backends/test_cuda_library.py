@@ -117,7 +117,21 @@ def test_of_the_default_architectures_those_the_compiler_knows(
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr(SETUP, "run", lambda _: "compute_80\ncompute_90\n")
     found = SETUP.architecture_flags("nvcc")
-    assert found == [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
+    machine_code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
+    assert found == [*machine_code, "-gencode=arch=compute_90,code=compute_90"]
+
+
+def test_later_gpus_can_compile_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    found = SETUP.architecture_flags(nvcc())
+    assert found[-1] == "-gencode=arch=compute_100,code=compute_100"
+
+
+def test_a_compiler_that_knows_no_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(SETUP, "run", lambda _: "compute_50\n")
+    with pytest.raises(SETUP.SkipBuild, match="old/nvcc knows none of the architectures 8.0"):
+        SETUP.architecture_flags("old/nvcc")
 
 
 def test_an_invalid_architecture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,14 +113,24 @@ def test_choice_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pipeline_fits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A100, H100 and a device of sm_86 with 100 KiB."""
+    """A100, H100, and devices of sm_86 and sm_120 with 100 KiB: what fits, at most 4 stages."""
     from rao_kernels.backends import Head
 
     hidden = torch.empty(4, 64, dtype=torch.bfloat16)
     head = Head(hidden, hidden, None, torch.zeros(4, dtype=torch.int64), 1.0, None)
-    for shared, stages in ((166912, 3), (232448, 4), (101376, 2)):
-        target = tuning.Target("", (8, 6), 80, shared, False)
+    for capability, shared, stages in (
+        ((8, 0), 166912, 4),
+        ((9, 0), 232448, 4),
+        ((8, 6), 101376, 3),
+        ((12, 0), 101376, 2),
+    ):
+        target = tuning.Target("", capability, 80, shared, False)
         monkeypatch.setattr(tuning, "target_of", lambda device, target=target: target)
         launch = tuning.grad_launch(head)
         assert launch.stages == stages
-        assert stages * 2 * (launch.block_rows + 256) * launch.block_size <= shared
+        buffers = stages - (capability < (9, 0))
+        assert buffers * 2 * (launch.block_rows + 256) * launch.block_size <= shared
+
+
+def test_only_half_precision_is_fused() -> None:
+    assert {row["dtype"] for row in tuning.forms()} == {"bfloat16", "float16"}

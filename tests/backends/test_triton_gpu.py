@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import product
 
 import pytest
 import torch
@@ -33,9 +34,12 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
+SELECTED = [*product(FORMS, HALVES), ("unfused", torch.float32)]
+
+
 @pytest.mark.usefixtures("nan_filled_memory", "form")
 @pytest.mark.parametrize("workspace", WORKSPACES)
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize(("form", "dtype"), SELECTED, indirect=["form"], ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_contract(name: str, dtype: torch.dtype, workspace: str) -> None:
     assert_as_good_as_torch(

@@ -7,3 +7,16 @@
 #else
 #define RAO_SHARED inline __attribute__((always_inline))
 #endif
+
+namespace rao {
+
+// a * b, rounded: a later addition is not contracted with it to a fused multiply-add on a GPU.
+RAO_SHARED float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+}  // namespace rao

@@ -19,17 +19,17 @@ class LogitTransform {
   RAO_SHARED float scale() const { return scale_; }
   RAO_SHARED bool has_softcap() const { return softcap_ != 0.0f; }
 
-  // Returns the logit. slope: d logit / d product, without the scale. kSoftcap: false compiles the
-  // softcap out.
+  // Returns the logit, rounded, so that none is above the row's maximum and no log-prob above 0.
+  // slope: d logit / d product, without the scale. kSoftcap: false compiles the softcap out.
   template <bool kSoftcap>
   RAO_SHARED float logit(float biased_product, float* slope) const {
     *slope = 1.0f;
     if (!kSoftcap || !has_softcap()) {
-      return biased_product * scale_;
+      return rounded_product(biased_product, scale_);
     }
     const float capped = tanhf(biased_product * inverse_softcap_);
     *slope = 1.0f - capped * capped;
-    return capped * (softcap_ * scale_);
+    return rounded_product(capped, softcap_ * scale_);
   }
 
  private:

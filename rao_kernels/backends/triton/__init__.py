@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ..products import add_products, logits, traits_on
+from ..products import add_products, logits, traits_on, weight_of_gradients
 from ..tiles import (
     GPU_WORKSPACE_CAP,
     Gradients,
@@ -125,14 +125,16 @@ def grad_tile(
     from . import grad_tile_kernels as kernels
 
     dz = scratch[0][: head.rows, : tile.width]
+    weight = weight_of_gradients(head, tile, retained, out)
     if retained is not None:
         kept = RetainedTile.on(retained, tile, head.precision)
         kernels.from_retained(head, tile, kept, rows, dz)
     elif _is_fused("grad", head):
-        kernels.fused(head, tile, rows, dz)
+        assert weight is not None
+        kernels.fused(head, tile, weight, rows, dz)
     else:
-        kernels.from_products(head, tile, logits(head, tile), rows, dz)
-    add_products(head, tile, dz, out)
+        kernels.from_products(head, tile, logits(head, tile, weight=weight), rows, dz)
+    add_products(head, tile, dz, out, weight)
 
 
 def _is_fused(what: tuning.Pass, head: Head) -> bool:

@@ -39,9 +39,11 @@ def from_retained(
     _by_rows(head, tile, (None, None, *retained_arguments(retained)), rows, dz)
 
 
-def fused(head: Head, tile: Tile, rows: RowGradients, dz: Tensor) -> None:
-    """`from_products`, with the products computed in the same kernel and not written to memory."""
-    weight = head.weight_tile(tile)
+def fused(head: Head, tile: Tile, weight: Tensor, rows: RowGradients, dz: Tensor) -> None:
+    """`from_products`, with the products computed in the same kernel and not written to memory.
+
+    weight: ``[W, D]``, the tile's.
+    """
     config = tuning.grad_launch(head)
     launch(
         _grad_tile_fused_kernel,

@@ -255,26 +255,26 @@ def _score_tile_fused_kernel(
         target_z = tl.zeros((BLOCK_N,), tl.float32)
         nothing = tl.zeros((BLOCK_N,), tl.float32)
         found = (nothing - float("inf"), nothing, nothing, nothing, nothing)
+        parts = cut(raw, PARTS)
         if values_ptr is not None:
-            if RAGGED:
-                top = tl.max(
-                    tl.where(first_entry + tl.arange(0, BLOCK_V)[None, :] < W, raw, -float("inf")),
-                    axis=1,
-                )
-            else:
-                top = tl.max(raw, axis=1)
+            top = nothing - float("inf")
+            for i in tl.static_range(PARTS):
+                lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
+                part = parts[i]
+                if RAGGED:
+                    part = tl.where(first_entry + lane < W, part, -float("inf"))
+                top = tl.maximum(top, tl.max(part, axis=1))
             index = group.to(tl.int64) * retained_rows + rows
             tl.store(maxima_ptr + index, top, mask=row_inside)
-        parts = cut(raw, PARTS)
-        for i in tl.static_range(PARTS):
-            lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
-            inside = first_entry + lane < W if RAGGED else None
-            if values_ptr is not None:
+            for i in tl.static_range(PARTS):
+                lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
                 values = narrowed(parts[i] - top[:, None], values_ptr.dtype.element_ty)
-                index = group.to(tl.int64) * retained_rows + rows
                 tl.store(
                     values_ptr + index[:, None] * BLOCK_V + lane, values, mask=row_inside[:, None]
                 )
+        for i in tl.static_range(PARTS):
+            lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
+            inside = first_entry + lane < W if RAGGED else None
             z, _ = transform(parts[i], bias_ptr, first_entry + lane, inside, scale, softcap)
             found = merged(found, statistics_of(z, inside))
             target_z += tl.sum(tl.where(target[:, None] == lane, z, 0.0), axis=1)

@@ -110,6 +110,17 @@ def target_of(device: torch.device) -> Target:
     return _cuda_target(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def _stages(target: Target, bytes_of_one: int) -> int:
+    """Return the stages of a product's pipeline: 4, or as many as fit into shared memory.
+
+    Before sm_90 Triton buffers one block fewer than there are stages.
+    """
+    if target.is_amd:
+        return 2
+    unbuffered = 0 if target.capability >= (9, 0) else 1
+    return max(2, min(4, target.shared_bytes // bytes_of_one + unbuffered))
+
+
 def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
     """Return a heuristic launch: blocks of `rows` x 256 products, 8 warps, as many stages as fit.
 
@@ -119,14 +130,12 @@ def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
     target = target_of(head.hidden.device)
     itemsize = head.hidden.itemsize
     size = 128 // itemsize
-    stage = (rows + GROUP) * size * itemsize
-    stages = 2 if target.is_amd else max(2, min(4, target.shared_bytes // stage))
     return ProductLaunch(
         block_rows=rows,
         block_size=size,
         row_blocks=16,
         warps=8,
-        stages=stages,
+        stages=_stages(target, (rows + GROUP) * size * itemsize),
         parts=parts,
         descriptors=not target.is_amd and target.capability >= (9, 0),
         programs_at_once=target.processors,
@@ -134,14 +143,14 @@ def _product_launch(head: Head, rows: int, parts: int) -> ProductLaunch:
 
 
 def score_launch(head: Head, state: RowState) -> ProductLaunch:
-    """Return blocks of 128 rows, or 64 where the epilogue would need too many registers.
+    """Return blocks of 128 rows in 4 parts, or of 64 in 8 where the epilogue needs many registers.
 
     test_triton_compile.py checks this.
     """
-    transformed = head.bias is not None or head.softcap is not None
-    rare = state.sum_sq_probs is not None or state.logit_sum is not None
+    more = head.bias is not None or head.softcap is not None
+    more |= state.sum_sq_probs is not None or state.logit_sum is not None
     blackwell = target_of(head.hidden.device).capability >= (10, 0)
-    return _product_launch(head, rows=64 if transformed or rare or blackwell else 128, parts=4)
+    return _product_launch(head, rows=64 if more or blackwell else 128, parts=8 if more else 4)
 
 
 def grad_launch(head: Head) -> ProductLaunch:
@@ -175,8 +184,9 @@ def forms() -> tuple[FormLimits, ...]:
 def is_fused(what: Pass, device: torch.device, dtype: torch.dtype, size: int) -> bool:
     """Return True if the fused form runs, False if the vendor's products do.
 
-    The vendor's run on devices and dtypes that `forms` does not list, and where rows of `size`
-    elements cannot be read 16 bytes at a time.
+    The vendor's run on devices and dtypes that `forms` does not list (float32 is not listed: its
+    fused kernels spill registers), and where rows of `size` elements cannot be read 16 bytes at a
+    time.
     """
     if size % 16:
         return False

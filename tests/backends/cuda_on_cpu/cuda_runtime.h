@@ -1,7 +1,8 @@
 // The part of CUDA that runs the kernels of csrc/cuda on one CPU thread, for tests.
 //
-// The threads of a block are fibers that run in turn; a fiber that waits for others yields. When
-// all of them wait, the kernel would hang on a GPU: the program aborts.
+// The threads of a block are fibers that run in turn, in another order in each block, so that a
+// result that depends on it is wrong in some; a fiber that waits for others yields. When all of
+// them wait, the kernel would hang on a GPU: the program aborts.
 #pragma once
 
 #include <math.h>
@@ -15,6 +16,8 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #define __global__
@@ -61,10 +64,12 @@ class Block {
     for (int i = 0; i < threads; ++i) {
       start(i);
     }
+    std::iota(order_, order_ + threads, 0);
+    std::shuffle(order_, order_ + threads, random_);
     while (running_ > 0) {
       progress_ = false;
       for (int i = 0; i < threads; ++i) {
-        resume(i);
+        resume(order_[i]);
       }
       if (!progress_) {
         fprintf(stderr, "deadlock: all threads of a block wait at barriers\n");
@@ -145,6 +150,8 @@ class Block {
   jmp_buf scheduler_;
   Barrier block_, warps_[kMaxThreads / kWarpSize];
   float values_[kMaxThreads];
+  int order_[kMaxThreads];
+  std::minstd_rand random_;
   Fiber fibers_[kMaxThreads];
 };
 
