@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from .. import backends
+from .. import backends, engine
 from ..types import EngineOptions
 from . import measure, peaked, problems
 from .cases import BOTH, FORWARD, OP, PRODUCTS, Head
@@ -105,8 +105,16 @@ def timed(look: Look, call: Callable[[], object], flops: float) -> Result:
 
 def time_gemms(look: Look, problem: Problem) -> None:
     """Time the three GEMMs, with bf16 and with fp32 results, tile by tile and at once."""
-    width = backends.get(look.backends[-1]).traits(look.device.type).dense_width
     hidden, weight = problem.hidden, problem.weight
+    width = engine.make_plan(
+        len(hidden),
+        weight.shape[0],
+        weight.shape[1],
+        DTYPE,
+        backend=look.backends[-1],
+        device_type=look.device.type,
+        workspace_bytes=0,
+    ).width
     dz = hidden.new_empty(len(hidden), len(weight)).normal_(0.0, 1e-3)
     flops = 2.0 * hidden.numel() * len(weight)
     for entries in (width, len(weight)):
