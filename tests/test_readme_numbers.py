@@ -26,7 +26,7 @@ def test_readme_has_one_table_and_the_page_the_others() -> None:
 
 def test_the_claims_of_the_first_lines_hold_in_the_table() -> None:
     text = readme.README.read_text()
-    assert "under half the time of plain torch and under a fifth of its extra memory" in text
+    assert "about half the time of plain torch and under a fifth of its extra memory" in text
     assert "over a thousand times as exact" in text
 
     def figures(provider: str) -> list[float]:
@@ -36,4 +36,4 @@ def test_the_claims_of_the_first_lines_hold_in_the_table() -> None:
 
     ours, plain = figures("**rao_kernels**"), figures("plain torch")
     shares = [one / other for one, other in zip(ours, plain, strict=True)]
-    assert shares[0] < 1 / 2 and shares[1] < 1 / 1000 and shares[2] < 1 / 5, shares
+    assert shares[0] < 0.6 and shares[1] < 1 / 1000 and shares[2] < 1 / 5, shares
