@@ -58,7 +58,7 @@ def _operands(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 class _Fp32Sums(NamedTuple):
-    """Whether GEMMs of half-precision operands return their fp32 sums, and add them to fp32."""
+    """True for each form of half-precision GEMM that torch has: fp32 sums returned, or added."""
 
     returned: bool
     added: bool
