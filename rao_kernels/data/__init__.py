@@ -8,7 +8,16 @@ from .collate import (
     Reference,
     unmet_needs,
 )
-from .records import MAX_REWARD, BadRows, DataReport, Record, load_records, split_records
+from .messages import Message, Prompt, Response
+from .records import (
+    MAX_REWARD,
+    BadRows,
+    DataReport,
+    Record,
+    SampledTokens,
+    load_records,
+    split_records,
+)
 from .tokenize import (
     PromptFormat,
     TokenizedRow,
@@ -28,10 +37,14 @@ __all__ = [
     "Collator",
     "DataReport",
     "Example",
+    "Message",
     "PreferenceDataset",
+    "Prompt",
     "PromptFormat",
     "Record",
     "Reference",
+    "Response",
+    "SampledTokens",
     "TokenizeOptions",
     "TokenizedRow",
     "as_pairs",

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..errors import DataError
 
-Message = dict[str, str]
+# `role` and `content`, and what a chat template reads of calls of tools.
+Message = dict[str, Any]
 Prompt = str | list[Message]
+Response = str | list[Message]
 
 
 def show(value: object, limit: int = 80) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import DataError, InputError
-from .messages import Prompt, is_absent, join_prompt, parse_answers, show, to_python
+from .messages import Prompt, Response, is_absent, join_prompt, parse_answers, show, to_python
 from .sources import Row, read_rows
 
 BadRows = Literal["raise", "skip"]
@@ -38,19 +38,47 @@ _REFUSED = (
 
 
 @dataclass(frozen=True)
+class SampledTokens:
+    """Token ids of a prompt and of each response, as a policy sampled them.
+
+    old_logps: per response, the log-prob of each of its tokens under that policy, in nats.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    old_logps: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One prompt with its responses.
 
-    rewards: one finite number per response, or None for a pair without scores.
-    preferred: index of the preferred response; None: the one of the highest reward.
+    prompt: a text, or messages; empty for a plain text to be learnt as a whole.
+    responses: texts, or lists of messages that begin and end with an assistant's; of such a list
+        the assistant's messages are scored, and what stands between them is not.
+    rewards: one finite number per response, or None where the responses have no scores.
+    preferred: one mark per response, True where it is the chosen one of a pair or desirable; None:
+        the responses of the highest reward are preferred.
     where: names the record in messages, for example ``train.jsonl:12``.
+    gold, gold_reward: the gold answer (GRAO, TPO), and its reward where it is known.
+    ref_rewards: rewards of responses that the reference sampled to this prompt (QRPO, A*-PO).
+    reward_ensemble: per reward model, one reward per response (pessimistic RPO).
+    tools: descriptions of functions, for the chat template.
+    sampled: the tokens that a policy sampled; they are trained on as they are, and the texts of the
+        responses are not encoded again.
     """
 
     prompt: Prompt
-    responses: list[str]
+    responses: list[Response]
     rewards: list[float] | None
     where: str
-    preferred: int | None = None
+    preferred: list[bool] | None = None
+    gold: Response | None = None
+    gold_reward: float | None = None
+    ref_rewards: list[float] | None = None
+    reward_ensemble: list[list[float]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    sampled: SampledTokens | None = None
 
 
 @dataclass
@@ -217,7 +245,7 @@ def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
     rewards = row.get("rewards")
     if rewards is None:
         raise DataError(where, "`rewards` missing", "Score the responses first.")
-    return Record(prompt, texts, _parse_rewards(where, rewards, len(texts)), where)
+    return Record(prompt, [*texts], _parse_rewards(where, rewards, len(texts)), where)
 
 
 def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
@@ -226,8 +254,10 @@ def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
     prompt = join_prompt(where, row.get("prompt"), turns)
     scores = [row.get("score_chosen"), row.get("score_rejected")]
     if all(score is None for score in scores):
-        return Record(prompt, texts, None, where, preferred=0)
-    return Record(prompt, texts, _parse_rewards(where, scores, 2), where, preferred=0)
+        return Record(prompt, [*texts], None, where, preferred=[True, False])
+    return Record(
+        prompt, [*texts], _parse_rewards(where, scores, 2), where, preferred=[True, False]
+    )
 
 
 def _parse_rewards(where: str, rewards: object, count: int) -> list[float]:

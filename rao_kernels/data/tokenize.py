@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,6 +26,14 @@ class TokenizedRow:
     """A prompt and its responses as int32 ids; ``prompt + responses[j]`` is sequence j.
 
     rewards, preferred: one value per response, or None where they are not known.
+    masks: per response a bool per token, False where it is not scored (the turns of a user or a
+        tool); None: every token is.
+    token_inputs: inputs of a loss with a value per token, by name (`old_token_logps`): per response
+        fp32 values of its tokens.
+    gold, gold_reward: the gold answer's ids, and its reward where it is known.
+    gold_marks: True for the response that is the gold answer, once it is one of `responses`.
+    ref_rewards, reward_ensemble: as of a `Record`.
+    kl_responses: per response, the response to another prompt that KTO pairs this prompt with.
     """
 
     prompt: Tensor
@@ -33,6 +41,14 @@ class TokenizedRow:
     rewards: list[float] | None
     preferred: list[bool] | None
     where: str
+    masks: list[Tensor] | None = None
+    token_inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    gold: Tensor | None = None
+    gold_reward: float | None = None
+    gold_marks: list[bool] | None = None
+    ref_rewards: list[float] | None = None
+    reward_ensemble: list[list[float]] | None = None
+    kl_responses: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +221,7 @@ def _tokenize(
         _ids(sequences[0][:boundary]),
         [_ids(sequence[boundary:]) for sequence in sequences],
         record.rewards,
-        _labels(record),
+        record.preferred,
         record.where,
     )
     return _fit(row, options, report)
@@ -277,12 +293,6 @@ def _encode_plain(
     with_bos = [ids if bos and ids[:1] == bos else bos + ids for ids in encoded]
     prompt, *sequences = with_bos
     return prompt, [ids if eos and ids[-1:] == eos else ids + eos for ids in sequences]
-
-
-def _labels(record: Record) -> list[bool] | None:
-    if record.preferred is None:
-        return None
-    return [position == record.preferred for position in range(len(record.responses))]
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

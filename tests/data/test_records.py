@@ -73,7 +73,7 @@ def test_paired_rows(row: dict[str, Any], rewards: list[float] | None) -> None:
     (record,) = load_records([row])
     assert record.responses == ["x", "y"]
     assert record.rewards == rewards
-    assert record.preferred == 0
+    assert record.preferred == [True, False]
     assert record.prompt in ("q", [USER])
 
 
