@@ -63,8 +63,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _sort_help(parser: argparse.ArgumentParser, types: Sequence[Any]) -> None:
-    """Show required options first, then those of `types`, then those of their bases."""
-    own = {name for one in types for name in inspect.get_annotations(one)}
+    """Show required options first, then those of this package, then those of other bases."""
+    package = __package__.partition(".")[0]
+    ours = [base for one in types for base in one.__mro__ if base.__module__.startswith(package)]
+    own = {name for one in [*types, *ours] for name in inspect.get_annotations(one)}
     bases = {
         field.name: f"options of {base.__module__.partition('.')[0]}.{base.__name__}"
         for one in types

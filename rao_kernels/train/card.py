@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .model import name_of
 
 if TYPE_CHECKING:
-    from .trainer import RAOTrainer
+    from .base import RunTrainer
 
 _TEXT = """\
 ---
@@ -22,13 +22,13 @@ library_name: transformers
 
 # {title}
 
-{model} trained with the loss `{loss}` of rao-kernels.
+{model} trained with {method} of rao-kernels.
 
 {facts}
 """
 
 
-def write_model_card(trainer: RAOTrainer, folder: Path) -> None:
+def write_model_card(trainer: RunTrainer, folder: Path) -> None:
     """Write the card of a whole model; peft writes the card of an adapter."""
     if hasattr(trainer.model, "peft_config"):
         return
@@ -38,7 +38,7 @@ def write_model_card(trainer: RAOTrainer, folder: Path) -> None:
         base="" if local else f"base_model: {json.dumps(name)}\n",
         title=folder.resolve().name,
         model=f"`{Path(name).name}`" if name else type(trainer.model).__name__,
-        loss=trainer.spec.name,
+        method=trainer.method(),
         facts=_table(("", ""), _facts(trainer)),
     )
     if metrics := _metrics(trainer.state.log_history):
@@ -48,14 +48,9 @@ def write_model_card(trainer: RAOTrainer, folder: Path) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _facts(trainer: RAOTrainer) -> Iterator[tuple[str, str]]:
+def _facts(trainer: RunTrainer) -> Iterator[tuple[str, str]]:
     args = trainer.args
-    hyper = ", ".join(f"{key}={value}" for key, value in trainer.hyper.items())
-    yield "hyperparameters of the loss", hyper or "none"
-    if trainer.train_dataset is not None:
-        rows = trainer.train_dataset.rows
-        responses = sum(len(row.responses) for row in rows)
-        yield "training data", f"{len(rows)} prompts with {responses} responses"
+    yield from trainer.facts()
     yield "steps", f"{trainer.state.global_step}"
     micro_batches = args.gradient_accumulation_steps * args.world_size
     yield "prompts per step", f"{args.train_batch_size * micro_batches}"

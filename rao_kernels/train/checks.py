@@ -21,7 +21,7 @@ from ..data import TokenizedRow
 from ..errors import InputError
 from ..losses import LossInputs
 from . import checkpoints
-from .config import RAOConfig, check_runnable
+from .config import RAOConfig, RunConfig, check_runnable
 
 _FOR_METRICS = "it serves compute_metrics, which RAOTrainer does not take: there are no logits"
 _FULL_EVAL = "it rounds the weights of the policy; the reference was scored without rounding them"
@@ -88,6 +88,13 @@ def check_arguments(args: TrainingArguments) -> None:
     if not isinstance(args, RAOConfig):
         fix = "RAOConfig takes all that TrainingArguments takes."
         raise InputError("args", "an RAOConfig", type(args).__name__, fix)
+    check_run_arguments(args)
+    check_runnable(args)
+    check_hyperparameters(args)
+
+
+def check_run_arguments(args: RunConfig) -> None:
+    """Raise for settings that no trainer here can follow."""
     for name, (allowed, why) in _REFUSED.items():
         value: Any = args
         for part in name.split("."):
@@ -100,10 +107,16 @@ def check_arguments(args: TrainingArguments) -> None:
             expected = f"a number {'above' if excluded else 'of at least'} {low:g}"
             expected += f" and below {high:g}" if high < math.inf else ""
             raise InputError(name, expected, number)
-    check_runnable(args)
+    if args.n_gpu > 1:
+        raise InputError(
+            "args",
+            "one process per GPU",
+            f"{args.n_gpu} GPUs in one process (nn.DataParallel)",
+            f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
+            "CUDA_VISIBLE_DEVICES to one GPU.",
+        )
     _check_sharding(args)
     _check_checkpoint(args)
-    check_hyperparameters(args)
 
 
 def check_objects(model: Any, ref_model: Any, processing_class: Any) -> None:
@@ -165,13 +178,13 @@ def check_rows(
     )
 
 
-def _check_checkpoint(args: RAOConfig) -> None:
+def _check_checkpoint(args: RunConfig) -> None:
     asked = args.resume_from_checkpoint
     if asked is not None and asked.lower() not in ("true", "auto"):
         checkpoints.find(asked, Path(str(args.output_dir)))
 
 
-def _check_sharding(args: RAOConfig) -> None:
+def _check_sharding(args: RunConfig) -> None:
     """Raise for FSDP on a CPU, which would not shard; warn of ZeRO-3 that would save no weights."""
     if args.fsdp and args.device.type == "cpu":
         fix = "Without fsdp each process trains the whole model (DDP)."

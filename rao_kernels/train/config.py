@@ -1,4 +1,4 @@
-"""`RAOConfig`: the settings of a run, on top of `transformers.TrainingArguments`."""
+"""`RunConfig`, `RAOConfig`: settings of a run, on top of `transformers.TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -42,11 +42,8 @@ def _option(default: Any, text: str) -> Any:
 
 
 @dataclass
-class RAOConfig(TrainingArguments):
-    """Settings of `RAOTrainer`, beside all of `transformers.TrainingArguments`.
-
-    Batch sizes count prompts, each with all its responses. `rao-kernels train --help` describes
-    every field.
+class RunConfig(TrainingArguments):
+    """Settings that every trainer here has, beside all of `transformers.TrainingArguments`.
 
     Raises:
         InputError: a setting is out of range, or settings do not work together.
@@ -69,6 +66,41 @@ class RAOConfig(TrainingArguments):
     )
     logging_nan_inf_filter: bool = _option(False, "Log the last finite loss in place of NaN.")
     remove_unused_columns: bool = _option(False, "Must be false: the collator needs every column.")
+
+    max_length: int = _option(1024, "Most tokens of prompt and response; prompts are never cut.")
+    truncate_responses: bool = _option(False, "Cut responses that do not fit; else drop them.")
+    prompt_format: PromptFormat = _option(
+        "auto",
+        "A text prompt as a user turn of the chat template, or plain after BOS; 'auto': chat if "
+        "the tokenizer has a template.",
+    )
+    bad_rows: BadRows = _option(
+        "raise", "Raise at the first bad record, or skip bad ones and report them."
+    )
+
+    def __post_init__(self) -> None:
+        device.fall_back_to_cpu(self)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.use_liger_kernel:
+            raise InputError(
+                "use_liger_kernel", "False, since Liger replaces the model's head too", True
+            )
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns", "False", True)
+        if not 0.0 <= self.learning_rate < math.inf:
+            raise InputError("learning_rate", "a finite number from 0 on", self.learning_rate)
+
+
+@dataclass
+class RAOConfig(RunConfig):
+    """Settings of `RAOTrainer`, beside all of `transformers.TrainingArguments`.
+
+    Batch sizes count prompts, each with all its responses. `rao-kernels train --help` describes
+    every field.
+
+    Raises:
+        InputError: a setting is out of range, or settings do not work together.
+    """
 
     loss: str = _option(
         "rao",
@@ -95,16 +127,6 @@ class RAOConfig(TrainingArguments):
         None, "Further hyperparameters of the loss, as JSON."
     )
 
-    max_length: int = _option(1024, "Most tokens of prompt and response; prompts are never cut.")
-    truncate_responses: bool = _option(False, "Cut responses that do not fit; else drop them.")
-    prompt_format: PromptFormat = _option(
-        "auto",
-        "A text prompt as a user turn of the chat template, or plain after BOS; 'auto': chat if "
-        "the tokenizer has a template.",
-    )
-    bad_rows: BadRows = _option(
-        "raise", "Raise at the first bad record, or skip bad ones and report them."
-    )
     prefix_length: PrefixLength = _option(
         "auto",
         "Tokens of t0, the beginning that all prompts share and RAO does not score; 'auto': as "
@@ -135,22 +157,13 @@ class RAOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        device.fall_back_to_cpu(self)
         loss: Any = self.loss
         if isinstance(loss, dict):
             self.loss = json.dumps(loss)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         self._read_numbers()
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_json("loss_kwargs", self.loss_kwargs)
-        if self.use_liger_kernel:
-            raise InputError(
-                "use_liger_kernel", "False, since Liger replaces the model's head too", True
-            )
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns", "False", True)
-        if not 0.0 <= self.learning_rate < math.inf:
-            raise InputError("learning_rate", "a finite number from 0 on", self.learning_rate)
         self.hyperparameters()
 
     def _read_numbers(self) -> None:
@@ -203,15 +216,7 @@ class RAOConfig(TrainingArguments):
 
 
 def check_runnable(args: RAOConfig) -> None:
-    """Raise if this launch or this loss cannot work, before the data is scored."""
-    if args.n_gpu > 1:
-        raise InputError(
-            "args",
-            "one process per GPU",
-            f"{args.n_gpu} GPUs in one process (nn.DataParallel)",
-            f"Start with `torchrun --nproc_per_node {args.n_gpu} ...`, or set "
-            "CUDA_VISIBLE_DEVICES to one GPU.",
-        )
+    """Raise if this loss cannot be trained, before the data is scored."""
     for spec, bound in args.spec.bound_parts(args.hyperparameters()):
         if bound.get("on_policy"):
             raise InputError(

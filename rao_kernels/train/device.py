@@ -11,13 +11,13 @@ import torch
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .config import RAOConfig
+    from .config import RunConfig
 
 
 logger = logging.getLogger(__name__)
 
 
-def fall_back_to_cpu(config: RAOConfig) -> None:
+def fall_back_to_cpu(config: RunConfig) -> None:
     """Set `use_cpu`, which transformers asks for, if there is no accelerator.
 
     Raises:

@@ -47,35 +47,44 @@ _NOT_OF_THE_ADAPTER = {
 def describe_run(
     trainer: Trainer, scorer: ReferenceScorer | None, prefix_length: int | None
 ) -> Identity | None:
-    """Return the identity of a trainer's run, before its first step; None without training data."""
-    args, model, dataset = trainer.args, trainer.model, trainer.train_dataset
-    if dataset is None:
+    """Return the identity of a `RAOTrainer`'s run, before its first step; None without data."""
+    args = trainer.args
+    if trainer.train_dataset is None:
         return None
-    assert isinstance(args, RAOConfig) and isinstance(model, nn.Module)
-    assert isinstance(dataset, PreferenceDataset)
+    assert isinstance(args, RAOConfig)
     reference = None if scorer is None else scorer.fingerprint
-    if scorer is not None and scorer.model is model:
-        start = scorer.fingerprint
-    else:
-        start = model_fingerprint(model)
-    tokenizer: Any = trainer.processing_class
-    responses = sum(len(row.responses) for row in dataset.rows)
+    same = scorer is not None and scorer.model is trainer.model
     items: Identity = {
         "loss": args.spec.name,
         **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
+        "reference": reference and {"what": "weights", "sha256": reference},
+        "prefix_length": prefix_length,
+    }
+    return describe(trainer, items, reference if same else None)
+
+
+def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Identity:
+    """Return the identity of a trainer's run: its method, and data, model, tokenizer, settings.
+
+    start: fingerprint of the model, where it is known already.
+    """
+    args, model, dataset = trainer.args, trainer.model, trainer.train_dataset
+    assert isinstance(model, nn.Module) and isinstance(dataset, PreferenceDataset)
+    tokenizer: Any = trainer.processing_class
+    responses = sum(len(row.responses) for row in dataset.rows)
+    items: Identity = {
+        **method,
         "training data": {
             "what": f"{len(dataset)} prompts with {responses} responses",
             "sha256": data_fingerprint(dataset),
         },
-        "model": {"what": _name(model), "sha256": start},
-        "reference": reference and {"what": "weights", "sha256": reference},
+        "model": {"what": _name(model), "sha256": start or model_fingerprint(model)},
         "tokenizer": {
             "what": str(getattr(tokenizer, "name_or_path", "")) or "a tokenizer",
             "sha256": tokenizer_fingerprint(tokenizer),
         },
         "chat template": {"what": "template", "sha256": template_fingerprint(tokenizer)},
         **_adapter(model),
-        "prefix_length": prefix_length,
         "prompts per step (batch size x gradient_accumulation_steps x devices)": (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         ),

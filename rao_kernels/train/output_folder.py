@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import checkpoints, identity
-from .config import RAOConfig
+from .config import RunConfig
 from .plot import METRICS_FILE, PLOT_FILE
 from .prepare import say
 
@@ -28,7 +28,7 @@ class OutputFolder:
     run: identity of what it trains; None for a trainer that only evaluates.
     """
 
-    def __init__(self, args: RAOConfig, run: identity.Identity | None) -> None:
+    def __init__(self, args: RunConfig, run: identity.Identity | None) -> None:
         self.args = args
         self.run = run
         self._begun = False

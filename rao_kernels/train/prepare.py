@@ -46,7 +46,7 @@ from ..refcache import (
     template_fingerprint,
     tokenizer_fingerprint,
 )
-from .config import RAOConfig
+from .config import RAOConfig, RunConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,7 +97,7 @@ def prepare_evaluation(
     return None if source is None else prepare_dataset(source, name, args, tokenizer)
 
 
-def say(args: RAOConfig, text: str) -> None:
+def say(args: RunConfig, text: str) -> None:
     if args.process_index == 0:
         print(text, flush=True)
 

@@ -6,7 +6,8 @@ Legend: P prompts and S sequences of a micro-batch, T tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,25 +15,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import LOSS_FIELDS, PreferenceDataset, TokenizedRow
-from ..errors import InputError, NotYetError, OneSidedTargetsWarning
+from ..errors import InputError, OneSidedTargetsWarning
 from ..fused import scoring_of
 from ..losses import Loss, LossInputs
 from ..sequence import SequenceBatch
 from ..types import EngineOptions, LossOutput
-from . import checkpoints
-from .card import write_model_card
+from .base import RunTrainer
 from .checks import check_arguments, check_objects, check_rows
 from .config import RAOConfig
-from .guards import DivergenceGuard, RisingLoss, diverged, warn_about_ties
+from .guards import warn_about_ties
 from .identity import describe_run
-from .metrics import Meter, count_units, drop_repeated, record, token_stats, total_loss
+from .metrics import count_units, drop_repeated, record, token_stats, total_loss
 from .model import load_tokenizer, name_of, prepare_model, prepare_reference, run_dtype
-from .output_folder import OutputFolder, check_writable
-from .plot import RunRecorder
+from .output_folder import check_writable
 from .prepare import (
     Datasets,
     ReferenceScorer,
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class RAOTrainer(Trainer):
+class RAOTrainer(RunTrainer):
     """Aligns a causal language model with any loss of `rao_kernels.losses.LOSSES`, RAO by default.
 
     Making a trainer loads and checks everything, tokenizes the data and scores it with the
@@ -83,13 +82,8 @@ class RAOTrainer(Trainer):
         >>> trainer.save_model()
     """
 
-    # The loss is divided by the units of all micro-batches of a step, on all ranks.
-    loss_is_scaled_for_ga = True
     _tag_names = ["rao", "rao-kernels"]  # noqa: RUF012
     args: RAOConfig
-    processing_class: Any
-    train_dataset: Any
-    eval_dataset: Any
 
     def __init__(
         self,
@@ -118,19 +112,14 @@ class RAOTrainer(Trainer):
             train_dataset=prepare_training(train_dataset, args, processing_class),
             eval_dataset=prepare_evaluation(eval_dataset, args, processing_class),
             processing_class=processing_class,
-            callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._divergence = DivergenceGuard(self._reduce)
-        self.add_callback(self._divergence)
         warn_about_ties(self.eval_dataset)
-        # Trainer asks this before 5.20, and the attribute of the class since.
-        self.model_accepts_loss_kwargs = True
         self.spec: Loss = args.spec
         self.hyper = args.hyperparameters()
         self._needs = self.spec.required_inputs(self.hyper)
         self._scoring = scoring_of(self.spec, self.hyper)
-        self._meters = {"train": Meter(), "eval": Meter()}
         self._tolerance = args.tolerance(run_dtype(args, model))
         self._scorer = self._make_scorer(ref_model)
         self._prefix_length: int | None = None
@@ -141,8 +130,7 @@ class RAOTrainer(Trainer):
         known = [*each_dataset(self.train_dataset), *each_dataset(self.eval_dataset)]
         self.hyper = estimate_log_z0(self.spec, given, known, args)
         self._log_z0_is_fitted = self.hyper != given
-        run = describe_run(self, self._scorer, self._prefix_length)
-        self._output = OutputFolder(args, run)
+        self._begin_run(describe_run(self, self._scorer, self._prefix_length))
 
     def _make_scorer(self, ref_model: Any) -> ReferenceScorer | None:
         if not any(need.startswith("ref_") for need in self._needs):
@@ -248,23 +236,7 @@ class RAOTrainer(Trainer):
         total = torch.stack(counts).sum(0).to(device)
         return self._reduce(total, "sum").clamp(min=1)
 
-    def _prepare_input(self, data: Any) -> Any:
-        """Move without casting: DeepSpeed's cast would round rewards and log-probs."""
-        if isinstance(data, Mapping):
-            return {key: self._prepare_input(value) for key, value in data.items()}
-        return data.to(self.args.device) if isinstance(data, Tensor | SequenceBatch) else data
-
     # Metrics and evaluation.
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self._meters["train"].pop(self._reduce)
-        super().log(logs, start_time)
-
-    def _reduce(self, values: Tensor, how: str) -> Tensor:
-        """Join the values of all ranks by "sum" or "max"."""
-        joined: Tensor = self.accelerator.gather(values[None])
-        return joined.sum(0) if how == "sum" else joined.amax(0)
 
     def prediction_step(
         self,
@@ -280,9 +252,6 @@ class RAOTrainer(Trainer):
         result = self.spec(loss_inputs, **self.hyper)
         self._record("eval", inputs, loss_inputs, result, outputs)
         return result.loss, None, None
-
-    def predict(self, *_: Any, **__: Any) -> Any:
-        raise NotYetError("predict: there are no logits to give. evaluate(data) gives the metrics")
 
     def evaluation_loop(
         self,
@@ -323,70 +292,31 @@ class RAOTrainer(Trainer):
 
     # Runs and their checkpoints.
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> TrainOutput:
-        """Train, from the beginning or from a checkpoint.
-
-        The output folder must be new, or hold this very run, which must then be resumed. The same
-        trainer may train again.
-
-        Args:
-            resume_from_checkpoint: True for the newest complete checkpoint of the output folder
-                (from the beginning if there is none), or the folder of one.
-
-        Raises:
-            InputError: the checkpoint or the output folder is another run's.
-            DivergedError: the loss or the weights are no longer finite.
-        """
-        folder = self._output.begin(resume_from_checkpoint, self.accelerator.wait_for_everyone)
-        if folder is not None:
-            self._restore(folder)
+    def before_training(self) -> None:
         report_targets(self.spec, self.hyper, self.train_dataset, self.args)
-        try:
-            with warnings.catch_warnings():
-                # The whole training set was checked; targets of one micro-batch may have one sign.
-                warnings.simplefilter("ignore", OneSidedTargetsWarning)
-                return super().train(str(folder) if folder else None, *args, **kwargs)
-        except InputError as error:
-            # The weights are finite, but so large that the hidden states are not.
-            if error.argument == "hidden" and self.state.global_step > 0:
-                raise diverged(self.args, self.state.global_step + 1, str(error)) from error
-            raise
 
-    def _restore(self, folder: Path) -> None:
+    @contextmanager
+    def training_context(self) -> Iterator[None]:
+        with warnings.catch_warnings():
+            # The whole training set was checked; targets of one micro-batch may have one sign.
+            warnings.simplefilter("ignore", OneSidedTargetsWarning)
+            yield
+
+    def run_state(self) -> dict[str, Any]:
+        return {"loss": self.spec.name, "prefix_length": self._prefix_length, **self.hyper}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Restore the log_z0 that the run began with, instead of a new estimate."""
-        state = checkpoints.read_state(folder)
         if self._log_z0_is_fitted and "log_z0" in state:
             self.hyper["log_z0"] = state["log_z0"]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self._divergence.add_loss(loss)
-        return loss
+    def method(self) -> str:
+        return f"the loss `{self.spec.name}`"
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if self.args.should_save and not _internal_call:
-            write_model_card(self, Path(output_dir or str(self.args.output_dir)))
-        super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            state = {"loss": self.spec.name, "prefix_length": self._prefix_length, **self.hyper}
-            checkpoints.write_state(folder, state)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run_dir = Path(self._get_output_dir(trial=trial))
-        folder = run_dir / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.unmark(folder)
-        with checkpoints.without_rotation(self.args):
-            super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._output.identify(folder)
-            checkpoints.mark_complete(folder)
-            best = self.state.best_model_checkpoint
-            checkpoints.rotate(run_dir, self.args.save_total_limit, best)
+    def facts(self) -> Iterator[tuple[str, str]]:
+        hyper = ", ".join(f"{key}={value}" for key, value in self.hyper.items())
+        yield "hyperparameters of the loss", hyper or "none"
+        if self.train_dataset is not None:
+            rows = self.train_dataset.rows
+            responses = sum(len(row.responses) for row in rows)
+            yield "training data", f"{len(rows)} prompts with {responses} responses"

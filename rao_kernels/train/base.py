@@ -1,0 +1,165 @@
+"""`RunTrainer`: what every trainer here adds to `transformers.Trainer` around its loss.
+
+The output folder of one run, complete checkpoints, metrics gathered over ranks, a stop at values
+that are not finite, a model card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from ..errors import InputError, NotYetError
+from ..sequence import SequenceBatch
+from . import checkpoints
+from .card import write_model_card
+from .guards import DivergenceGuard, RisingLoss, diverged
+from .metrics import Meter
+from .output_folder import OutputFolder
+from .plot import RunRecorder
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .identity import Identity
+
+
+class RunTrainer(Trainer):
+    """A `transformers.Trainer` of one run in one output folder.
+
+    A subclass computes the loss, and calls `_begin_run` at the end of its `__init__`.
+    """
+
+    # The loss is divided by the units of all micro-batches of a step, on all ranks.
+    loss_is_scaled_for_ga = True
+    _tag_names = ["rao-kernels"]  # noqa: RUF012
+    args: RunConfig
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(self, *, callbacks: Any = None, **given: Any) -> None:
+        super().__init__(callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())], **given)
+        # Trainer asks this before 5.20, and the attribute of the class since.
+        self.model_accepts_loss_kwargs = True
+        self._divergence = DivergenceGuard(self._reduce)
+        self.add_callback(self._divergence)
+        self._meters = {"train": Meter(), "eval": Meter()}
+
+    def _begin_run(self, identity: Identity | None) -> None:
+        """Take the output folder for this run.
+
+        identity: everything the result depends on; None for a trainer that only evaluates.
+        """
+        self._output = OutputFolder(self.args, identity)
+
+    # What a subclass describes.
+
+    def method(self) -> str:
+        """Return what the model is trained with, for the model card: "the loss `rao`"."""
+        raise NotImplementedError
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield names and values of what the model card says about the data and the method."""
+        raise NotImplementedError
+
+    def run_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the weights, as JSON."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `run_state` returned when the checkpoint was saved."""
+
+    # Metrics.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._meters["train"].pop(self._reduce)
+        super().log(logs, start_time)
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        """Join the values of all ranks by "sum" or "max"."""
+        joined: Tensor = self.accelerator.gather(values[None])
+        return joined.sum(0) if how == "sum" else joined.amax(0)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move without casting: DeepSpeed's cast would round rewards and log-probs."""
+        if isinstance(data, Mapping):
+            return {key: self._prepare_input(value) for key, value in data.items()}
+        return data.to(self.args.device) if isinstance(data, Tensor | SequenceBatch) else data
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        raise NotYetError("predict: there are no logits to give. evaluate(data) gives the metrics")
+
+    # Runs and their checkpoints.
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train, from the beginning or from a checkpoint.
+
+        The output folder must be new, or hold this very run, which must then be resumed. The same
+        trainer may train again.
+
+        Args:
+            resume_from_checkpoint: True for the newest complete checkpoint of the output folder
+                (from the beginning if there is none), or the folder of one.
+
+        Raises:
+            InputError: the checkpoint or the output folder is another run's.
+            DivergedError: the loss or the weights are no longer finite.
+        """
+        folder = self._output.begin(resume_from_checkpoint, self.accelerator.wait_for_everyone)
+        if folder is not None:
+            self.restore(checkpoints.read_state(folder))
+        self.before_training()
+        try:
+            with self.training_context():
+                return super().train(str(folder) if folder else None, *args, **kwargs)
+        except InputError as error:
+            # The weights are finite, but so large that the hidden states are not.
+            if error.argument == "hidden" and self.state.global_step > 0:
+                raise diverged(self.args, self.state.global_step + 1, str(error)) from error
+            raise
+
+    def before_training(self) -> None:
+        """Report what training will ask of the model; called once the run is known to be valid."""
+
+    def training_context(self) -> AbstractContextManager[None]:
+        """Return the context that training runs in."""
+        return nullcontext()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._divergence.add_loss(loss)
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.args.should_save and not _internal_call:
+            write_model_card(self, Path(output_dir or str(self.args.output_dir)))
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.write_state(folder, self.run_state())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.unmark(folder)
+        with checkpoints.without_rotation(self.args):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._output.identify(folder)
+            checkpoints.mark_complete(folder)
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(run_dir, self.args.save_total_limit, best)
