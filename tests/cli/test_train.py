@@ -14,6 +14,7 @@ from rao_kernels.cli.main import main
 from rao_kernels.cli.train import RunArguments
 from rao_kernels.data import load_records, split_records
 from rao_kernels.train import RAOConfig
+from rao_kernels.train.config import RunConfig
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
 
@@ -220,7 +221,8 @@ def test_help_begins_with_what_is_required_and_our_own(capsys: pytest.CaptureFix
     usage, required, own, inherited = re.split(r"^(?:required|options.*):$", printed, flags=re.M)
     assert len(usage.splitlines()) < 5 and "--model MODEL --data DATA" in usage
     assert options_of(required) == ["--model", "--data"]
-    fields = inspect.get_annotations(RunArguments) | inspect.get_annotations(RAOConfig)
+    ours = (RunArguments, RAOConfig, RunConfig)
+    fields = [name for one in ours for name in inspect.get_annotations(one)]
     expected = [f"--{name}" for name in fields if name not in ("model", "data")]
     assert set(options_of(own)) == {"-h", *expected, "--config"}
     assert {"--output_dir", "--num_train_epochs", "--bf16"} <= set(options_of(inherited))
