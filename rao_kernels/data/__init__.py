@@ -9,26 +9,22 @@ from .collate import (
     unmet_needs,
 )
 from .messages import Message, Prompt, Response
+from .prefix import check_shared_start, shared_start
 from .records import (
     MAX_REWARD,
     BadRows,
     DataReport,
     Record,
     SampledTokens,
+    iter_records,
     load_records,
     split_records,
 )
-from .tokenize import (
-    PromptFormat,
-    TokenizedRow,
-    TokenizeOptions,
-    as_pairs,
-    check_shared_start,
-    drop_unlabelled,
-    mark_preferred,
-    shared_start,
-    tokenize_records,
-)
+from .statistics import Statistics, Summary, dataset_statistics
+from .store import JoinedRows, StoredRows, open_rows, store_rows
+from .tokenize import PromptFormat, TokenizeOptions, iter_tokenized, tokenize_records
+from .tokenized import TokenizedRow
+from .transforms import as_pairs, drop_unlabelled, mark_preferred, pair_mismatched, with_gold
 
 __all__ = [
     "LOSS_FIELDS",
@@ -37,6 +33,7 @@ __all__ = [
     "Collator",
     "DataReport",
     "Example",
+    "JoinedRows",
     "Message",
     "PreferenceDataset",
     "Prompt",
@@ -45,15 +42,25 @@ __all__ = [
     "Reference",
     "Response",
     "SampledTokens",
+    "Statistics",
+    "StoredRows",
+    "Summary",
     "TokenizeOptions",
     "TokenizedRow",
     "as_pairs",
     "check_shared_start",
+    "dataset_statistics",
     "drop_unlabelled",
+    "iter_records",
+    "iter_tokenized",
     "load_records",
     "mark_preferred",
+    "open_rows",
+    "pair_mismatched",
     "shared_start",
     "split_records",
+    "store_rows",
     "tokenize_records",
     "unmet_needs",
+    "with_gold",
 ]

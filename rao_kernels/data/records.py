@@ -92,6 +92,7 @@ class DataReport:
     rows_without_pair: int = 0
     responses_beside_pair: int = 0
     rows_all_preferred: int = 0
+    rows_gold_too_long: int = 0
     rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -111,6 +112,7 @@ class DataReport:
             "prompts whose rewards are all equal (every response counts as preferred)": (
                 self.rows_all_preferred
             ),
+            "prompts dropped (the gold answer does not fit max_length)": self.rows_gold_too_long,
             "bad records skipped": len(self.skipped),
         }
         return "; ".join(parts + [f"{count} {what}" for what, count in notes.items() if count])
@@ -140,18 +142,30 @@ def load_records(
         DataError: a record is bad, a file cannot be read to its end, or no record is usable.
         InputError: an argument has another value than stated.
     """
+    return list(iter_records(source, limit=limit, bad_rows=bad_rows, report=report))
+
+
+def iter_records(
+    source: str | Path | Iterable[Any],
+    *,
+    limit: int | None = None,
+    bad_rows: BadRows = "raise",
+    report: DataReport | None = None,
+) -> Iterator[Record]:
+    """Yield what `load_records` returns, one record after another."""
     if limit is not None and limit < 1:
         raise InputError("limit", "at least 1 record, or None for all", limit)
     report = DataReport() if report is None else report
-    before = len(report.skipped)
-    records = list(keep_good(islice(read_rows(source), limit), _read_record, report, bad_rows))
-    if not records:
+    before, found = len(report.skipped), False
+    for record in keep_good(islice(read_rows(source), limit), _read_record, report, bad_rows):
+        found = True
+        yield record
+    if not found:
         skipped = report.skipped[before:]
         if not skipped:
             raise DataError(_name(source), "holds no usable record: it is empty")
         problem = f"holds no usable record: all {len(skipped)} are bad"
         raise DataError(_name(source), problem, f"The first is {skipped[0]}")
-    return records
 
 
 def keep_good(
