@@ -57,9 +57,13 @@ class StoredRows(Sequence[TokenizedRow]):
         return _row(self._batch(batch), position)
 
     def __iter__(self) -> Iterator[TokenizedRow]:
-        for first in range(0, len(self), BATCH_ROWS):
-            batch = self._batch(first // BATCH_ROWS)
-            yield from (_row(batch, position) for position in range(batch.num_rows))
+        # Read, not mapped: one batch is in memory, where all that was read of a mapped file may be.
+        arrow = _pyarrow()
+        with arrow.OSFile(str(self.path)) as file:
+            reader = arrow.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                yield from (_row(batch, position) for position in range(batch.num_rows))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
