@@ -32,8 +32,8 @@ class Summary:
 
     def __str__(self) -> str:
         quartiles = (self.minimum, self.quartile_1, self.median, self.quartile_3, self.maximum)
-        spread = ", ".join(f"{value:.4g}" for value in quartiles)
-        return f"mean {self.mean:.4g}, sd {self.sd:.4g}; min, quartiles, max {spread}"
+        spread = ", ".join(f"{value:.6g}" for value in quartiles)
+        return f"mean {self.mean:.6g}, sd {self.sd:.6g}; min, quartiles, max {spread}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from .records import DataReport
 from .tokenized import TokenizedRow
 
 # Records of a batch: what is in memory while a store is written.
-BATCH_ROWS = 128
+BATCH_ROWS = 32
 _FORMAT = "1"
 
 
@@ -228,7 +228,8 @@ def _row(batch: Any, position: int) -> TokenizedRow:
     for number, name in enumerate(batch.schema.names):
         value = batch.column(number)[position]
         if name == "token_inputs":
-            values[name] = {one["key"].as_py(): _tensors(one["value"]) for one in value}
+            pairs = zip(value.values.field(0), value.values.field(1), strict=True)
+            values[name] = {key.as_py(): _tensors(one) for key, one in pairs}
         elif not value.is_valid:
             values[name] = None
         elif name in _TENSORS:
