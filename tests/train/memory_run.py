@@ -15,7 +15,7 @@ from typing import Any
 from rao_kernels.train import RAOConfig
 from rao_kernels.train.prepare import prepare_training
 
-RECORDS, LETTERS = 1600, 7_500
+RECORDS, LETTERS = 2400, 7_500
 
 
 class Bytes:

@@ -98,8 +98,9 @@ def test_run_in_memory_resumes_exactly_in_mid_epoch(tmp_path: Path) -> None:
     assert_equal(weights(resumed), weights(straight))
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resets the peak by /proc")
 def test_preparing_takes_far_less_memory_than_the_data(tmp_path: Path) -> None:
-    """24 MB of text, 96 MB of tokens."""
+    """36 MB of text, 144 MB of tokens; what it takes does not grow with them."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.memory_run", str(tmp_path)],
         cwd=ROOT,
@@ -111,7 +112,7 @@ def test_preparing_takes_far_less_memory_than_the_data(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     grown = json.loads(done.stdout.splitlines()[-1])
     size = max(path.stat().st_size for path in tmp_path.glob("run/data/*.arrow"))
-    assert size > 95e6
+    assert size > 140e6
     assert grown["disk"] < size / 4
     assert grown["memory"] > size / 2, "the measure sees data that is in memory"
 
