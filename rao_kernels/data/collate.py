@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..errors import DataError
 from ..sequence import SequenceBatch
-from .tokenize import TokenizedRow
+from .tokenized import TokenizedRow
 
 # Inputs of a loss that a micro-batch holds besides the policy's log-probs.
 LOSS_FIELDS = ("rewards", "preferred", "ref_logps", "ref_prompt_logps", "ref_token_logps")
@@ -56,10 +56,13 @@ class Example:
 
 
 class PreferenceDataset(Dataset[Example]):
-    """Tokenized records in memory, with their reference log-probabilities once these are known."""
+    """Tokenized records, with their reference log-probabilities once these are known.
+
+    rows: in memory, or `StoredRows` on disk.
+    """
 
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
-        self.rows = list(rows)
+        self.rows = rows
         self.references: Sequence[Reference] | None = None
 
     def __len__(self) -> int:
