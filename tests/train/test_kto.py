@@ -158,7 +158,9 @@ def test_several_responses_to_a_prompt(tmp_path: Path) -> None:
     expected = run.spec(
         replace(plain, kl_logps=torch.full((8,), mean), ref_kl_logps=torch.zeros(8)), **run.hyper
     )
-    assert float(run.compute_loss(run.model, batch)) == pytest.approx(float(expected.loss), rel=1e-5)
+    assert float(run.compute_loss(run.model, batch)) == pytest.approx(
+        float(expected.loss), rel=1e-5
+    )
 
 
 def test_without_mismatched_responses_there_is_no_kto(tmp_path: Path) -> None:

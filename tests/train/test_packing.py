@@ -46,11 +46,14 @@ def of_one_batch(run: RAOTrainer, prompts: int) -> Found:
     return float(loss.detach()), {n: p.grad for n, p in named if p.grad is not None}
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("loss", ["sft", "rao", "sigmoid", "kto", "dro_value", "grpo", "qrpo"])
-def test_loss_and_gradients_are_those_of_padding(
-    tmp_path: Path, loss: str, attention: str
-) -> None:
+@pytest.mark.parametrize(
+    ("loss", "attention"),
+    [
+        *(("sft", "sdpa"), ("rao", "sdpa"), ("sigmoid", "sdpa"), ("kto", "sdpa")),
+        *(("dro_value", "sdpa"), ("grpo", "sdpa"), ("sft", "eager"), ("kto", "eager")),
+    ],
+)
+def test_loss_and_gradients_are_those_of_padding(tmp_path: Path, loss: str, attention: str) -> None:
     found = []
     for packing in (False, True):
         model = tiny_model()
