@@ -2,10 +2,12 @@
 
 from .collate import (
     LOSS_FIELDS,
+    ROLLOUT_FIELDS,
     Collator,
     Example,
     PreferenceDataset,
     Reference,
+    first_prompts,
     unmet_needs,
 )
 from .load import iter_raw, iter_records, load_records, parse_record
@@ -23,6 +25,7 @@ from .transforms import as_pairs, drop_unlabelled, mark_preferred, pair_mismatch
 __all__ = [
     "LOSS_FIELDS",
     "MAX_REWARD",
+    "ROLLOUT_FIELDS",
     "BadRows",
     "Collator",
     "DataReport",
@@ -46,6 +49,7 @@ __all__ = [
     "check_shared_start",
     "dataset_statistics",
     "drop_unlabelled",
+    "first_prompts",
     "iter_raw",
     "iter_records",
     "iter_tokenized",
