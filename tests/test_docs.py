@@ -18,7 +18,8 @@ import rao_kernels
 from rao_kernels import errors
 from rao_kernels.cli.options import parse_options
 from rao_kernels.cli.train import RunArguments
-from rao_kernels.data import load_records
+from rao_kernels.data import DataReport, load_records
+from rao_kernels.data.shapes import SHAPES
 from rao_kernels.train import RAOConfig
 
 from .train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer
@@ -118,12 +119,20 @@ def test_snippets_on_rewards_and_lora_run(folder: Path, capsys: pytest.CaptureFi
     assert "lora_A" in " ".join(name for name, _ in trainer.model.named_parameters())
 
 
-def test_records_shown_are_read(tmp_path: Path) -> None:
+def test_records_shown_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each shape of the table has an example, in the table's order."""
     (found,) = blocks(DOCS / "data.md", "json")
     (tmp_path / "shown.jsonl").write_text(found)
-    records = load_records(str(tmp_path / "shown.jsonl"))
-    assert len(records) == len(found.splitlines()) == 4
-    assert [one.rewards is not None for one in records] == [True, False, True, False]
+    report = DataReport()
+    records = load_records(str(tmp_path / "shown.jsonl"), report=report)
+    assert len(records) == len(found.splitlines()) == 25
+    assert all("river" in str([one.prompt, one.responses]) for one in records)
+    table = re.findall(r"^\| `(\w+)`.*? \| .*? \| .*? \|$", (DOCS / "data.md").read_text(), re.M)
+    names = [shape.name for shape in SHAPES]
+    assert [name for name in table if name in names] == names
+    assert [*report.shapes, "prompt"] == names
+    run("\n".join(blocks(DOCS / "data.md")), {})
+    assert capsys.readouterr().out == "['The Nile.', 'Paris.'] [1.0, 0.0]\n"
 
 
 def test_options_in_a_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
