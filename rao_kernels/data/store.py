@@ -7,12 +7,11 @@ are written under another name, synced, and renamed.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, MissingDependencyError
-from .records import DataReport
 from .tokenized import TokenizedRow
 
 # Records of a batch: what is in memory while a store is written.
@@ -105,7 +103,10 @@ class JoinedRows(Sequence[TokenizedRow]):
 
 
 def store_rows(
-    folder: str | Path, parts: Mapping[str, str], rows: Iterable[TokenizedRow], report: DataReport
+    folder: str | Path,
+    parts: Mapping[str, str],
+    rows: Iterable[TokenizedRow],
+    notes: Callable[[], Mapping[str, Any]] = dict,
 ) -> StoredRows:
     """Write records to a store, batch by batch.
 
@@ -113,8 +114,7 @@ def store_rows(
         folder: where stores are kept; created if needed.
         parts: everything the records depend on, by name: the store's name is their hash.
         rows: iterated once.
-        report: what making the records reports, complete once the last one was made; kept with the
-            store.
+        notes: returns what is kept with the store, as JSON; called once the last record was made.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -124,8 +124,7 @@ def store_rows(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as name:
             count = _write(name, rows)
-        # The report of the rows is complete only now.
-        manifest = {"parts": dict(parts), "rows": count, "report": dataclasses.asdict(report)}
+        manifest = {"parts": dict(parts), "rows": count, "notes": dict(notes())}
         with _replacing(_manifest(path)) as name:
             name.write_text(json.dumps(manifest))
     except OSError as error:
@@ -134,12 +133,14 @@ def store_rows(
     return StoredRows(path)
 
 
-def open_rows(folder: str | Path, parts: Mapping[str, str]) -> tuple[StoredRows, DataReport] | None:
-    """Return the complete store of `parts` in `folder` and its report; None without one."""
+def open_rows(
+    folder: str | Path, parts: Mapping[str, str]
+) -> tuple[StoredRows, dict[str, Any]] | None:
+    """Return the complete store of `parts` in `folder` and its notes; None without one."""
     path = _path(folder, parts)
     if not (path.exists() and _manifest(path).exists()):
         return None
-    return StoredRows(path), DataReport(**_read_manifest(path)["report"])
+    return StoredRows(path), _read_manifest(path)["notes"]
 
 
 @contextmanager
