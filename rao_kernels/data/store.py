@@ -7,11 +7,12 @@ are written under another name, synced, and renamed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, MissingDependencyError
+from .records import DataReport
 from .tokenized import TokenizedRow
 
 # Records of a batch: what is in memory while a store is written.
@@ -103,10 +105,7 @@ class JoinedRows(Sequence[TokenizedRow]):
 
 
 def store_rows(
-    folder: str | Path,
-    parts: Mapping[str, str],
-    rows: Iterable[TokenizedRow],
-    notes: Callable[[], Mapping[str, Any]] = dict,
+    folder: str | Path, parts: Mapping[str, str], rows: Iterable[TokenizedRow], report: DataReport
 ) -> StoredRows:
     """Write records to a store, batch by batch.
 
@@ -114,7 +113,8 @@ def store_rows(
         folder: where stores are kept; created if needed.
         parts: everything the records depend on, by name: the store's name is their hash.
         rows: iterated once.
-        notes: returns what is kept with the store, as JSON; called once the last record was made.
+        report: what making the records reports, complete once the last one was made; kept with the
+            store.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -124,7 +124,8 @@ def store_rows(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as name:
             count = _write(name, rows)
-        manifest = {"parts": dict(parts), "rows": count, "notes": dict(notes())}
+        # The report of the rows is complete only now.
+        manifest = {"parts": dict(parts), "rows": count, "report": dataclasses.asdict(report)}
         with _replacing(_manifest(path)) as name:
             name.write_text(json.dumps(manifest))
     except OSError as error:
@@ -133,14 +134,12 @@ def store_rows(
     return StoredRows(path)
 
 
-def open_rows(
-    folder: str | Path, parts: Mapping[str, str]
-) -> tuple[StoredRows, dict[str, Any]] | None:
-    """Return the complete store of `parts` in `folder` and its notes; None without one."""
+def open_rows(folder: str | Path, parts: Mapping[str, str]) -> tuple[StoredRows, DataReport] | None:
+    """Return the complete store of `parts` in `folder` and its report; None without one."""
     path = _path(folder, parts)
     if not (path.exists() and _manifest(path).exists()):
         return None
-    return StoredRows(path), _read_manifest(path)["notes"]
+    return StoredRows(path), DataReport(**_read_manifest(path)["report"])
 
 
 @contextmanager

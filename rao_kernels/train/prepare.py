@@ -122,11 +122,10 @@ def prepare_dataset(
 
     rows: Sequence[TokenizedRow]
     if config.streaming:
-        rows, report, text = stored_rows(source, config, tokenizer, prepared, report)
+        rows, report = stored_rows(source, config, tokenizer, prepared, report)
     else:
         rows = list(prepared())
-        text = report.describe()
-    _report(rows, name, config, report, text)
+    _report(rows, name, config, report)
     return PreferenceDataset(rows)
 
 
@@ -151,25 +150,20 @@ def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> 
     given, originals = tee(dataset.rows)
     read = rows_for_loss(given, config, counts)
     if all(row is original for row, original in zip_longest(read, originals)):
-        _report(dataset.rows, name, config, counts, counts.describe())
+        _report(dataset.rows, name, config, counts)
         return dataset
     counts = DataReport(counts.rows, counts.responses)
     rows = list(rows_for_loss(dataset.rows, config, counts))
-    _report(rows, name, config, counts, counts.describe())
+    _report(rows, name, config, counts)
     if dataset.references is not None:
         expected = f"records as the loss {config.loss!r} reads them, since they have references"
         raise InputError(name, expected, "others", "Pass the dataset without references.")
     return PreferenceDataset(rows)
 
 
-def _report(
-    rows: Sequence[TokenizedRow], name: str, config: RAOConfig, report: DataReport, text: str
-) -> None:
-    """Print what was loaded and left out, and statistics; raise if no record is left.
-
-    text: of the report, which a report that was kept on disk cannot give as a whole.
-    """
-    say(config, f"{name}: {text}")
+def _report(rows: Sequence[TokenizedRow], name: str, config: RAOConfig, report: DataReport) -> None:
+    """Print what was loaded and left out, and statistics; raise if no record is left."""
+    say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
     for where in report.rows_without_label:

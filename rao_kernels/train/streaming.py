@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import secrets
@@ -27,8 +26,8 @@ def stored_rows(
     tokenizer: PreTrainedTokenizerBase,
     prepared: Callable[[], Iterator[TokenizedRow]],
     report: DataReport,
-) -> tuple[StoredRows, DataReport, str]:
-    """Return the prepared records of `source` on disk, the report of it and the report's text.
+) -> tuple[StoredRows, DataReport]:
+    """Return the prepared records of `source` on disk, and the report of their preparation.
 
     What was made of the same files with the same settings is used again. The store of another
     source, which cannot be known again, is removed with the object that reads it.
@@ -41,16 +40,12 @@ def stored_rows(
     # Ranks of a machine share its files: the first one writes them.
     with config.main_process_first(desc="preparing the data"):
         if files is None:
-            rows = store_rows(folder, {"source": secrets.token_hex(8)}, prepared())
+            rows = store_rows(folder, {"source": secrets.token_hex(8)}, prepared(), report)
             weakref.finalize(rows, _remove, rows.path, os.getpid())
-            return rows, report, report.describe()
+            return rows, report
         parts = _parts(files, config, tokenizer)
         found = open_rows(folder, parts)
-        if found is None:
-            rows = store_rows(folder, parts, prepared(), lambda: _notes(report))
-            return rows, report, report.describe()
-        rows, notes = found
-        return rows, DataReport(**notes["report"]), notes["text"]
+        return found or (store_rows(folder, parts, prepared(), report), report)
 
 
 def _files(source: Any) -> list[Path] | None:
@@ -86,15 +81,6 @@ def _parts(
         "loss": config.spec.name,
         "needs": json.dumps(sorted(needs)),
         "kl_block": str(kl_block(config)) if "kl_logps" in needs else "none",
-    }
-
-
-def _notes(report: DataReport) -> dict[str, Any]:
-    """Return a report as JSON: its counts, and its text, which may tell more."""
-    names = [field.name for field in dataclasses.fields(report) if not field.name.startswith("_")]
-    return {
-        "report": {name: getattr(report, name) for name in names},
-        "text": report.describe(),
     }
 
 

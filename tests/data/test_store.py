@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rao_kernels.data import (
+    DataReport,
     JoinedRows,
     StoredRows,
     TokenizedRow,
@@ -71,7 +72,7 @@ def plain(value: Any) -> Any:
 
 def test_records_come_back_bit_by_bit(tmp_path: Path) -> None:
     given = rows(2 * BATCH_ROWS + 5)
-    stored = store_rows(tmp_path / "data", PARTS, iter(given))
+    stored = store_rows(tmp_path / "data", PARTS, iter(given), DataReport())
     assert len(stored) == len(given)
     assert plain(list(stored)) == plain(given)
     order = torch.randperm(len(given)).tolist()
@@ -93,32 +94,31 @@ def test_every_field_is_stored() -> None:
 
 
 def test_tensors_may_be_written_to(tmp_path: Path) -> None:
-    stored = store_rows(tmp_path, PARTS, rows(1))
+    stored = store_rows(tmp_path, PARTS, rows(1), DataReport())
     stored[0].prompt.add_(1)
     assert stored[0].prompt.tolist() == [1, 0], "the file is as it was"
 
 
 def test_a_copy_in_another_process_maps_the_file_itself(tmp_path: Path) -> None:
-    stored = store_rows(tmp_path, PARTS, rows(3))
+    stored = store_rows(tmp_path, PARTS, rows(3), DataReport())
     assert plain(stored[2]) == plain(rows(3)[2])
     copy = pickle.loads(pickle.dumps(stored))
     assert plain(list(copy)) == plain(rows(3))
 
 
-def test_store_is_found_with_its_notes_by_its_parts(tmp_path: Path) -> None:
-    """Notes of what was made are asked for once all of it was made."""
-    made: list[str] = []
+def test_store_is_found_with_its_report_by_its_parts(tmp_path: Path) -> None:
+    report = DataReport()
 
     def making() -> Iterator[TokenizedRow]:
-        for row in rows(2):
-            made.append(row.where)
-            yield row
+        yield from rows(2)
+        report.responses_dropped = 4
+        report.skipped.append("f.jsonl:9: bad")
 
     assert open_rows(tmp_path, PARTS) is None
-    store_rows(tmp_path, PARTS, making(), lambda: {"made": made})
+    store_rows(tmp_path, PARTS, making(), report)
     found = open_rows(tmp_path, PARTS)
     assert found is not None
-    assert (len(found[0]), found[1]) == (2, {"made": ["f.jsonl:0", "f.jsonl:1"]})
+    assert (len(found[0]), found[1]) == (2, report)
     assert open_rows(tmp_path, {"files": "others"}) is None
 
 
@@ -128,9 +128,9 @@ def test_a_store_that_was_not_finished_is_none(tmp_path: Path) -> None:
         raise DataError("f.jsonl:200", "bad")
 
     with pytest.raises(DataError, match=r"f\.jsonl:200"):
-        store_rows(tmp_path, PARTS, failing())
+        store_rows(tmp_path, PARTS, failing(), DataReport())
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
-    stored = store_rows(tmp_path, PARTS, rows(2))
+    stored = store_rows(tmp_path, PARTS, rows(2), DataReport())
     stored.path.with_suffix(".json").unlink()
     assert open_rows(tmp_path, PARTS) is None
     with pytest.raises(DataError, match="no manifest of a complete store"):
@@ -140,7 +140,7 @@ def test_a_store_that_was_not_finished_is_none(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     with pytest.raises(DataError, match=r"cannot be written .* Choose another output_dir"):
-        store_rows(tmp_path / "data", PARTS, rows(1))
+        store_rows(tmp_path / "data", PARTS, rows(1), DataReport())
 
 
 def test_joined_rows() -> None:
