@@ -7,7 +7,6 @@ are written under another name, synced, and renamed.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -125,7 +124,7 @@ def store_rows(
         with _replacing(path) as name:
             count = _write(name, rows)
         # The report of the rows is complete only now.
-        manifest = {"parts": dict(parts), "rows": count, "report": dataclasses.asdict(report)}
+        manifest = {"parts": dict(parts), "rows": count, "report": report.as_dict()}
         with _replacing(_manifest(path)) as name:
             name.write_text(json.dumps(manifest))
     except OSError as error:
@@ -139,7 +138,7 @@ def open_rows(folder: str | Path, parts: Mapping[str, str]) -> tuple[StoredRows,
     path = _path(folder, parts)
     if not (path.exists() and _manifest(path).exists()):
         return None
-    return StoredRows(path), DataReport(**_read_manifest(path)["report"])
+    return StoredRows(path), DataReport.from_dict(_read_manifest(path)["report"])
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from ..refcache import (
     RowLayout,
     RowValues,
     ShardValues,
+    StartWeights,
     config_fingerprint,
     fill_cache,
     join_rows,
@@ -199,7 +200,8 @@ def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: i
 class ReferenceScorer:
     """Adds reference log-probs to datasets, from the cache or by running the reference.
 
-    model: the reference; if it has an adapter, its base model is the reference.
+    model: the reference. start: weights that it is given for that, of an adapter; None: an adapter
+    is switched off.
     """
 
     def __init__(
@@ -208,12 +210,14 @@ class ReferenceScorer:
         config: RAOConfig,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        start: StartWeights | None = None,
     ) -> None:
         self.model = attach_fused_head(model)
+        self.start = start
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.fingerprint = model_fingerprint(model)
+        self.fingerprint = model_fingerprint(model) if start is None else start.fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Set `dataset.references`; every rank scores its share of the shards."""
@@ -234,7 +238,7 @@ class ReferenceScorer:
         )
         self.accelerator.wait_for_everyone()
         dataset.references = [
-            Reference(row.prompt, row.responses, row.tokens) for row in cache.load()
+            Reference(row.prompt, row.responses, row.tokens, row.kl) for row in cache.load()
         ]
 
     def _root(self) -> Path:
@@ -245,7 +249,7 @@ class ReferenceScorer:
         """Return everything the values depend on, except t0."""
         settings = self.model.config
         return {
-            "format": "2",
+            "format": "3",
             "model": self.fingerprint,
             "config": config_fingerprint(settings),
             "attention": str(getattr(settings, "_attn_implementation", None)),
@@ -265,7 +269,8 @@ class ReferenceScorer:
             return longest * len(row.responses) if self.config.ref_per_token else 0
 
         return [
-            RowLayout(len(row.responses), tokens(index)) for index, row in enumerate(dataset.rows)
+            RowLayout(len(row.responses), tokens(index), len(row.kl_responses or ()))
+            for index, row in enumerate(dataset.rows)
         ]
 
     def _score(
@@ -278,7 +283,7 @@ class ReferenceScorer:
             indices = range(start, min(start + step, rows.stop))
             batch = collator([dataset[index] for index in indices])
             tensors = {key: value.to(device) for key, value in batch.items()}
-            with reference_mode(self.model), self.accelerator.autocast():
+            with reference_mode(self.model, self.start), self.accelerator.autocast():
                 values += score_batch(
                     self.model,
                     tensors,

@@ -16,6 +16,7 @@ from torch import Tensor
 from rao_kernels.data import (
     DataReport,
     JoinedRows,
+    Record,
     StoredRows,
     TokenizedRow,
     open_rows,
@@ -111,6 +112,8 @@ def test_store_is_found_with_its_report_by_its_parts(tmp_path: Path) -> None:
 
     def making() -> Iterator[TokenizedRow]:
         yield from rows(2)
+        for where in ("f.jsonl:1", "f.jsonl:2"):
+            report.count("native", Record("the same", ["twice"], [1.0], where))
         report.responses_dropped = 4
         report.skipped.append("f.jsonl:9: bad")
 
@@ -118,7 +121,9 @@ def test_store_is_found_with_its_report_by_its_parts(tmp_path: Path) -> None:
     store_rows(tmp_path, PARTS, making(), report)
     found = open_rows(tmp_path, PARTS)
     assert found is not None
-    assert (len(found[0]), found[1]) == (2, report)
+    assert (len(found[0]), found[1].as_dict()) == (2, report.as_dict())
+    assert (found[1].duplicates, found[1].repeated_prompts) == (1, 1)
+    assert found[1].describe() == report.describe()
     assert open_rows(tmp_path, {"files": "others"}) is None
 
 
