@@ -6,7 +6,7 @@ that are not finite, a model card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ class RunTrainer(Trainer):
     processing_class: Any
     train_dataset: Any
     eval_dataset: Any
+    # The command that made the trainer, if one did, for the model card.
+    command: Sequence[str] = ()
 
     def __init__(self, *, callbacks: Any = None, **given: Any) -> None:
         super().__init__(callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())], **given)
@@ -126,6 +128,18 @@ class RunTrainer(Trainer):
             if error.argument == "hidden" and self.state.global_step > 0:
                 raise diverged(self.args, self.state.global_step + 1, str(error)) from error
             raise
+
+    def finished_steps(self) -> int | None:
+        """Return the steps of this very run if the output folder holds its end, else None.
+
+        Raises:
+            InputError: the output folder holds another run.
+        """
+        return self._output.finished_steps()
+
+    def mark_finished(self) -> None:
+        """Note in the output folder that the run has ended and its model is saved."""
+        self._output.mark_finished(self.state.global_step, self.state.epoch or 0.0)
 
     def before_training(self) -> None:
         """Report what training will ask of the model; called once the run is known to be valid."""
