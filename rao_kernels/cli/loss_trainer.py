@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import IntervalStrategy
 from transformers.trainer_utils import SaveStrategy
 
 from ..data import PreferenceDataset, Record
+from ..data.collate import Example
 from ..errors import InputError
 from ..train import RAOConfig, RAOTrainer
 from ..train.model import load_model, load_tokenizer
-from ..train.prepare import NoRowsError, prepare_dataset
+from ..train.prepare import Datasets, NoRowsError, prepare_dataset
 from .arguments import DataArguments, ModelArguments, lora_config
 
 if TYPE_CHECKING:
@@ -54,6 +56,27 @@ def make_loss_trainer(
         peft_config=lora_config(model),
         callbacks=callbacks,
     )
+
+
+class UnscoredTrainer(RAOTrainer):
+    """A `RAOTrainer` for a dry run: the reference scores only the records it is asked for."""
+
+    def _add_references(self, *given: Datasets) -> None:
+        scorer, self._scorer = self._scorer, None
+        super()._add_references(*given)
+        self._scorer = scorer
+
+    @property
+    def reference(self) -> nn.Module | None:
+        """The reference, if the loss reads one."""
+        return None if self._scorer is None else self._scorer.model
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """Return records of the training set as the collator takes them."""
+        sample = PreferenceDataset([self.train_dataset[index].row for index in indices])
+        if self._scorer is not None:
+            self._scorer.attach(sample, self._prefix_length or 1)
+        return [sample[index] for index in range(len(sample))]
 
 
 def _held_out_part(

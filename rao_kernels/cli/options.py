@@ -17,16 +17,29 @@ from transformers import HfArgumentParser
 from ..errors import InputError, MissingDependencyError
 
 
-def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_options(
+    prog: str, types: Sequence[Any], argv: Sequence[str], *, without: Sequence[str] = ()
+) -> tuple[Any, ...]:
     """Make instances of the dataclasses `types` from ``--config x.yaml`` and flags; flags win.
+
+    Args:
+        prog: name of the program, for messages.
+        types: the dataclasses.
+        argv: the flags.
+        without: fields that are no options of this program and keep their defaults.
 
     Raises:
         InputError: an option is unknown, or a value is wrong.
     """
     parser = HfArgumentParser(types, prog=prog, allow_abbrev=False, formatter_class=_Help)
     parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
+    for action in parser._actions:
+        if action.dest in without:
+            action.help = argparse.SUPPRESS
+            for name in action.option_strings:
+                del parser._option_string_actions[name]
     _sort_help(parser, types)
-    strings = [name for action in parser._actions for name in action.option_strings]
+    strings = parser._option_string_actions
     known = [name.removeprefix("--") for name in strings if name.startswith("--")]
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from ..train import RAOConfig, RAOTrainer
 from .arguments import DataArguments, ModelArguments, ReferenceArguments, RunArguments, read_data
-from .loss_trainer import make_loss_trainer
+from .loss_trainer import UnscoredTrainer, make_loss_trainer
 from .options import parse_options
 from .training import run_training
 
@@ -26,8 +26,14 @@ def run(argv: Sequence[str]) -> None:
     model, data, reference, how, config = parse_options("rao-kernels train", TYPES, argv)
 
     def make(callbacks: Sequence[TrainerCallback]) -> RAOTrainer:
-        records = read_data(data, config)
-        ref = reference.ref_model
-        return make_loss_trainer(model, data, config, records, ref_model=ref, callbacks=callbacks)
+        return make_loss_trainer(
+            model,
+            data,
+            config,
+            read_data(data, config),
+            ref_model=reference.ref_model,
+            callbacks=callbacks,
+            trainer_class=UnscoredTrainer if how.dry_run else RAOTrainer,
+        )
 
     run_training("train", config, make, argv=argv, dry_run=how.dry_run)

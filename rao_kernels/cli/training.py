@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from ..errors import InputError
 from ..train.base import RunTrainer
 from ..train.checkpoints import find, newest_complete
-from ..train.config import RunConfig
+from ..train.config import RAOConfig, RunConfig
 from ..train.guards import StopOnInterrupt
 from ..train.output_folder import check_settings, check_writable
+from .dry_run import report
+from .memory import peak_memory
 from .options import given_flags
 
 # Metrics of the first and the last evaluation in the closing summary.
@@ -51,11 +53,14 @@ def run_training(
     """
     folder = Path(str(config.output_dir))
     asked = _asked(config.resume_from_checkpoint)
-    check_writable(folder)
     if asked is True:
         check_settings(folder, config)
     else:
         find(asked, folder)
+    if dry_run:
+        _dry_run(config, make_trainer)
+        return
+    check_writable(folder)
     stop, trainer = StopOnInterrupt(), None
     try:
         trainer = make_trainer([stop])
@@ -74,6 +79,19 @@ def run_training(
     if trainer.is_world_process_zero():
         print(_summary(trainer))
     trainer.end()  # type: ignore[no-untyped-call]
+
+
+def _dry_run(config: RunConfig, make_trainer: MakeTrainer) -> None:
+    """Print what would be trained; all that is written goes to a folder that is removed."""
+    if config.world_size > 1:
+        fix = "Leave torchrun out."
+        raise InputError("dry_run", "one process", f"{config.world_size} processes", fix)
+    with tempfile.TemporaryDirectory() as scratch:
+        config.output_dir = scratch
+        if isinstance(config, RAOConfig):
+            config.ref_cache_dir, config.ref_cache = None, "reuse"
+        for line in report(make_trainer([])):
+            print(line, flush=True)
 
 
 def _asked(text: str | None) -> str | bool:
@@ -116,11 +134,6 @@ def _summary(trainer: RunTrainer) -> str:
             if f"eval_{name}" in last:
                 before, after = first[f"eval_{name}"], last[f"eval_{name}"]
                 lines.append(f"{name:<20}{before:>12.4f}{after:>12.4f}")
-    lines.append(f"peak memory of the process: {_peak_memory() / 2**30:.2f} GiB")
+    lines.append(f"peak memory of the process: {peak_memory() / 2**30:.2f} GiB")
     lines.append(f"model, metrics.jsonl and run.png are in {trainer.args.output_dir}")
     return "\n".join(lines)
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

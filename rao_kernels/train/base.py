@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import InputError, NotYetError
@@ -46,7 +47,11 @@ class RunTrainer(Trainer):
     command: Sequence[str] = ()
 
     def __init__(self, *, callbacks: Any = None, **given: Any) -> None:
+        _check_reporting(given["args"])
         super().__init__(callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())], **given)
+        if hasattr(self.model, "peft_config"):
+            # peft takes the tags of an adapter's card from its base model.
+            self.model.get_base_model().add_model_tags(self._tag_names)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
         self._divergence = DivergenceGuard(self._reduce)
@@ -177,3 +182,16 @@ class RunTrainer(Trainer):
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
+
+
+def _check_reporting(args: RunConfig) -> None:
+    """Raise if metrics are to be reported to what transformers does not know or cannot import."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):  # type: ignore[no-untyped-call]
+            callback()
+    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
+        # The errors with which its callbacks ask for their packages.
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            "report_to", "'none' or installed packages", f"{args.report_to} ({said})"
+        ) from error

@@ -142,15 +142,15 @@ def check_usable(
         )
 
 
-def check_writable(folder: Path) -> None:
-    """Create `folder`; raise if nothing can be written to it."""
+def check_writable(folder: Path, argument: str = "output_dir") -> None:
+    """Create `folder`, which `argument` named; raise if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = f"{folder}: {error.strerror}"
-        raise InputError("output_dir", "a folder that can be created", problem) from error
+        raise InputError(argument, "a folder that can be created", problem) from error
     if not os.access(folder, os.W_OK):
-        raise InputError("output_dir", "a folder that can be written to", folder)
+        raise InputError(argument, "a folder that can be written to", folder)
 
 
 def _weights(folder: Path) -> list[str]:
