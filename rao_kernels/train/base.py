@@ -51,7 +51,8 @@ class RunTrainer(Trainer):
         super().__init__(callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())], **given)
         if hasattr(self.model, "peft_config"):
             # peft takes the tags of an adapter's card from its base model.
-            self.model.get_base_model().add_model_tags(self._tag_names)
+            adapted: Any = self.model
+            adapted.get_base_model().add_model_tags(self._tag_names)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
         self._divergence = DivergenceGuard(self._reduce)
