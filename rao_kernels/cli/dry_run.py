@@ -16,7 +16,6 @@ from transformers import IntervalStrategy
 
 from ..data import PreferenceDataset, TokenizedRow
 from ..data.collate import Example
-from ..errors import NotYetError
 from ..train.base import RunTrainer
 from ..train.prepare import each_dataset
 from .loss_trainer import UnscoredTrainer
@@ -38,9 +37,11 @@ class Measured:
 def report(trainer: RunTrainer) -> Iterator[str]:
     """Yield the lines of a dry run; the weights stay as they are."""
     dataset = trainer.train_dataset
-    if not isinstance(dataset, PreferenceDataset):
-        raise NotYetError("--dry_run: this command has no records to try a step with")
     yield "dry run: nothing is trained, nothing is written"
+    yield from _method(trainer)
+    if not isinstance(dataset, PreferenceDataset):
+        yield "no step was tried: the responses are sampled while it trains"
+        return
     steps = _steps(trainer)
     yield from _plan(trainer, steps)
     for index in range(min(_SHOWN, len(dataset))):
@@ -51,21 +52,25 @@ def report(trainer: RunTrainer) -> Iterator[str]:
     yield from _time(trainer, reference, measured, steps)
 
 
+def _method(trainer: RunTrainer) -> Iterator[str]:
+    args = trainer.args
+    yield f"method: {trainer.method()}"
+    yield from (f"{name}: {value}" for name, value in trainer.facts())
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    yield f"learning rate: {args.learning_rate:g}, {schedule}, warm-up {args.warmup_steps:g}"
+
+
 def _plan(trainer: RunTrainer, steps: int) -> Iterator[str]:
     args = trainer.args
     for what, datasets in (("training", trainer.train_dataset), ("held-out", trainer.eval_dataset)):
         for dataset in each_dataset(datasets):
             lengths = [_tokens(row) for row in dataset.rows]
             yield f"{what} data: {len(dataset)} prompts, {sum(lengths)} tokens with responses"
-    yield f"method: {trainer.method()}"
-    yield from (f"{name}: {value}" for name, value in trainer.facts())
     per_epoch = _steps_of_epoch(trainer)
     batches = f"{args.train_batch_size} x {args.gradient_accumulation_steps} micro-batches"
     yield f"steps: {steps}, {steps / per_epoch:.2f} epochs of {per_epoch}"
     prompts = args.train_batch_size * args.gradient_accumulation_steps
     yield f"prompts per step: {prompts} ({batches})"
-    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    yield f"learning rate: {args.learning_rate:g}, {schedule}, warm-up {args.warmup_steps:g}"
 
 
 def _shown(row: TokenizedRow, tokenizer: Any) -> Iterator[str]:
@@ -90,7 +95,8 @@ def _text(tokenizer: Any, ids: torch.Tensor) -> str:
 def _measure(trainer: RunTrainer) -> Measured:
     """Run the largest micro-batch, which warms up and needs most memory, then two random ones."""
     dataset, size = trainer.train_dataset, trainer.args.train_batch_size
-    largest = sorted(range(len(dataset)), key=lambda i: -_tokens(dataset[i].row))[:size]
+    lengths = [_tokens(row) for row in dataset.rows]
+    largest = sorted(range(len(dataset)), key=lambda index: -lengths[index])[:size]
     order = torch.randperm(
         len(dataset), generator=torch.Generator().manual_seed(trainer.args.seed)
     ).tolist()
