@@ -6,27 +6,33 @@ that are not finite, a model card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import TrainOutput
 
+from ..data import PreferenceDataset
 from ..errors import InputError, NotYetError
 from ..sequence import SequenceBatch
-from . import checkpoints
+from . import checkpoints, identity
 from .card import write_model_card
 from .guards import DivergenceGuard, RisingLoss, diverged
 from .metrics import Meter
-from .output_folder import OutputFolder
+from .output_folder import OutputFolder, left_by_a_run
 from .plot import RunRecorder
 
 if TYPE_CHECKING:
     from .config import RunConfig
     from .identity import Identity
+
+
+# The value of `resume_from_checkpoint` of a command that goes on with the run in its folder.
+AUTOMATIC = "auto"
 
 
 class RunTrainer(Trainer):
@@ -42,21 +48,37 @@ class RunTrainer(Trainer):
     processing_class: Any
     train_dataset: Any
     eval_dataset: Any
+    # The command that made the trainer, if one did, for the model card.
+    command: Sequence[str] = ()
 
     def __init__(self, *, callbacks: Any = None, **given: Any) -> None:
+        _check_reporting(given["args"])
         super().__init__(callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())], **given)
+        if hasattr(self.model, "peft_config"):
+            # peft takes the tags of an adapter's card from its base model.
+            adapted: Any = self.model
+            adapted.get_base_model().add_model_tags(self._tag_names)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
+        if self.args.resume_from_checkpoint == AUTOMATIC:
+            self._check_data()
         self._divergence = DivergenceGuard(self._reduce)
         self.add_callback(self._divergence)
         self._meters = {"train": Meter(), "eval": Meter()}
 
-    def _begin_run(self, identity: Identity | None) -> None:
+    def _begin_run(self, run: Identity | None) -> None:
         """Take the output folder for this run.
 
-        identity: everything the result depends on; None for a trainer that only evaluates.
+        run: everything the result depends on; None for a trainer that only evaluates.
         """
-        self._output = OutputFolder(self.args, identity)
+        self._output = OutputFolder(self.args, run)
+
+    def _check_data(self) -> None:
+        """Raise if the output folder holds a run on other data, before these are scored."""
+        folder, data = Path(str(self.args.output_dir)), self.train_dataset
+        has_begun = left_by_a_run(folder) and (folder / identity.FILE).exists()
+        if has_begun and isinstance(data, PreferenceDataset):
+            identity.check_same_run(folder, identity.of_data(data), "output_dir")
 
     # What a subclass describes.
 
@@ -127,6 +149,18 @@ class RunTrainer(Trainer):
                 raise diverged(self.args, self.state.global_step + 1, str(error)) from error
             raise
 
+    def finished_steps(self) -> int | None:
+        """Return the steps of this very run if the output folder holds its end, else None.
+
+        Raises:
+            InputError: the output folder holds another run.
+        """
+        return self._output.finished_steps()
+
+    def mark_finished(self) -> None:
+        """Note in the output folder that the run has ended and its model is saved."""
+        self._output.mark_finished(self.state.global_step, self.state.epoch or 0.0)
+
     def before_training(self) -> None:
         """Report what training will ask of the model; called once the run is known to be valid."""
 
@@ -163,3 +197,16 @@ class RunTrainer(Trainer):
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
+
+
+def _check_reporting(args: RunConfig) -> None:
+    """Raise if metrics are to be reported to what transformers does not know or cannot import."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):  # type: ignore[no-untyped-call]
+            callback()
+    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
+        # The errors with which its callbacks ask for their packages.
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            "report_to", "'none' or installed packages", f"{args.report_to} ({said})"
+        ) from error

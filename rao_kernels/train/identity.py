@@ -24,7 +24,7 @@ from ..refcache import (
     tokenizer_fingerprint,
     write_atomic,
 )
-from .config import RAOConfig
+from .config import RAOConfig, RunConfig
 from .model import value_model_of
 from .prepare import ReferenceScorer
 
@@ -75,13 +75,9 @@ def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Id
     args, model, dataset = trainer.args, trainer.model, trainer.train_dataset
     assert isinstance(model, nn.Module) and isinstance(dataset, PreferenceDataset)
     tokenizer: Any = trainer.processing_class
-    responses = sum(len(row.responses) for row in dataset.rows)
     items: Identity = {
         **method,
-        "training data": {
-            "what": f"{len(dataset)} prompts with {responses} responses",
-            "sha256": data_fingerprint(dataset),
-        },
+        **of_data(dataset),
         "model": {"what": _name(model), "sha256": start or start_fingerprint(model)},
         "tokenizer": {
             "what": str(getattr(tokenizer, "name_or_path", "")) or "a tokenizer",
@@ -95,6 +91,21 @@ def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Id
         **{name: getattr(args, name) for name in _SETTINGS},
     }
     # Through JSON, which turns tuples into lists, so that it equals what a file gives back.
+    return dict(json.loads(json.dumps(items, default=_plain)))
+
+
+def of_data(dataset: PreferenceDataset) -> Identity:
+    """Return the part of a run's identity that its training data alone tell."""
+    responses = sum(len(row.responses) for row in dataset.rows)
+    what = f"{len(dataset)} prompts with {responses} responses"
+    return {"training data": {"what": what, "sha256": data_fingerprint(dataset)}}
+
+
+def settings(args: RunConfig) -> Identity:
+    """Return the part of a run's identity that its settings alone tell."""
+    items = {name: getattr(args, name) for name in _SETTINGS}
+    if isinstance(args, RAOConfig):
+        items["loss"] = args.spec.name
     return dict(json.loads(json.dumps(items, default=_plain)))
 
 
@@ -125,12 +136,15 @@ def read(folder: Path) -> Identity | None:
     return identity
 
 
-def check_same_run(folder: Path, own: Identity) -> None:
-    """Raise unless `folder`, a checkpoint or an output folder, belongs to the run `own`."""
+def check_same_run(folder: Path, own: Identity, argument: str = "resume_from_checkpoint") -> None:
+    """Raise unless `folder`, a checkpoint or an output folder, belongs to the run `own`.
+
+    argument: the one that named the folder, for the message.
+    """
     there = read(folder)
     if there is None:
         raise InputError(
-            "resume_from_checkpoint",
+            argument,
             f"a folder with {FILE}, which says what was trained on what",
             f"{folder} without one",
             "It was written by an older version or another program: start in another output_dir.",
@@ -143,7 +157,7 @@ def check_same_run(folder: Path, own: Identity) -> None:
     ]
     if differing:
         raise InputError(
-            "resume_from_checkpoint",
+            argument,
             f"the settings of the run in {folder}",
             f"others: {'; '.join(differing)}",
             "Continue that run with its own settings, or start this one in another output_dir.",
