@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data import PromptFormat, Record
-from ..data.messages import is_absent, join_prompt, one_line, parse_answers, to_python
-from ..data.sources import Row, read_rows
+from ..data import PromptFormat, Record, ShapeOptions, iter_raw
+from ..data.messages import is_absent, one_line
 from ..errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -59,12 +57,8 @@ def read_prompts(source: Any, *, limit: int | None = None) -> list[PromptRow]:
         DataError: a record is bad, has no prompt, or there is none.
         InputError: `limit` is less than 1.
     """
-    if limit is not None and limit < 1:
-        raise InputError("limit", "at least 1 record, or None for all", limit)
-    rows = [_row(columns, record) for columns, record in islice(_records(source), limit)]
-    if not rows:
-        raise DataError(str(source), "holds no record")
-    return rows
+    options = ShapeOptions(responses_required=False)
+    return [_row(*one) for one in iter_raw(source, limit=limit, options=options)]
 
 
 def prompt_ids(
@@ -112,30 +106,13 @@ def prompt_ids(
     return found
 
 
-def _records(source: Any) -> Iterator[tuple[Mapping[str, Any], Record]]:
-    return (_parse(row) for row in read_rows(source))
-
-
-def _parse(row: Row) -> tuple[Mapping[str, Any], Record]:
-    where, read = row
-    columns = read()
-    if not isinstance(columns, Mapping):
-        raise DataError(where, f"a record must be an object, got {type(columns).__name__}")
-    answers: dict[str, Any] = {}
-    if not is_absent(columns.get("responses")):
-        found = to_python(columns["responses"])
-        answers = {f"responses[{number}]": one for number, one in enumerate(found)}
-    elif "chosen" in columns and "rejected" in columns:
-        answers = {name: columns[name] for name in ("chosen", "rejected")}
-    turns, texts = parse_answers(where, answers) if answers else ([], [])
-    prompt = join_prompt(where, columns.get("prompt"), turns)
-    return columns, Record(prompt, [*texts], None, where)
-
-
 def _row(columns: Mapping[str, Any], record: Record) -> PromptRow:
     if not record.prompt:
         raise DataError(record.where, "no prompt to sample responses to")
-    new = _OF_RESPONSES + (_OF_SHAPES if record.responses else ())
+    new = _OF_RESPONSES
+    if record.responses:
+        # A conversation ends in its response.
+        new = (*_OF_RESPONSES, *_OF_SHAPES, "messages", "conversations")
     replaced = [name for name in columns if name in new and not is_absent(columns[name])]
     kept = {k: v for k, v in columns.items() if k not in new and k not in (*_OF_PROMPTS, "prompt")}
     return PromptRow(record, {"prompt": record.prompt, **kept}, replaced)
