@@ -14,6 +14,7 @@ from .interface import Sample, Sampler, SamplingOptions
 from .prompts import PromptRow, prompt_ids, read_prompts
 from .records import ResponseSampler, refuse_responses
 from .scoring import sampled_logps
+from .text import derived_seed
 from .transformers_sampler import TransformersSampler
 from .vllm_sampler import VLLMSampler
 
@@ -26,6 +27,7 @@ __all__ = [
     "SamplingOptions",
     "TransformersSampler",
     "VLLMSampler",
+    "derived_seed",
     "make_sampler",
     "prompt_ids",
     "read_prompts",

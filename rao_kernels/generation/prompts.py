@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data import PromptFormat, Record, ShapeOptions, iter_raw
+from ..data import BadRows, DataReport, PromptFormat, Record, ShapeOptions, iter_raw
 from ..data.messages import is_absent, one_line
 from ..errors import DataError, InputError
 
@@ -43,12 +43,18 @@ class PromptRow:
     replaced: list[str]
 
 
-def read_prompts(source: Any, *, limit: int | None = None) -> list[PromptRow]:
+def read_prompts(
+    source: Any,
+    *,
+    limit: int | None = None,
+    bad_rows: BadRows = "raise",
+    report: DataReport | None = None,
+) -> list[PromptRow]:
     """Read the prompts of records of any shape.
 
     Args:
         source: as of `data.load_records`; records may lack responses.
-        limit: read at most this many; None: all.
+        limit, bad_rows, report: as of `data.load_records`.
 
     Returns:
         At least one prompt.
@@ -58,7 +64,8 @@ def read_prompts(source: Any, *, limit: int | None = None) -> list[PromptRow]:
         InputError: `limit` is less than 1.
     """
     options = ShapeOptions(responses_required=False)
-    return [_row(*one) for one in iter_raw(source, limit=limit, options=options)]
+    given = iter_raw(source, limit=limit, bad_rows=bad_rows, report=report, options=options)
+    return [_row(*one) for one in given]
 
 
 def prompt_ids(
@@ -109,7 +116,7 @@ def prompt_ids(
 def _row(columns: Mapping[str, Any], record: Record) -> PromptRow:
     if not record.prompt:
         raise DataError(record.where, "no prompt to sample responses to")
-    new = _OF_RESPONSES
+    new: tuple[str, ...] = _OF_RESPONSES
     if record.responses:
         # A conversation ends in its response.
         new = (*_OF_RESPONSES, *_OF_SHAPES, "messages", "conversations")
