@@ -42,6 +42,8 @@ def make_record(where: str, row: Mapping[str, Any], shape: Shape, options: Shape
     """Read a record of a known shape, and check it."""
     _check_columns(where, row, shape)
     draft = shape.draft(where, row, options)
+    if not draft.answers and options.responses_required:
+        raise DataError(where, f"no response in its columns {show(list(row), 200)}")
     prompt, responses = _texts(where, row, draft)
     count = len(responses)
     gold = row.get("gold")
@@ -50,7 +52,7 @@ def make_record(where: str, row: Mapping[str, Any], shape: Shape, options: Shape
         responses,
         _rewards(where, draft, count, options),
         where,
-        preferred=draft.preferred if count else None,
+        preferred=draft.preferred or None,
         gold=None if gold is None else _gold(where, gold),
         gold_reward=_optional_number(where, row, "gold_reward"),
         ref_rewards=_optional_numbers(where, row, "ref_rewards"),
@@ -95,11 +97,9 @@ def _texts(where: str, row: Mapping[str, Any], draft: Draft) -> tuple[Prompt, li
 
 
 def _rewards(where: str, draft: Draft, count: int, options: ShapeOptions) -> list[float] | None:
-    if not count:
-        return None
     if draft.rewards is not None and not _is_nan(draft.rewards):
-        return parse_rewards(where, draft.rewards, count)
-    if draft.preferred is None or options.label_rewards is None:
+        return parse_rewards(where, draft.rewards, count) or None
+    if not draft.preferred or options.label_rewards is None:
         return None
     good, other = options.label_rewards
     return [float(good if mark else other) for mark in draft.preferred]

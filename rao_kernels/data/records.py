@@ -65,6 +65,22 @@ class Record:
     sampled: SampledTokens | None = None
 
 
+class Repeats:
+    """Counts equal values by their 64-bit hashes: 8 bytes a value."""
+
+    def __init__(self) -> None:
+        self._hashes: array[int] = array("Q")
+
+    def add(self, value: object) -> None:
+        self._hashes.append(_hash(value))
+
+    def counts(self) -> list[int]:
+        """Return how often each value occurs that occurs more than once."""
+        hashes = numpy.array(self._hashes, numpy.uint64)
+        _, counts = numpy.unique(hashes, return_counts=True)
+        return [int(count) for count in counts[counts > 1]]
+
+
 @dataclass
 class DataReport:
     """Counts of what loading did; nothing is dropped without being counted here.
@@ -82,26 +98,25 @@ class DataReport:
     rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     shapes: Counter[str] = field(default_factory=Counter)
-    # 64-bit hashes of the records and of their prompts: 16 bytes a record.
-    _records: array[int] = field(default_factory=lambda: array("Q"), repr=False)
-    _prompts: array[int] = field(default_factory=lambda: array("Q"), repr=False)
+    _records: Repeats = field(default_factory=Repeats, repr=False)
+    _prompts: Repeats = field(default_factory=Repeats, repr=False)
 
     def count(self, shape: str, record: Record) -> None:
         """Count a record that was read."""
         self.shapes[shape] += 1
         told = (record.prompt, record.responses, record.rewards, record.preferred, record.tools)
-        self._records.append(_hash(told))
-        self._prompts.append(_hash(record.prompt))
+        self._records.add(told)
+        self._prompts.add(record.prompt)
 
     @property
     def duplicates(self) -> int:
         """Number of records that are the same as an earlier one."""
-        return sum(number - 1 for number in _repeats(self._records))
+        return sum(number - 1 for number in self._records.counts())
 
     @property
     def repeated_prompts(self) -> int:
         """Number of prompts that occur in several records."""
-        return len(_repeats(self._prompts))
+        return len(self._prompts.counts())
 
     def describe(self) -> str:
         """Return the counts as one line for the log."""
@@ -174,9 +189,3 @@ def _hash(value: object) -> int:
     """Return the first 64 bits of SHA-256 of a value as JSON."""
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:8], "big")
-
-
-def _repeats(hashes: array[int]) -> list[int]:
-    """Return how often each hash occurs that occurs more than once."""
-    _, counts = numpy.unique(numpy.frombuffer(hashes, numpy.uint64), return_counts=True)
-    return [int(count) for count in counts[counts > 1]]

@@ -78,7 +78,8 @@ def _conversation(
 
 def _repeats(prompt: object, turns: list[Any]) -> bool:
     if isinstance(prompt, str):
-        return any(prompt.strip() in str(turn.get("content")) for turn in turns)
+        contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
+        return any(prompt.strip() in one for one in contents if isinstance(one, str))
     return list(prompt) == turns if isinstance(prompt, (list, tuple)) else False
 
 

@@ -63,7 +63,7 @@ CASES = [
     Case("unscored", {"prompt": "q", "responses": AB}, "q", AB),
     Case(
         "unscored",
-        {"prompt": [USER], "responses": [[CALL, RESULT, YES], "no"], "tools": '[{"name": "f"}]'},
+        {"prompt": [USER], "responses": [[CALL, RESULT, YES], [NO]], "tools": '[{"name": "f"}]'},
         [USER],
         [[CALL, RESULT, YES], "no"],
     ),
