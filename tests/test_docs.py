@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGES = ("rao_kernels", *(f"rao_kernels.{n}" for n in "losses hf train data refcache generation".split()))
+PARTS = "losses hf train data refcache generation"
+PACKAGES = ("rao_kernels", *(f"rao_kernels.{name}" for name in PARTS.split()))
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:

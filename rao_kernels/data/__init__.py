@@ -2,10 +2,12 @@
 
 from .collate import (
     LOSS_FIELDS,
+    ROLLOUT_FIELDS,
     Collator,
     Example,
     PreferenceDataset,
     Reference,
+    first_prompts,
     unmet_needs,
 )
 from .load import iter_raw, iter_records, load_records, parse_record
@@ -28,6 +30,7 @@ from .tokenize import (
 __all__ = [
     "LOSS_FIELDS",
     "MAX_REWARD",
+    "ROLLOUT_FIELDS",
     "BadRows",
     "Collator",
     "DataReport",
@@ -46,6 +49,7 @@ __all__ = [
     "as_pairs",
     "check_shared_start",
     "drop_unlabelled",
+    "first_prompts",
     "iter_raw",
     "iter_records",
     "load_records",
