@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGES = ("rao_kernels", *(f"rao_kernels.{n}" for n in "losses hf train data refcache".split()))
+PARTS = "losses hf train data refcache generation"
+PACKAGES = ("rao_kernels", *(f"rao_kernels.{name}" for name in PARTS.split()))
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:
@@ -112,6 +113,9 @@ def test_snippets_of_moving_over_run(folder: Path) -> None:
 def test_snippets_on_rewards_and_lora_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("\n".join(blocks(DOCS / "howto" / "rewards.md")), {})
     assert '"rewards": [1.0, 0.0]' in capsys.readouterr().out
+    code = "\n".join(blocks(DOCS / "howto" / "generate.md"))
+    names = run(code, {"name": str(folder / "model")})
+    assert [len(group) for group in names["samples"]] == [2]
     pytest.importorskip("peft")
     code = "\n".join(blocks(DOCS / "howto" / "lora.md"))
     trainer = run(code, {"name": str(folder / "model")})["trainer"]
