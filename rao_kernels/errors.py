@@ -45,8 +45,8 @@ class IntegrationError(RuntimeError):
 class MissingDependencyError(ImportError):
     """An optional package is missing."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str | None) -> None:
+        what = package if extra is None else f"'rao-kernels[{extra}]'"
         super().__init__(
-            f"{package} is needed here and not installed. "
-            f"Install it with: pip install 'rao-kernels[{extra}]'"
+            f"{package} is needed here and not installed. Install it with: pip install {what}"
         )
