@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import InputError
 from .config import RAOConfig
@@ -36,6 +36,8 @@ class OnlineConfig(RAOConfig):
     Raises:
         InputError: a setting is out of range, or settings do not work together.
     """
+
+    samples_responses: ClassVar[bool] = True
 
     prompts_per_round: int | None = option(
         None,

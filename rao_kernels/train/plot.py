@@ -30,6 +30,7 @@ class Panel:
 
 # Measures of progress first, then those that explain a lack of it.
 PANELS = (
+    Panel("Mean reward of sampled responses", {"reward/mean": "mean"}),
     Panel("Loss", {"loss": "loss"}),
     Panel("Reward margin: chosen minus rejected", {"rewards/margins": "margin"}),
     Panel("Mean implicit reward", {"rewards/mean": "mean"}),
