@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from ..data import PreferenceDataset, Prompt
 from ..errors import InputError, NotYetError
+from ..hf import attach_fused_head
 from ..generation import Sampler, SamplingOptions, TransformersSampler
 from ..refcache import model_fingerprint
 from ..rewards import Candidate, Scorer
@@ -119,7 +120,9 @@ class OnlineTrainer(RAOTrainer):
         """Find t0, keep the reference, and take the output folder."""
         model: Any = self.model
         self._sampler = self._given_sampler or TransformersSampler(model, self.processing_class)
-        given = None if ref_model is None else prepare_reference(ref_model, self.args.device)
+        given = None
+        if ref_model is not None:
+            given = attach_fused_head(prepare_reference(ref_model, self.args.device))
         self._needs_reference = _needs_reference(self.args)
         self._reference = RoundReference(model, given, self.args) if self._needs_reference else None
         self._files = RoundFiles(Path(str(self.args.output_dir)))
@@ -411,6 +414,7 @@ def _check_online(args: OnlineConfig) -> None:
     if args.dataloader_num_workers:
         expected = "0: micro-batches are made of the round that is in memory"
         raise InputError("dataloader_num_workers", expected, args.dataloader_num_workers)
+    _ = args.round_size
     several = any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({}))
     if args.responses_per_prompt < 2 and (several or args.spec.unit == "pair"):
         expected = f"at least 2: the loss {args.loss!r} compares responses"
