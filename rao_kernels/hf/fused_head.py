@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import sys
 import types
 import warnings
@@ -62,7 +61,6 @@ class _Request:
     grad_mask: Tensor | None
     stats: tuple[str, ...]
     options: EngineOptions
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,6 @@ def attach_fused_head(
     * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
     * ``logp_stats``: names among ``("entropy", "is_top1", "log_sum_sq_probs")``.
     * ``engine_options``: options of the op, see `EngineOptions`.
-    * ``logp_temperature``: divides the model's logits, above 0, so that log-probs are those of the
-      distribution that is sampled from at this temperature; 1.0 by default.
 
     Hidden states that are NaN or inf at a scored position raise `InputError`, also under fp16's
     loss scaler: it handles gradients that overflow, not hidden states that do.
@@ -176,15 +172,13 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
         logp_grad_mask: Tensor | None = None,
         logp_stats: tuple[str, ...] = (),
         engine_options: EngineOptions | None = None,
-        logp_temperature: float = 1.0,
         **kwargs: Any,
     ) -> Any:
         if logp_targets is None:
             if logp_grad_mask is not None:
                 raise InputError("logp_targets", "the targets that logp_grad_mask masks", None)
             return type(self).forward(self, *args, **kwargs)
-        options, stats = engine_options or {}, tuple(logp_stats)
-        request = _Request(logp_targets, logp_grad_mask, stats, options, logp_temperature)
+        request = _Request(logp_targets, logp_grad_mask, tuple(logp_stats), engine_options or {})
         return _fused_forward(self, plan, _trunk_inputs(plan, args, kwargs), request)
 
     functools.update_wrapper(forward, cls.forward)
@@ -210,7 +204,7 @@ def _fused_forward(
         request.targets,
         grad_mask=request.grad_mask,
         stats=request.stats,
-        transform=plan.transform.at_temperature(request.temperature),
+        transform=plan.transform,
         options=request.options,
     )
     if not isinstance(scores, tuple):
@@ -247,8 +241,6 @@ def _check_request(request: _Request, hidden: Tensor) -> None:
     if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
         expected = f"a bool tensor of shape {list(shape)}"
         raise InputError("logp_grad_mask", expected, f"{mask.dtype} of shape {list(mask.shape)}")
-    if not 0 < request.temperature < math.inf:
-        raise InputError("logp_temperature", "a finite number above 0", request.temperature)
     if unknown := [name for name in request.stats if name not in STATS]:
         raise InputError("logp_stats", f"names among {STATS}", unknown)
 

@@ -34,10 +34,6 @@ class HeadTransform:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits * self.scale
 
-    def at_temperature(self, temperature: float) -> HeadTransform:
-        """Return the transform to logits that are divided by `temperature`."""
-        return HeadTransform(self.scale / temperature, self.softcap)
-
 
 def head_transform(config: PretrainedConfig) -> HeadTransform:
     """Read the transform from a model's config, under all the names that model families use.

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -101,9 +101,6 @@ class RAOConfig(RunConfig):
     Raises:
         InputError: a setting is out of range, or settings do not work together.
     """
-
-    # Whether the records are sampled with the model in training.
-    samples_responses: ClassVar[bool] = False
 
     loss: str = _option(
         "rao",
