@@ -2,10 +2,12 @@
 
 from .collate import (
     LOSS_FIELDS,
+    ROLLOUT_FIELDS,
     Collator,
     Example,
     PreferenceDataset,
     Reference,
+    first_prompts,
     unmet_needs,
 )
 from .messages import Message, Prompt, Response
@@ -33,6 +35,7 @@ from .tokenize import (
 __all__ = [
     "LOSS_FIELDS",
     "MAX_REWARD",
+    "ROLLOUT_FIELDS",
     "BadRows",
     "Collator",
     "DataReport",
@@ -50,6 +53,7 @@ __all__ = [
     "as_pairs",
     "check_shared_start",
     "drop_unlabelled",
+    "first_prompts",
     "load_records",
     "mark_preferred",
     "shared_start",

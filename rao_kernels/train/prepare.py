@@ -37,6 +37,7 @@ from ..refcache import (
     RowLayout,
     RowValues,
     ShardValues,
+    StartWeights,
     config_fingerprint,
     fill_cache,
     join_rows,
@@ -160,7 +161,7 @@ def _rows_for_loss(
 ) -> list[TokenizedRow]:
     """Return the records as the loss, alone or a sum, reads them; raise if one lacks an input."""
     needs = config.spec.required_inputs(config.hyperparameters())
-    if config.spec.unit == "pair":
+    if config.spec.unit == "pair" and "gold" not in needs:
         rows = as_pairs(rows, report)
     elif "preferred" in (*needs, *config.spec.optional):
         if "preferred" in needs:
@@ -175,6 +176,10 @@ def _rows_for_loss(
             raise DataError(row.where, problem, fix)
         if "preferred" in needs and row.preferred is None:
             raise DataError(row.where, f"no labels, which the loss {config.loss!r} needs")
+        if "old_token_logps" in needs and "old_token_logps" not in row.token_inputs:
+            raise DataError(
+                row.where, f"no column `old_logps`, which the loss {config.loss!r} needs"
+            )
     _check_probabilities(rows, config)
     return rows
 
@@ -211,7 +216,8 @@ def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: i
 class ReferenceScorer:
     """Adds reference log-probs to datasets, from the cache or by running the reference.
 
-    model: the reference; if it has an adapter, its base model is the reference.
+    model: the reference. start: weights that it is given for that, of an adapter; None: an adapter
+    is switched off.
     """
 
     def __init__(
@@ -220,12 +226,14 @@ class ReferenceScorer:
         config: RAOConfig,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        start: StartWeights | None = None,
     ) -> None:
         self.model = attach_fused_head(model)
+        self.start = start
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.fingerprint = model_fingerprint(model)
+        self.fingerprint = model_fingerprint(model) if start is None else start.fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Set `dataset.references`; every rank scores its share of the shards."""
@@ -246,7 +254,7 @@ class ReferenceScorer:
         )
         self.accelerator.wait_for_everyone()
         dataset.references = [
-            Reference(row.prompt, row.responses, row.tokens) for row in cache.load()
+            Reference(row.prompt, row.responses, row.tokens, row.kl) for row in cache.load()
         ]
 
     def _root(self) -> Path:
@@ -257,7 +265,7 @@ class ReferenceScorer:
         """Return everything the values depend on, except t0."""
         settings = self.model.config
         return {
-            "format": "2",
+            "format": "3",
             "model": self.fingerprint,
             "config": config_fingerprint(settings),
             "attention": str(getattr(settings, "_attn_implementation", None)),
@@ -277,7 +285,8 @@ class ReferenceScorer:
             return longest * len(row.responses) if self.config.ref_per_token else 0
 
         return [
-            RowLayout(len(row.responses), tokens(index)) for index, row in enumerate(dataset.rows)
+            RowLayout(len(row.responses), tokens(index), len(row.kl_responses or ()))
+            for index, row in enumerate(dataset.rows)
         ]
 
     def _score(
@@ -290,7 +299,7 @@ class ReferenceScorer:
             indices = range(start, min(start + step, rows.stop))
             batch = collator([dataset[index] for index in indices])
             tensors = {key: value.to(device) for key, value in batch.items()}
-            with reference_mode(self.model), self.accelerator.autocast():
+            with reference_mode(self.model, self.start), self.accelerator.autocast():
                 values += score_batch(
                     self.model,
                     tensors,

@@ -77,7 +77,7 @@ def test_a_loader_and_accelerate_hand_the_batch_on() -> None:
     assert_same_batch(batch["sequences"], Collator(0)([data[i] for i in range(4)])["sequences"])
     moved = send_to_device(batch, torch.device("meta"))
     tensors = [value for value in vars(moved["sequences"]).values() if isinstance(value, Tensor)]
-    assert len(tensors) == 8
+    assert len(tensors) == 9
     assert all(value.is_meta for value in tensors)
 
 
@@ -91,7 +91,11 @@ def assert_same_batch(found: SequenceBatch, expected: SequenceBatch) -> None:
 def test_reference_values_arrive_unrounded() -> None:
     data = dataset(2)
     values = torch.tensor([-351.37, -351.41, -0.1], dtype=torch.float64)
-    tokens = [torch.rand(2 * 13), torch.rand(3 * 14)]
+    tokens = []
+    for row in data.rows:
+        lengths = torch.tensor([[len(row.prompt) + len(one)] for one in row.responses])
+        padded = torch.rand(len(lengths), int(lengths.max()))
+        tokens.append(padded.where(torch.arange(padded.shape[1]) < lengths, 0.0).flatten())
     data.references = [
         Reference(-7.3, values[:2], tokens[0]),
         Reference(-9.1, values, tokens[1]),
@@ -101,8 +105,8 @@ def test_reference_values_arrive_unrounded() -> None:
     assert torch.equal(
         batch["ref_prompt_logps"], torch.tensor([-9.1] * 3 + [-7.3] * 2, dtype=torch.float64)
     )
-    assert torch.equal(batch["ref_token_logps"][:3, :14], tokens[1].view(3, 14))
-    assert torch.equal(batch["ref_token_logps"][3:, :13], tokens[0].view(2, 13))
+    for own, found in ((tokens[1].view(3, -1), slice(3)), (tokens[0].view(2, -1), slice(3, None))):
+        assert torch.equal(batch["ref_token_logps"][found, : own.shape[1]], own)
     assert batch["ref_token_logps"].shape == batch["input_ids"].shape
 
 

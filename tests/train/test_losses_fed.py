@@ -12,12 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from rao_kernels.data import PreferenceDataset, Record, TokenizeOptions, tokenize_records
-from rao_kernels.errors import DataError, InputError, NotYetError
+from rao_kernels.data import (
+    PreferenceDataset,
+    Record,
+    TokenizeOptions,
+    tokenize_records,
+    unmet_needs,
+)
+from rao_kernels.errors import DataError, InputError
 from rao_kernels.losses import LOSSES, fit_log_z0
-from rao_kernels.train import RAOConfig, RAOTrainer
+from rao_kernels.train import RAOTrainer
 from rao_kernels.train.config import check_runnable
 from tests import seeds
+from tests.train.rich import rich_dataset
 from tests.train.test_trainer import Gradients, config, dense_inputs, one_batch, trainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -25,12 +32,15 @@ from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 ROWS = tiny_rows(5, responses=(2, 3))
 
 
-def trainable(name: str) -> bool:
-    try:
-        check_runnable(RAOConfig(output_dir="unused", loss=name, use_cpu=True))
-    except NotYetError:
-        return False
-    return True
+# Inputs that records of prompts, responses and rewards alone do not give.
+FURTHER = {"gold", "kl_logps", "old_token_logps", "ref_rewards", "reward_ensemble"}
+OF_RECORDS = [name for name in LOSSES if not unmet_needs(LOSSES[name].required_inputs({}))]
+
+
+def source(name: str) -> Any:
+    """Records that the loss can be trained on."""
+    needs = FURTHER & set(LOSSES[name].required_inputs({}))
+    return rich_dataset(gold="gold" in needs) if needs else ROWS
 
 
 def gradients(run: RAOTrainer) -> dict[str, Tensor]:
@@ -47,11 +57,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if trainable(name)])
+def test_every_loss_but_ppo_is_trained_from_records(tmp_path: Path) -> None:
+    assert set(LOSSES) - set(OF_RECORDS) == {"ppo"}
+    with pytest.raises(InputError, match=r"'ppo'.*advantages, returns.*rao-kernels online"):
+        trainer(tmp_path, loss="ppo")
+    check_runnable(config(tmp_path, loss="ppo"), rollouts=True)
+
+
+@pytest.mark.parametrize("name", OF_RECORDS)
 def test_a_sum_of_one_loss_trains_as_that_loss(tmp_path: Path, cache: Path, name: str) -> None:
     found = []
     for text in (name, json.dumps({name: 1.0})):
-        run = trainer(tmp_path, ROWS, loss=text, ref_per_token=True, ref_cache_dir=str(cache))
+        settings = {"ref_per_token": True, "ref_cache_dir": str(cache)}
+        run = trainer(tmp_path, source(name), loss=text, **settings)
         with torch.no_grad():
             for index, parameter in enumerate(run.model.parameters()):
                 seeds.seed_torch(index)
@@ -175,7 +193,7 @@ def test_rewards_read_as_probabilities(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo", "cispo", '{"grpo": 1, "sft": 0.1}'])
 def test_policy_ratios_are_refused_on_rows_without_old_log_probs(tmp_path: Path, loss: str) -> None:
-    with pytest.raises(NotYetError, match="needs `old_token_logps`, which no record has"):
+    with pytest.raises(DataError, match="old_logps"):
         trainer(tmp_path, loss=loss)
     with pytest.raises(InputError, match="`on_policy`.*sampled before this training"):
         trainer(tmp_path, loss=loss, loss_kwargs={"on_policy": True})
