@@ -10,16 +10,11 @@ from .collate import (
     first_prompts,
     unmet_needs,
 )
+from .load import iter_raw, iter_records, load_records, parse_record
 from .messages import Message, Prompt, Response
-from .records import (
-    MAX_REWARD,
-    BadRows,
-    DataReport,
-    Record,
-    SampledTokens,
-    load_records,
-    split_records,
-)
+from .numbers import MAX_REWARD
+from .records import BadRows, DataReport, Record, SampledTokens, split_records
+from .shapes import ShapeOptions
 from .tokenize import (
     PromptFormat,
     TokenizedRow,
@@ -48,14 +43,18 @@ __all__ = [
     "Reference",
     "Response",
     "SampledTokens",
+    "ShapeOptions",
     "TokenizeOptions",
     "TokenizedRow",
     "as_pairs",
     "check_shared_start",
     "drop_unlabelled",
     "first_prompts",
+    "iter_raw",
+    "iter_records",
     "load_records",
     "mark_preferred",
+    "parse_record",
     "shared_start",
     "split_records",
     "tokenize_records",
