@@ -18,7 +18,11 @@ Engine = Literal["transformers", "vllm"]
 
 
 def make_sampler(
-    engine: Engine, model: nn.Module | str, tokenizer: PreTrainedTokenizerBase
+    engine: Engine,
+    model: nn.Module | str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: str = "auto",
 ) -> Sampler:
     """Make the sampler of that name.
 
@@ -26,6 +30,7 @@ def make_sampler(
         engine: "transformers": from a model in memory; "vllm": from a folder or name.
         model: what the engine samples from.
         tokenizer: of the model.
+        dtype: of the weights that vLLM loads; a model in memory has its own.
 
     Raises:
         InputError: there is no engine of this name, or the model is not of its type.
@@ -35,5 +40,5 @@ def make_sampler(
     if engine == "transformers":
         return TransformersSampler(given, tokenizer)
     if engine == "vllm":
-        return VLLMSampler(given, tokenizer)
+        return VLLMSampler(given, tokenizer, dtype=dtype)
     raise InputError("engine", "'transformers' or 'vllm'", repr(engine))

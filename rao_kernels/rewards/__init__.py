@@ -1,5 +1,24 @@
 """Rewards for responses: reward models, rules, judges, implicit rewards of two models."""
 
-from .interface import Candidate, Scorer
+from .implicit import ImplicitScorer
+from .interface import Candidate, Scorer, UnscoredError
+from .judge import JUDGE_PROMPT, SCORE_PATTERN, Judge, JudgeScorer
+from .judge_models import EndpointJudge, LocalJudge
+from .reward_model import RewardEnsemble, RewardModelScorer
+from .rule import RuleScorer
 
-__all__ = ["Candidate", "Scorer"]
+__all__ = [
+    "JUDGE_PROMPT",
+    "SCORE_PATTERN",
+    "Candidate",
+    "EndpointJudge",
+    "ImplicitScorer",
+    "Judge",
+    "JudgeScorer",
+    "LocalJudge",
+    "RewardEnsemble",
+    "RewardModelScorer",
+    "RuleScorer",
+    "Scorer",
+    "UnscoredError",
+]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..data import Prompt, Response
+from ..data import MAX_REWARD, Prompt, Response
+from ..errors import DataError
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,50 @@ class Scorer(Protocol):
         """Return one finite number per candidate, in order.
 
         Raises:
-            DataError: a candidate got none; the message names its record.
+            UnscoredError: a candidate got none; the message names its record.
         """
         ...
+
+
+class UnscoredError(DataError):
+    """Some candidates got no reward; says so of the first.
+
+    found: per candidate its reward, or the error that says why it has none.
+    """
+
+    def __init__(self, found: Sequence[float | DataError]) -> None:
+        self.found = list(found)
+        first = next(one for one in found if isinstance(one, DataError))
+        super().__init__(first.where, str(first).removeprefix(f"{first.where}: ").rstrip("."))
+
+
+def attempt(scorer: Scorer, candidates: Sequence[Candidate]) -> list[float | DataError]:
+    """Return per candidate its reward, or the error that says why it has none."""
+    try:
+        return [*scorer.score(candidates)]
+    except UnscoredError as error:
+        return error.found
+
+
+def checked(candidates: Sequence[Candidate], found: Sequence[float | DataError]) -> list[float]:
+    """Return the rewards if each candidate has a finite one.
+
+    Raises:
+        UnscoredError: one has an error in place of a reward, or one that data may not hold.
+    """
+    pairs = zip(candidates, found, strict=True)
+    results = [_check(candidate.where, one) for candidate, one in pairs]
+    rewards = [one for one in results if not isinstance(one, DataError)]
+    if len(rewards) < len(results):
+        raise UnscoredError(results)
+    return rewards
+
+
+def _check(where: str, reward: float | DataError) -> float | DataError:
+    if isinstance(reward, DataError):
+        return reward
+    if not math.isfinite(reward):
+        return DataError(where, f"its reward is {reward}, not a finite number")
+    if abs(reward) > MAX_REWARD:
+        return DataError(where, f"its reward is {reward:g}, larger than {MAX_REWARD:,} in size")
+    return reward

@@ -33,7 +33,7 @@ def test_prompt_ids_of_messages_and_of_none() -> None:
     tokenizer = tiny_tokenizer(chat=True)
     turns = [{"role": "user", "content": "a"}]
     found = prompt_ids(Record(turns, [], None, "here"), tokenizer)
-    assert tokenizer.decode(found) == "<u>a</s>\n<a>".replace(" ", "") or found[-1] == 4
+    assert found[-1] == tokenizer.convert_tokens_to_ids("<a>")
     assert (
         found
         == tokenizer(

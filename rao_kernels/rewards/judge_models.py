@@ -1,0 +1,143 @@
+"""The models that judge: one on this machine, or one behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike, fspath
+from typing import Any
+
+import torch
+
+from ..data import Message
+from ..data.messages import one_line
+from ..errors import InputError, MissingDependencyError
+from ..refcache import model_fingerprint
+from .loading import Dtype, load, load_tokenizer, ready
+
+
+class LocalJudge:
+    """A causal language model with a chat template that answers greedily, by transformers.
+
+    Args:
+        model: a name or a folder.
+        dtype: of the weights; "auto": as they were saved.
+        device: None: a GPU if there is one.
+        batch_size: most answers that are written at once.
+        max_new_tokens: most tokens of an answer.
+
+    Raises:
+        InputError: there is no such model, or it has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str],
+        *,
+        dtype: Dtype = "auto",
+        device: str | torch.device | None = None,
+        batch_size: int = 16,
+        max_new_tokens: int = 512,
+    ) -> None:
+        self.name, self.batch_size, self.max_new_tokens = fspath(model), batch_size, max_new_tokens
+        self.tokenizer = load_tokenizer(model, "judge")
+        if not self.tokenizer.chat_template:
+            raise InputError("judge", "a model with a chat template", f"{self.name!r} without one")
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer.padding_side = "left"
+        self.model: Any = ready(load("CausalLM", model, dtype, "judge")[0], device)
+        self._weights = model_fingerprint(self.model)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, dtype and the SHA-256 of the weights."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"model": self.name, "weights": self._weights, "dtype": dtype}
+
+    def answer(self, chats: Sequence[list[Message]]) -> list[str]:
+        """Return the answer to each conversation."""
+        answers: list[str] = []
+        for start in range(0, len(chats), self.batch_size):
+            answers += self._generate(chats[start : start + self.batch_size])
+        return answers
+
+    @torch.no_grad()
+    def _generate(self, chats: Sequence[list[Message]]) -> list[str]:
+        texts = [
+            str(
+                self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            )
+            for chat in chats
+        ]
+        batch: Any = self.tokenizer(
+            texts, add_special_tokens=False, padding=True, return_tensors="pt"
+        )
+        ids = batch["input_ids"].to(self.model.device)
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=batch["attention_mask"].to(self.model.device),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+class EndpointJudge:
+    """A model behind an OpenAI-compatible endpoint, such as vLLM's, asked at temperature 0.
+
+    The key is read from the environment variable OPENAI_API_KEY. Requests that fail by the network,
+    or because there were too many, are repeated by the client, with growing pauses.
+
+    Args:
+        base_url: of the endpoint, for example ``http://localhost:8000/v1``.
+        model: its name there.
+        concurrency: most requests that are under way at once.
+
+    Raises:
+        InputError: no key is set.
+    """
+
+    def __init__(self, base_url: str, model: str, *, concurrency: int = 16) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingDependencyError("openai", "judge") from error
+        self.base_url, self.model, self.concurrency = base_url, model, concurrency
+        try:
+            self._client = openai.OpenAI(base_url=base_url, max_retries=5)
+        except openai.OpenAIError as error:
+            fix = "Set OPENAI_API_KEY; an endpoint without keys takes any text."
+            raise InputError("judge", "a key for the endpoint", one_line(error), fix) from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return address and name of the model."""
+        return {"endpoint": self.base_url, "model": self.model}
+
+    def answer(self, chats: Sequence[list[Message]]) -> list[str]:
+        """Return the answer to each conversation.
+
+        Raises:
+            InputError: the endpoint refuses, or cannot be reached.
+        """
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            waiting = [pool.submit(self._ask, chat) for chat in chats]
+            try:
+                return [one.result() for one in waiting]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _ask(self, chat: list[Message]) -> str:
+        import openai
+
+        messages: Any = chat
+        try:
+            answer = self._client.chat.completions.create(
+                model=self.model, messages=messages, temperature=0.0
+            )
+        except openai.OpenAIError as error:
+            got = f"{type(error).__name__}: {one_line(error)[:300]}"
+            expected = f"an endpoint that answers at {self.base_url}"
+            raise InputError("judge", expected, got) from error
+        return answer.choices[0].message.content or ""
