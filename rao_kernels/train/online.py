@@ -72,6 +72,7 @@ class OnlineTrainer(RAOTrainer):
         >>> trainer.train()
     """
 
+    learns_from_rollouts = True
     args: OnlineConfig
 
     def __init__(
@@ -102,6 +103,7 @@ class OnlineTrainer(RAOTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.logp_temperature = self.args.sampled_temperature
         # The loss of a policy gradient says nothing about progress.
         self.remove_callback(RisingLoss)
 
@@ -123,8 +125,10 @@ class OnlineTrainer(RAOTrainer):
         given = None
         if ref_model is not None:
             given = attach_fused_head(prepare_reference(ref_model, self.args.device))
-        self._needs_reference = _needs_reference(self.args)
-        self._reference = RoundReference(model, given, self.args) if self._needs_reference else None
+        self._reference: RoundReference | None = None
+        if _needs_reference(self.args):
+            fresh = self._fresh_adapter
+            self._reference = RoundReference(model, given, self.args, fresh_adapter=fresh)
         self._files = RoundFiles(Path(str(self.args.output_dir)))
         self._given_hyper = dict(self.hyper)
         self._round = RoundData([], [], "")
@@ -135,7 +139,8 @@ class OnlineTrainer(RAOTrainer):
             checked = [dataclasses.replace(row, responses=[longest]) for row in rows]
             check_rows(checked, model, self.processing_class, self.args.max_length)
             self._prefix_length = find_prefix_length(rows, self.args, None)
-            self.data_collator = make_collator(self.processing_class, self._prefix_length)
+            collator = make_collator(self.processing_class, self._prefix_length)
+            self.data_collator = dataclasses.replace(collator, packing=self.args.packing)
         self._begin_run(self._identity())
 
     def _identity(self) -> Identity | None:
@@ -251,8 +256,9 @@ class OnlineTrainer(RAOTrainer):
         scored = Pass(self.data_collator, self.accelerator, self.args, self._scoring)
         is_policy = self._reference is not None and self._reference.is_policy
         own = reference = None
-        if "old_token_logps" in self._needs or is_policy:
-            stats = ("entropy", "values") if self.args.has_value_model else ("entropy",)
+        if "old_token_logps" in self._needs or self.args.estimates_advantages or is_policy:
+            asked = ("token_values",) if self.args.estimates_advantages else ()
+            stats = ("entropy", *asked)
             with policy_mode(model):
                 own = scored.run(model, rollouts, stats)
         if is_policy:
@@ -301,9 +307,6 @@ class OnlineTrainer(RAOTrainer):
         names = ("temperature", "top_p", "top_k", "max_new_tokens")
         settings = {name: getattr(self.args, name) for name in names}
         return {"policy": f"at the start of round {number}", **settings}
-
-    def _model_options(self) -> dict[str, Any]:
-        return {"logp_temperature": self.args.temperature if self.args.at_temperature else 1.0}
 
     # Evaluation.
 
@@ -403,18 +406,24 @@ def _check_online(args: OnlineConfig) -> None:
     if not isinstance(args, OnlineConfig):
         raise InputError("args", "an OnlineConfig", type(args).__name__)
     needs = args.spec.required_inputs(args.hyperparameters())
-    if "advantages" in needs and not args.has_value_model:
+    if "advantages" in needs and "values" not in needs:
         raise InputError("value_coef", "above 0: PPO's advantages need a value head", 0.0)
     for need in ("kl_logps", "reward_ensemble"):
         if need in needs:
-            raise NotYetError(f"the loss {args.loss!r} needs `{need}`, which sampling does not give")
+            raise NotYetError(
+                f"the loss {args.loss!r} needs `{need}`, which sampling does not give"
+            )
     if args.fsdp or args.deepspeed:
         expected = "None: sampling needs the whole weights on each device (DDP)"
         raise InputError("fsdp" if args.fsdp else "deepspeed", expected, "a configuration")
     if args.dataloader_num_workers:
         expected = "0: micro-batches are made of the round that is in memory"
         raise InputError("dataloader_num_workers", expected, args.dataloader_num_workers)
-    _ = args.round_size
+    steps = args.steps_per_round
+    for _, bound in args.spec.bound_parts(args.hyperparameters()):
+        if bound.get("on_policy") and steps > 1:
+            expected = f"False: a round has {steps} steps, and only the first is"
+            raise InputError("on_policy", expected, True)
     several = any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({}))
     if args.responses_per_prompt < 2 and (several or args.spec.unit == "pair"):
         expected = f"at least 2: the loss {args.loss!r} compares responses"
@@ -426,7 +435,7 @@ def _needs_reference(args: OnlineConfig) -> bool:
     needs = args.spec.required_inputs(args.hyperparameters())
     read = {"ref_logps", "ref_token_logps", "ref_prompt_logps"}
     return any(read & set(need.split("|")) for need in needs) or (
-        args.has_value_model and args.kl_coef > 0
+        args.estimates_advantages and args.kl_coef > 0
     )
 
 

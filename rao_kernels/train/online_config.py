@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import InputError
 from .config import RAOConfig
@@ -36,8 +36,6 @@ class OnlineConfig(RAOConfig):
     Raises:
         InputError: a setting is out of range, or settings do not work together.
     """
-
-    samples_responses: ClassVar[bool] = True
 
     prompts_per_round: int | None = option(
         None,
@@ -115,14 +113,17 @@ class OnlineConfig(RAOConfig):
         return asked
 
     @property
-    def has_value_model(self) -> bool:
-        """Whether the loss, or a part of it, learns a value head: PPO's."""
-        return "values" in self.spec.required_inputs(self.hyperparameters())
+    def estimates_advantages(self) -> bool:
+        """Whether advantages are estimated from values of tokens, as PPO's are."""
+        return "advantages" in self.spec.required_inputs(self.hyperparameters())
 
     @property
-    def at_temperature(self) -> bool:
-        """Whether the loss is of the distribution that is sampled from, as policy gradients are."""
-        return "old_token_logps" in self.spec.needs
+    def sampled_temperature(self) -> float:
+        """The temperature of the loss's log-probs: of sampling where it has a ratio to it, else 1.
+
+        A policy gradient is of the distribution that is sampled from.
+        """
+        return self.temperature if "old_token_logps" in self.spec.needs else 1.0
 
 
 def _check_range(name: str, value: Any, low: float, excluded: bool, high: float) -> None:

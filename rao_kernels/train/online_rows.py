@@ -44,30 +44,23 @@ class RoundExample:
 def examples_of(rollouts: Sequence[Rollout], args: OnlineConfig) -> list[RoundExample]:
     """Return an example for each rollout, as the loss reads it."""
     rows = [_row(rollout, args) for rollout in rollouts]
-    if args.has_value_model:
+    if args.estimates_advantages:
         rows = _with_returns(rows, args)
     found = []
     for row, rollout in zip(rows, rollouts, strict=True):
         usable = _as_loss_reads(row, args)
-        found.append(
-            RoundExample(
-                _example(usable or _filler(row, args), rollout), counted=usable is not None
-            )
-        )
+        example = _example(usable or _filler(row, args), rollout, args)
+        found.append(RoundExample(example, counted=usable is not None))
     return found
 
 
 def _row(rollout: Rollout, args: OnlineConfig) -> TokenizedRow:
-    with_gold = rollout.gold_ids is not None
-    rewards = [*rollout.rewards, *([rollout.gold_reward or 0.0] if with_gold else [])]
-    if any("rewards" in spec.probabilities for spec, _ in _parts(args)):
+    """Return the record of the sampled responses; its gold answer follows in `_with_gold`."""
+    rewards, count = rollout.rewards, len(rollout.rewards)
+    if any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({})):
         rewards = win_rates(rewards)
-    inputs = {
-        "old_token_logps": rollout.old_token_logps if "old_token_logps" in _needs(args) else None,
-        "old_values": rollout.old_values,
-        _REF: rollout.ref_token_logps,
-    }
-    responses = [torch.tensor(ids, dtype=torch.int32) for ids in rollout.sequences()]
+    named = _token_values(rollout)
+    responses = [torch.tensor(ids, dtype=torch.int32) for ids in rollout.response_ids]
     return TokenizedRow(
         torch.tensor(rollout.prompt_ids, dtype=torch.int32),
         responses,
@@ -75,18 +68,37 @@ def _row(rollout: Rollout, args: OnlineConfig) -> TokenizedRow:
         None,
         rollout.where,
         masks=_masks(rollout, responses) if args.mask_truncated_completions else None,
-        token_inputs={k: _tensors(v) for k, v in inputs.items() if v is not None},
-        gold_marks=[False] * len(rollout.rewards) + [True] if with_gold else None,
+        token_inputs={name: _tensors(lists[:count]) for name, lists in named.items()},
         ref_rewards=rollout.columns.get("ref_rewards"),
     )
 
 
+def _token_values(rollout: Rollout) -> dict[str, Lists]:
+    named = {name: getattr(rollout, name) for name in ("old_token_logps", "old_values", _REF)}
+    return {name: lists for name, lists in named.items() if lists is not None}
+
+
 def _masks(rollout: Rollout, responses: Sequence[Tensor]) -> list[Tensor]:
-    finished = [*rollout.finished, *([True] if rollout.gold_ids is not None else [])]
     return [
         torch.full((len(ids),), whole, dtype=torch.bool)
-        for ids, whole in zip(responses, finished, strict=True)
+        for ids, whole in zip(responses, rollout.finished, strict=True)
     ]
+
+
+def _with_gold(row: TokenizedRow, rollout: Rollout) -> TokenizedRow:
+    """Append the gold answer, which counts as preferred where the others are labelled."""
+    assert rollout.gold_ids is not None and rollout.gold_reward is not None
+    ids = torch.tensor(rollout.gold_ids, dtype=torch.int32)
+    last = {name: lists[-1] for name, lists in _token_values(rollout).items()}
+    return replace(
+        row,
+        responses=[*row.responses, ids],
+        rewards=None if row.rewards is None else [*row.rewards, rollout.gold_reward],
+        preferred=None if row.preferred is None else [*row.preferred, True],
+        masks=None if row.masks is None else [*row.masks, torch.ones_like(ids, dtype=torch.bool)],
+        token_inputs={k: [*v, _tensors([last[k]])[0]] for k, v in row.token_inputs.items()},
+        gold_marks=[False] * len(row.responses) + [True],
+    )
 
 
 def _with_returns(rows: Sequence[TokenizedRow], args: OnlineConfig) -> list[TokenizedRow]:
@@ -119,11 +131,11 @@ def _as_loss_reads(row: TokenizedRow, args: OnlineConfig) -> TokenizedRow | None
     needs, report = _needs(args), DataReport()
     rows = [row]
     if args.spec.unit == "pair":
-        rows = as_pairs(rows, report)
+        rows = list(as_pairs(rows, report))
     elif "preferred" in (*needs, *args.spec.optional):
         if "preferred" in needs:
-            rows = drop_unlabelled(rows, report)
-        rows = mark_preferred(rows)
+            rows = list(drop_unlabelled(rows, report))
+        rows = list(mark_preferred(rows))
     return rows[0] if rows else None
 
 
@@ -133,14 +145,18 @@ def _filler(row: TokenizedRow, args: OnlineConfig) -> TokenizedRow:
     marked = replace(row, preferred=marks)
     if args.spec.unit != "pair":
         return marked
-    pair = as_pairs([replace(marked, rewards=None)], DataReport())[0]
+    (pair,) = as_pairs([replace(marked, rewards=None)], DataReport())
     return replace(pair, rewards=None if row.rewards is None else row.rewards[:2])
 
 
-def _example(row: TokenizedRow, rollout: Rollout) -> Example:
-    """Move the reference's log-probs per token to a `Reference`."""
+def _example(row: TokenizedRow, rollout: Rollout, args: OnlineConfig) -> Example:
+    """Add the gold answer, and move the reference's log-probs per token to a `Reference`."""
+    if rollout.gold_ids is not None:
+        row = _with_gold(row, rollout)
     inputs = dict(row.token_inputs)
     tokens = inputs.pop(_REF, None)
+    if "old_token_logps" not in _needs(args):
+        inputs.pop("old_token_logps", None)
     row = replace(row, token_inputs=inputs)
     if tokens is None:
         return Example(row, None)
@@ -159,7 +175,3 @@ def _tensors(values: Lists) -> list[Tensor]:
 
 def _needs(args: OnlineConfig) -> tuple[str, ...]:
     return args.spec.required_inputs(args.hyperparameters())
-
-
-def _parts(args: OnlineConfig) -> tuple[tuple[object, dict[str, object]], ...]:
-    return args.spec.bound_parts(args.hyperparameters())

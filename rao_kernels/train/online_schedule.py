@@ -91,9 +91,9 @@ class Schedule:
     def _order(self, size: int, *purpose: int) -> list[int]:
         if not self.shuffled:
             return list(range(size))
-        order: list[int] = numpy.random.default_rng(self._sequence(*purpose)).permutation(
-            size
-        ).tolist()
+        order: list[int] = (
+            numpy.random.default_rng(self._sequence(*purpose)).permutation(size).tolist()
+        )
         return order
 
     def _sequence(self, *purpose: int) -> numpy.random.SeedSequence:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..data import Collator, Example, TokenizedRow
 from ..errors import InputError
 from ..fused import Scoring
-from ..refcache import reference_mode, write_atomic
+from ..refcache import StartWeights, keep_start, reference_mode, write_atomic
 from ..sequence import SequenceBatch
+from ..sequence.model_inputs import model_inputs
 from . import checkpoints
 from .online_config import OnlineConfig
 from .online_rollouts import FOLDER, Lists, Rollout
@@ -54,16 +55,12 @@ class Pass:
     args: OnlineConfig
     scoring: Scoring
 
-    @property
-    def temperature(self) -> float:
-        return self.args.temperature if self.args.at_temperature else 1.0
-
     def run(
         self, model: nn.Module, rollouts: Sequence[Rollout], stats: tuple[str, ...] = ()
     ) -> list[Scores]:
         """Score every rollout; the model is in evaluation mode and without gradients.
 
-        stats: "entropy" and "values", where they are wanted.
+        stats: "entropy" and "token_values", where they are wanted.
         """
         step, found = self.args.per_device_eval_batch_size, []
         for start in range(0, len(rollouts), step):
@@ -76,13 +73,13 @@ class Pass:
         device = next(model.parameters()).device
         batch = self.collator([Example(_bare_row(one), None) for one in rollouts])
         tensors = {name: value.to(device) for name, value in batch.items()}
-        sequences: SequenceBatch = tensors.pop("sequences")
+        sequences: SequenceBatch = tensors["sequences"]
         with self.accelerator.autocast():
             output = model(
-                **tensors,
+                **model_inputs(tensors),
                 **self.scoring.head_inputs(sequences),
                 logp_stats=stats,
-                logp_temperature=self.temperature,
+                logp_temperature=self.args.sampled_temperature,
                 engine_options=self.args.engine_options(),
             )
         logps = output.token_logps.reshape(-1)
@@ -94,7 +91,7 @@ class Pass:
         groups, first, scores = sequences.groups.tolist(), prompts.tolist(), []
         for number in range(len(rollouts)):
             own = [s for s, group in enumerate(groups) if group == number]
-            values = [named["values"][s] for s in own] if "values" in stats else None
+            values = [named["token_values"][s] for s in own] if "token_values" in stats else None
             entropy = _mean([named["entropy"][s] for s in own]) if "entropy" in stats else None
             scores.append(Scores(first[own[0]], [tokens[s] for s in own], values, entropy))
         return scores
@@ -106,20 +103,29 @@ class RoundReference:
     Of the model in training the weights are kept, and put in their place while the reference is
     asked. Those of a later round are kept in the folder of the rounds too, to resume from.
 
-    given: the reference; None: the model in training.
+    given: the reference; None: the model in training. fresh_adapter: the model's adapter was made
+    for this run.
     """
 
-    def __init__(self, model: nn.Module, given: nn.Module | None, args: OnlineConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        given: nn.Module | None,
+        args: OnlineConfig,
+        *,
+        fresh_adapter: bool,
+    ) -> None:
         self.every = args.refresh_reference_every
         if given is not None and self.every:
             expected = "None: the reference becomes the policy every so many rounds"
             raise InputError("ref_model", expected, "a model", "Or refresh_reference_every=0.")
         self.model, self.given, self.args = model, given, args
         self._round: int | None = None
-        self._weights: dict[str, Tensor] = {}
-        self._under_adapter = hasattr(model, "peft_config") and not self.every
-        if given is None and not self.every and not self._under_adapter:
-            self._weights = _copy_of(model)
+        self._start: StartWeights | None = None
+        if given is None and not self.every:
+            self._start = keep_start(model, added=fresh_adapter)
+            if not hasattr(model, "peft_config"):
+                self._start = StartWeights(_trained(model))
 
     @property
     def is_policy(self) -> bool:
@@ -132,42 +138,28 @@ class RoundReference:
             return
         start = number - number % self.every
         if start == number:
-            self._round, self._weights = number, _copy_of(self.model)
+            weights = _trained(self.model)
+            self._round, self._start = number, StartWeights(weights)
             if self.args.should_save:
-                self._write(number)
+                self._write(number, weights)
         elif self._round != start:
-            self._round, self._weights = start, self._read(start)
-
-    def active(self) -> AbstractContextManager[nn.Module]:
-        """Return a context that gives the reference, in evaluation mode and without gradients."""
-        if self.given is not None or self._under_adapter:
-            return _frozen(self.model if self.given is None else self.given)
-        return self._swapped()
+            self._round, self._start = start, StartWeights(self._read(start))
 
     @contextlib.contextmanager
-    def _swapped(self) -> Iterator[nn.Module]:
-        own = {name: parameter.data for name, parameter in _trained(self.model).items()}
-        training = self.model.training
-        self.model.eval()
-        try:
-            _put(self.model, self._weights)
-            with torch.no_grad():
-                yield self.model
-        finally:
-            _put(self.model, own)
-            self.model.train(training)
+    def active(self) -> Iterator[nn.Module]:
+        """Give the reference, in evaluation mode and without gradients."""
+        model = self.model if self.given is None else self.given
+        with reference_mode(model, self._start):
+            yield model
 
     def _path(self, number: int) -> Path:
         return Path(str(self.args.output_dir)) / FOLDER / f"reference-{number:05d}.safetensors"
 
-    def _write(self, number: int) -> None:
+    def _write(self, number: int, weights: dict[str, Tensor]) -> None:
         """Write the reference that begins in a round; remove those that no checkpoint needs."""
-        from safetensors.torch import save
-
         path = self._path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}
-        write_atomic(path, save(weights))
+        write_atomic(path, save({name: one.cpu().contiguous() for name, one in weights.items()}))
         steps = self.args.steps_per_round
         saved = checkpoints.all_checkpoints(Path(str(self.args.output_dir)))
         rounds = [int(one.name.split("-")[1]) // steps for one in saved]
@@ -177,14 +169,11 @@ class RoundReference:
                 old.unlink()
 
     def _read(self, number: int) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
         path = self._path(number)
         if not path.is_file():
             expected = f"the reference of round {number}, {path}"
             raise InputError("resume_from_checkpoint", expected, "no such file")
-        found = load_file(path)
-        return {name: found[name].to(own.device) for name, own in _trained(self.model).items()}
+        return load_file(path)
 
 
 @contextlib.contextmanager
@@ -199,23 +188,13 @@ def policy_mode(model: nn.Module) -> Iterator[nn.Module]:
         model.train(training)
 
 
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[nn.Module]:
-    with reference_mode(model):
-        yield model
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: one for name, one in model.named_parameters() if one.requires_grad}
-
-
-def _copy_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: one.detach().clone() for name, one in _trained(model).items()}
-
-
-def _put(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in _trained(model).items():
-        parameter.data = weights[name]
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the trained weights of the policy, without its value head."""
+    return {
+        name: one.detach().clone()
+        for name, one in model.named_parameters()
+        if one.requires_grad and "value_head" not in name
+    }
 
 
 def _bare_row(rollout: Rollout) -> TokenizedRow:

@@ -15,7 +15,9 @@ from tests import seeds
 from tests.train.tiny import tiny_model, tiny_tokenizer
 
 TOKENS = 6
-PROMPTS = [{"prompt": f"say {letter}", "gold": "aaaaa", "number": n} for n, letter in enumerate("bcdefgh")]
+PROMPTS = [
+    {"prompt": f"say {letter}", "gold": "aaaaa", "number": n} for n, letter in enumerate("bcdefgh")
+]
 
 
 class Letters:

@@ -68,9 +68,7 @@ def test_advantages_are_the_sum_of_discounted_errors() -> None:
     advantages, returns = advantages_and_returns(rewards, values, gamma=gamma, gae_lambda=lam)
     after = [*values[1:].tolist(), 0.0]
     errors = [float(rewards[t] + gamma * after[t] - values[t]) for t in range(7)]
-    expected = [
-        sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, 7)) for t in range(7)
-    ]
+    expected = [sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, 7)) for t in range(7)]
     torch.testing.assert_close(advantages, torch.tensor(expected, dtype=torch.float64))
     torch.testing.assert_close(returns, advantages + values)
     # With lambda 1 the returns are the discounted rewards themselves.
@@ -153,9 +151,7 @@ def test_losses_of_probabilities_get_win_rates(tmp_path: Path) -> None:
 
 
 def test_truncated_responses_can_be_left_out(tmp_path: Path) -> None:
-    (found,) = examples_of(
-        [rollout([1.0, 0.0])], config(tmp_path, mask_truncated_completions=True)
-    )
+    (found,) = examples_of([rollout([1.0, 0.0])], config(tmp_path, mask_truncated_completions=True))
     masks = found.example.row.masks
     assert masks is not None
     assert [mask.tolist() for mask in masks] == [[True] * 3, [False] * 3]

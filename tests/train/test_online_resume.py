@@ -31,7 +31,8 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-def run(folder: Path, *callbacks: TrainerCallback, scorer: Letters | None = None, **changes: Any
+def run(
+    folder: Path, *callbacks: TrainerCallback, scorer: Letters | None = None, **changes: Any
 ) -> OnlineTrainer:
     settings = {"rounds": ROUNDS, "inner_epochs": 2, "save_strategy": "steps", "save_steps": 3}
     given = {"scorer": scorer or Letters()}
