@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from ..data import PreferenceDataset, Prompt
 from ..errors import InputError, NotYetError
-from ..hf import attach_fused_head
 from ..generation import Sampler, SamplingOptions, TransformersSampler
+from ..hf import attach_fused_head
 from ..refcache import model_fingerprint
 from ..rewards import Candidate, Scorer
 from .checks import check_rows
@@ -68,7 +68,7 @@ class OnlineTrainer(RAOTrainer):
 
     Example:
         >>> args = OnlineConfig(output_dir="out", loss="grpo", rounds=100)
-        >>> trainer = OnlineTrainer("DIR_OR_NAME", args=args, scorer=scorer, train_dataset="p.jsonl")
+        >>> trainer = OnlineTrainer("DIR_OR_NAME", args=args, scorer=s, train_dataset="p.jsonl")
         >>> trainer.train()
     """
 
@@ -113,10 +113,12 @@ class OnlineTrainer(RAOTrainer):
         self, train: Any, held_out: Any, args: Any, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Any, Any]:
         _check_online(args)
-        return tuple(
+        named = ((train, "training prompts"), (held_out, "evaluation prompts"))
+        training, evaluation = (
             None if source is None else load_prompts(source, name, args, tokenizer)
-            for source, name in ((train, "training prompts"), (held_out, "evaluation prompts"))
+            for source, name in named
         )
+        return training, evaluation
 
     def _prepare(self, ref_model: Any) -> None:
         """Find t0, keep the reference, and take the output folder."""
@@ -139,19 +141,19 @@ class OnlineTrainer(RAOTrainer):
             checked = [dataclasses.replace(row, responses=[longest]) for row in rows]
             check_rows(checked, model, self.processing_class, self.args.max_length)
             self._prefix_length = find_prefix_length(rows, self.args, None)
-            collator = make_collator(self.processing_class, self._prefix_length)
-            self.data_collator = dataclasses.replace(collator, packing=self.args.packing)
+        collator = make_collator(self.processing_class, self._prefix_length or 1)
+        self._collator = dataclasses.replace(collator, packing=self.args.packing)
         self._begin_run(self._identity())
 
     def _identity(self) -> Identity | None:
         if self.train_dataset is None:
             return None
-        args, given = self.args, self._reference and self._reference.given
+        args, reference = self.args, self._reference
         items: Identity = {
             "online": True,
             "loss": args.spec.name,
             **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
-            "reference": _fingerprint(given),
+            "reference": _fingerprint(None if reference is None else reference.given),
             "prefix_length": self._prefix_length,
             "prompts": {"what": "columns", "sha256": self.train_dataset.digest()},
             "rewards": self._rewards.describe(),
@@ -253,7 +255,7 @@ class OnlineTrainer(RAOTrainer):
     def _with_scores(self, rollouts: list[Rollout]) -> list[Rollout]:
         """Add the log-probs and values that the loss needs."""
         model: Any = self.model
-        scored = Pass(self.data_collator, self.accelerator, self.args, self._scoring)
+        scored = Pass(self._collator, self.accelerator, self.args, self._scoring)
         is_policy = self._reference is not None and self._reference.is_policy
         own = reference = None
         if "old_token_logps" in self._needs or self.args.estimates_advantages or is_policy:
@@ -299,8 +301,8 @@ class OnlineTrainer(RAOTrainer):
         """Collate the examples that count; if there is none, one with the weight 0."""
         counted = [one.example for one in examples if one.counted]
         if counted:
-            return self.data_collator(counted)
-        batch: dict[str, Any] = self.data_collator([examples[0].example])
+            return self._collator(counted)
+        batch = self._collator([examples[0].example])
         return batch | {"fresh": torch.tensor(False)}
 
     def _generator(self, number: int) -> dict[str, Any]:

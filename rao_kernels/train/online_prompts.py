@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import DataReport, PreferenceDataset, Prompt, Record, TokenizedRow
-from ..data.messages import join_prompt
+from ..data import DataReport, PreferenceDataset, Prompt, TokenizedRow
 from ..data.records import keep_good
-from ..data.sources import Row, read_rows
 from ..errors import DataError
-from ..generation import prompt_ids
+from ..generation import PromptRow, prompt_ids, read_prompts
 from .online_config import OnlineConfig
 from .prepare import NoRowsError, logger, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Columns of the responses that a record had; a round's record has its own in their place.
-_REPLACED = (
-    *("prompt", "responses", "rewards", "finished", "prompt_ids", "response_ids", "old_logps"),
-    *("chosen", "rejected", "score_chosen", "score_rejected", "completion", "label", "preferred"),
-    *("messages", "text", "reward_ensemble", "generator", "scorer", "online"),
-)
 
 
 @dataclass(frozen=True)
@@ -78,8 +68,9 @@ def load_prompts(
     """
     report = DataReport()
     with_gold = "gold" in args.spec.required_inputs(args.hyperparameters())
+    rows = read_prompts(source, bad_rows=args.bad_rows, report=report)
     read = partial(_read, args=args, tokenizer=tokenizer, with_gold=with_gold)
-    prompts = list(keep_good(read_rows(source), read, report, args.bad_rows))
+    prompts = list(keep_good(rows, read, report, args.bad_rows))
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
     if not prompts:
@@ -90,37 +81,28 @@ def load_prompts(
 
 
 def _read(
-    row: Row, *, args: OnlineConfig, tokenizer: PreTrainedTokenizerBase, with_gold: bool
+    row: PromptRow, *, args: OnlineConfig, tokenizer: PreTrainedTokenizerBase, with_gold: bool
 ) -> PromptRecord:
-    where, read = row
-    found = read()
-    if not isinstance(found, Mapping):
-        raise DataError(where, f"a record must be an object, got {type(found).__name__}")
-    prompt = join_prompt(where, found.get("prompt"), [])
-    columns = {name: value for name, value in found.items() if name not in _REPLACED}
+    record = row.record
+    columns = {k: v for k, v in row.columns.items() if k not in ("prompt", "online")}
     try:
         columns = dict(json.loads(json.dumps(columns)))
     except (TypeError, ValueError) as error:
         fix = "Remove the column from the data, or turn it into texts or numbers."
-        raise DataError(where, f"a column cannot be JSON ({error})", fix) from error
-    record = Record(prompt, [], None, where)
+        raise DataError(record.where, f"a column cannot be JSON ({error})", fix) from error
     ids = prompt_ids(record, tokenizer, args.prompt_format)
     room = args.max_length - args.max_new_tokens
     if len(ids) > room:
         problem = f"its prompt has {len(ids)} tokens; max_length={args.max_length} leaves {room} "
         problem += f"beside max_new_tokens={args.max_new_tokens}"
-        raise DataError(where, problem, "Raise max_length or remove the record.")
-    gold = _gold(where, columns) if with_gold else None
-    gold_ids = None if gold is None else _answer_ids(gold, ids, tokenizer, args, where)
-    return PromptRecord(prompt, ids, where, columns, gold, gold_ids)
-
-
-def _gold(where: str, columns: Mapping[str, Any]) -> str:
-    gold = columns.get("gold")
-    if not isinstance(gold, str) or not gold:
+        raise DataError(record.where, problem, "Raise max_length or remove the record.")
+    gold = record.gold if with_gold else None
+    if with_gold and not (isinstance(gold, str) and gold):
         fix = "Give each record the column `gold`, a text."
-        raise DataError(where, "no gold answer, which the loss needs", fix)
-    return gold
+        raise DataError(record.where, "no gold answer, which the loss needs", fix)
+    assert gold is None or isinstance(gold, str)
+    gold_ids = None if gold is None else _answer_ids(gold, ids, tokenizer, args, record.where)
+    return PromptRecord(record.prompt, ids, record.where, columns, gold, gold_ids)
 
 
 def _answer_ids(

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save
@@ -209,6 +209,6 @@ def _per_sequence(values: Tensor, sequences: SequenceBatch) -> Lists:
     return [part.tolist() for part in rows.split(sequences.lengths.tolist())]
 
 
-def _mean(parts: Any) -> float:
+def _mean(parts: Lists) -> float:
     values = [value for part in parts for value in part]
     return sum(values) / max(len(values), 1)
