@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ..errors import DataError
 from ..sequence import SequenceBatch
 from .layout import Layout
-from .tokenize import TokenizedRow
+from .tokenized import TokenizedRow
 
 # Inputs of a loss that a micro-batch holds besides the policy's log-probs, by what they have a
 # value of. The values of tokens stand where the token is predicted, in tensors like the ids.
@@ -76,10 +76,13 @@ class Example:
 
 
 class PreferenceDataset(Dataset[Example]):
-    """Tokenized records in memory, with their reference log-probabilities once these are known."""
+    """Tokenized records, with their reference log-probabilities once these are known.
+
+    rows: in memory, or `StoredRows` on disk.
+    """
 
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
-        self.rows = list(rows)
+        self.rows = rows
         self.references: Sequence[Reference] | None = None
 
     def __len__(self) -> int:

@@ -6,8 +6,8 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 import numpy
@@ -95,11 +95,13 @@ class DataReport:
     rows_without_pair: int = 0
     responses_beside_pair: int = 0
     rows_all_preferred: int = 0
+    rows_gold_too_long: int = 0
     rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     shapes: Counter[str] = field(default_factory=Counter)
     _records: Repeats = field(default_factory=Repeats, repr=False)
     _prompts: Repeats = field(default_factory=Repeats, repr=False)
+    _repeats_before: tuple[int, int] = (0, 0)
 
     def count(self, shape: str, record: Record) -> None:
         """Count a record that was read."""
@@ -111,12 +113,24 @@ class DataReport:
     @property
     def duplicates(self) -> int:
         """Number of records that are the same as an earlier one."""
-        return sum(number - 1 for number in self._records.counts())
+        return self._repeats_before[0] + sum(number - 1 for number in self._records.counts())
 
     @property
     def repeated_prompts(self) -> int:
         """Number of prompts that occur in several records."""
-        return len(self._prompts.counts())
+        return self._repeats_before[1] + len(self._prompts.counts())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON, for `from_dict`."""
+        public = {one.name: getattr(self, one.name) for one in fields(self) if one.name[0] != "_"}
+        return {**public, "repeats": [self.duplicates, self.repeated_prompts]}
+
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Any]) -> DataReport:
+        """Return the report that `as_dict` described."""
+        public = {name: value for name, value in counts.items() if name != "repeats"}
+        before = tuple(counts["repeats"])
+        return cls(**public | {"shapes": Counter(counts["shapes"])}, _repeats_before=before)
 
     def describe(self) -> str:
         """Return the counts as one line for the log."""
@@ -134,6 +148,7 @@ class DataReport:
             "prompts whose rewards are all equal (every response counts as preferred)": (
                 self.rows_all_preferred
             ),
+            "prompts dropped (the gold answer does not fit max_length)": self.rows_gold_too_long,
             "bad records skipped": len(self.skipped),
             "records that repeat another one": self.duplicates,
             "prompts that occur in several records": self.repeated_prompts,

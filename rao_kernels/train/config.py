@@ -77,6 +77,11 @@ class RunConfig(TrainingArguments):
     bad_rows: BadRows = _option(
         "raise", "Raise at the first bad record, or skip bad ones and report them."
     )
+    streaming: bool = _option(
+        False,
+        "Write the tokenized records to `data` in the output folder and read them from there, for "
+        "data larger than memory; the result is the same.",
+    )
 
     def __post_init__(self) -> None:
         device.fall_back_to_cpu(self)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data import LOSS_FIELDS, PreferenceDataset, TokenizedRow
+from ..data import LOSS_FIELDS, JoinedRows, PreferenceDataset, TokenizedRow
 from ..errors import InputError, OneSidedTargetsWarning
 from ..fused import scoring_of
 from ..hf import check_packing, load_value_head, save_value_head
@@ -183,7 +183,7 @@ class RAOTrainer(RunTrainer):
         The reference may be the model itself, so this must come before training.
         """
         datasets = [one for some in given for one in each_dataset(some)]
-        rows = self._first_row + [row for dataset in datasets for row in dataset.rows]
+        rows = JoinedRows(self._first_row, *(dataset.rows for dataset in datasets))
         if not rows:
             return
         readers: list[Any] = [self.model, *([self._scorer.model] if self._scorer else [])]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from rao_kernels.data import PreferenceDataset, TokenizeOptions, load_records, tokenize_records
+from rao_kernels.data import PreferenceDataset, TokenizedRow
 from rao_kernels.errors import InputError
 from rao_kernels.train import RAOTrainer
 from tests.train.rich import rich_dataset
@@ -18,24 +20,7 @@ from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 ROWS, BATCH, STEPS = 12, 4, 6
 
 
-def unpaired() -> PreferenceDataset:
-    """One labelled response to each prompt, and the response before it in a batch, as TRL does."""
-    found = tiny_rows(ROWS, responses=(2,))
-    records = [
-        {**row, "responses": row["responses"][i % 2 : i % 2 + 1], "rewards": [float(i % 2 == 0)]}
-        for i, row in enumerate(found)
-    ]
-    rows = tokenize_records(load_records(records), tiny_tokenizer(), TokenizeOptions())
-    paired = []
-    for number, row in enumerate(rows):
-        start = number - number % BATCH
-        before = rows[number - 1] if number > start else rows[start + BATCH - 1]
-        label = [number % 2 == 0]
-        paired.append(replace(row, preferred=label, kl_responses=before.responses))
-    return PreferenceDataset(paired)
-
-
-def kto(folder: Path, **changes: object) -> RAOTrainer:
+def kto(folder: Path, data: PreferenceDataset, **changes: object) -> RAOTrainer:
     settings = {
         "loss": "kto",
         "per_device_train_batch_size": BATCH,
@@ -46,9 +31,25 @@ def kto(folder: Path, **changes: object) -> RAOTrainer:
     return RAOTrainer(
         tiny_model(),
         args=config(folder, **settings | changes),
-        train_dataset=unpaired(),
+        train_dataset=data,
         processing_class=tiny_tokenizer(),
     )
+
+
+def as_tokenized(row: dict[str, Any], where: str) -> TokenizedRow:
+    """A record of TRL's, which pairs each prompt with the response before it in its batch."""
+    prompt, response, other = (
+        torch.tensor(row[name], dtype=torch.int32)
+        for name in ("prompt_ids", "completion_ids", "KL_completion_ids")
+    )
+    return TokenizedRow(prompt, [response], None, [row["label"]], where, kl_responses=[other])
+
+
+@torch.no_grad()
+def logp_of(model: nn.Module, prompt: Tensor, response: Tensor) -> float:
+    ids = torch.cat([prompt, response]).long()[None]
+    logps = model(input_ids=ids).logits.double().log_softmax(-1)[0, :-1]
+    return float(logps.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
 
 
 def test_steps_and_weights_are_those_of_trl(tmp_path: Path) -> None:
@@ -91,8 +92,9 @@ def test_steps_and_weights_are_those_of_trl(tmp_path: Path) -> None:
         train_dataset=Dataset.from_dict(table),
         processing_class=tiny_tokenizer(),
     )
+    rows = [as_tokenized(row, str(number)) for number, row in enumerate(theirs.train_dataset)]
     theirs.train()
-    ours = kto(tmp_path / "ours")
+    ours = kto(tmp_path / "ours", PreferenceDataset(rows))
     ours.train()
     logs = [entry for entry in theirs.state.log_history if "loss" in entry]
     own = [entry for entry in ours.state.log_history if "loss" in entry]
@@ -107,8 +109,8 @@ def test_steps_and_weights_are_those_of_trl(tmp_path: Path) -> None:
 
 def test_reference_of_mismatched_responses(tmp_path: Path) -> None:
     """From the cache the second time, per record, and by plain logits."""
-    run = kto(tmp_path)
-    again = kto(tmp_path, ref_cache="require")
+    run = kto(tmp_path, rich_dataset(3))
+    again = kto(tmp_path, rich_dataset(3), ref_cache="require")
     model = tiny_model()
     for row, values, cached in zip(
         run.train_dataset.rows,
@@ -116,11 +118,10 @@ def test_reference_of_mismatched_responses(tmp_path: Path) -> None:
         again.train_dataset.references,
         strict=True,
     ):
-        ids = torch.cat([row.prompt, row.kl_responses[0]]).long()[None]
-        logps = model(input_ids=ids).logits.double().log_softmax(-1)[0, :-1]
-        expected = logps.gather(-1, ids[0, 1:, None])[len(row.prompt) - 1 :].sum()
         assert values.kl.dtype == torch.float64
-        torch.testing.assert_close(values.kl[0], expected, rtol=0, atol=1e-4)
+        for found, response in zip(values.kl, row.kl_responses, strict=True):
+            expected = logp_of(model, row.prompt, response)
+            assert float(found) == pytest.approx(expected, abs=1e-4)
         assert torch.equal(values.kl, cached.kl)
 
 
@@ -147,13 +148,9 @@ def test_several_responses_to_a_prompt(tmp_path: Path) -> None:
     ratios = []
     for row in run.train_dataset.rows:
         for response in row.kl_responses:
-            ids = torch.cat([row.prompt, response]).long()[None]
-            sums = []
-            for model in (policy, tiny_model()):
-                logps = model(input_ids=ids).logits.double().log_softmax(-1)[0, :-1]
-                logps = logps.gather(-1, ids[0, 1:, None])
-                sums.append(float(logps[len(row.prompt) - 1 :].sum()))
-            ratios.append(sums[0] - sums[1])
+            models = (policy, tiny_model())
+            own, reference = (logp_of(model, row.prompt, response) for model in models)
+            ratios.append(own - reference)
     mean = sum(ratios) / len(ratios)
     found = (inputs.kl_logps - inputs.ref_kl_logps).mean()
     assert float(found) == pytest.approx(mean, abs=1e-4)
@@ -161,7 +158,9 @@ def test_several_responses_to_a_prompt(tmp_path: Path) -> None:
     expected = run.spec(
         replace(plain, kl_logps=torch.full((8,), mean), ref_kl_logps=torch.zeros(8)), **run.hyper
     )
-    assert float(run.compute_loss(run.model, batch)) == pytest.approx(float(expected.loss), rel=1e-5)
+    assert float(run.compute_loss(run.model, batch)) == pytest.approx(
+        float(expected.loss), rel=1e-5
+    )
 
 
 def test_without_mismatched_responses_there_is_no_kto(tmp_path: Path) -> None:

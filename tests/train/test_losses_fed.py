@@ -20,6 +20,7 @@ from rao_kernels.data import (
     unmet_needs,
 )
 from rao_kernels.errors import DataError, InputError
+from rao_kernels.fused import scoring_of
 from rao_kernels.losses import LOSSES, fit_log_z0
 from rao_kernels.train import RAOTrainer
 from rao_kernels.train.config import check_runnable
@@ -237,3 +238,65 @@ def test_sums_over_long_responses_lose_nothing() -> None:
     assert abs(stored.responses.item() - exact) < 1e-9
     assert stored.prompt.dtype == stored.responses.dtype == torch.float64
     assert abs(float(torch.tensor(exact, dtype=torch.float32)) - exact) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("loss", "kwargs"),
+    [
+        ("qrpo", {"quantile_reward": "normal"}),
+        ("a2po", {}),
+        ("rpo_pessimistic", {}),
+        ("tpo", {"length_normalized": True}),
+        ("grao", {}),
+        ("grao", {"gold_in_statistics": True}),
+        ("grpo", {}),
+        ("dapo", {}),
+        ("gspo", {}),
+        ("cispo", {}),
+    ],
+)
+def test_losses_of_further_inputs_train_as_by_hand(
+    tmp_path: Path, loss: str, kwargs: dict[str, Any]
+) -> None:
+    """The first step's loss and gradients, against float64 logits and the loss by hand."""
+    steps = Gradients()
+    run = trainer(
+        tmp_path,
+        source(loss),
+        loss=loss,
+        loss_kwargs=kwargs,
+        per_device_train_batch_size=5,
+        num_train_epochs=2,
+        callbacks=[steps],
+    )
+    batch = one_batch(run, 5)
+    policy, reference = tiny_model().double(), tiny_model().double()
+    plain = dense_inputs(policy, batch, reference)
+    where = batch["completion_mask"][:, 1:]
+    names = ("gold", "ref_rewards", "ref_reward_groups", "reward_ensemble")
+    given = {name: batch[name] for name in names if name in batch}
+    old = batch["old_token_logps"][:, :-1][where].double()
+    expected = run.spec(replace(plain, old_token_logps=old, **given), **run.hyper).loss
+    expected.backward()
+    run.train()
+    found = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert found[0] == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert found[1] != pytest.approx(found[0], rel=1e-6)
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None
+        error = (steps.steps[0][name] - parameter.grad).norm() / parameter.grad.norm()
+        assert float(error) < 1e-3, name
+
+
+def test_grao_statistics_of_the_command_line(tmp_path: Path) -> None:
+    """The paper's Eq. 4, without the gold answer, is the default; JSON chooses the other."""
+    found = []
+    for given in (None, '{"gold_in_statistics": false}', '{"gold_in_statistics": true}'):
+        run = trainer(tmp_path, rich_dataset(gold=True), loss="grao", loss_kwargs=given)
+        found.append(float(run.compute_loss(run.model, one_batch(run, 5)).detach()))
+    assert found[0] == found[1] != pytest.approx(found[2], rel=1e-3)
+
+
+def test_values_of_prompts_and_of_tokens_are_not_joined(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="values of prompts, or losses that read values of tokens"):
+        scoring_of(LOSSES.combine({"ppo": 1.0, "dro_value": 1.0}), {})
