@@ -17,9 +17,8 @@ import torch
 import rao_kernels
 from rao_kernels import errors
 from rao_kernels.cli.options import parse_options
-from rao_kernels.cli.train import RunArguments
+from rao_kernels.cli.train import TYPES
 from rao_kernels.data import load_records
-from rao_kernels.train import RAOConfig
 
 from .train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer
 
@@ -130,9 +129,8 @@ def test_options_in_a_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (found,) = blocks(DOCS / "cli.md", "yaml")
     (tmp_path / "run.yaml").write_text(found)
-    types = [RunArguments, RAOConfig]
-    arguments, config = parse_options("rao-kernels train", types, ["--config", "run.yaml"])
-    assert (arguments.model, arguments.data) == (MODEL, ["rows.jsonl"])
+    model, data, *_, config = parse_options("rao-kernels train", TYPES, ["--config", "run.yaml"])
+    assert (model.model, data.data) == (MODEL, ["rows.jsonl"])
     assert (config.output_dir, config.learning_rate, config.bf16) == ("out", 2e-5, True)
 
 

@@ -22,13 +22,27 @@ from ..errors import (
     NotYetError,
 )
 
-COMMANDS = {
-    "demo": "align a small real model with RAO and DPO, from download to picture",
-    "train": "align a model with RAO or another loss on preference data",
-    "bench": "measure time, memory and error beside other libraries, on this machine",
-    "losses": "list the losses, their hyperparameters and what they need",
-    "doctor": "say what is installed and built, and which backend runs on this machine",
+_STAGES = {
+    "training, in the order of a pipeline": {
+        "sft": "fine-tune a model on prompts with answers",
+        "reward-model": "train a reward model on pairs",
+        "generate": "sample responses to prompts",
+        "annotate": "score the responses of records with a reward model, a judge or a rule",
+        "cache-ref": "compute the reference log-probs of a training set ahead of training",
+        "train": "align a model with RAO or another loss on preference data",
+        "online": "align a model on responses that it samples while it trains",
+        "eval": "compare models on held-out prompts",
+    },
+    "the library": {
+        "losses": "list the losses, their hyperparameters and what they need",
+        "bench": "measure time, memory and error beside other libraries, on this machine",
+        "doctor": "say what is installed and built, and which backend runs on this machine",
+        "demo": "align a small real model with RAO and DPO, from download to picture",
+    },
 }
+COMMANDS = {name: text for stage in _STAGES.values() for name, text in stage.items()}
+# Commands that have an extra of their own; the others need that of training.
+_EXTRAS = ("demo", "bench")
 _ERRORS = (
     *(BackendError, DataError, DivergedError, InputError),
     *(IntegrationError, MissingDependencyError, NotYetError),
@@ -80,23 +94,20 @@ def _output_is_closed() -> bool:
 
 
 def _import_command(name: str) -> ModuleType:
-    """Import the module of a command, whose name is also that of the extra with its packages."""
+    """Import the module of a command; name the extra that brings a package it lacks."""
     try:
-        return importlib.import_module(f".{name}", __package__)
+        return importlib.import_module(f".{name.replace('-', '_')}", __package__)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package == __package__.partition(".")[0]:
             raise
-        raise MissingDependencyError(package, name) from error
+        raise MissingDependencyError(package, name if name in _EXTRAS else "train") from error
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: rao-kernels COMMAND [options]",
-            "       rao-kernels --version",
-            *("", *lines, "", "COMMAND --help for its options"),
-        ]
-    )
+    lines = ["usage: rao-kernels COMMAND [options]", "       rao-kernels --version"]
+    for stage, commands in _STAGES.items():
+        lines += ["", f"{stage}:"]
+        lines += [f"  {name:<{width}}  {text}" for name, text in commands.items()]
+    return "\n".join([*lines, "", "COMMAND --help for its options"])

@@ -17,24 +17,33 @@ from transformers import HfArgumentParser
 from ..errors import InputError, MissingDependencyError
 
 
-def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_options(
+    prog: str, types: Sequence[Any], argv: Sequence[str], *, without: Sequence[str] = ()
+) -> tuple[Any, ...]:
     """Make instances of the dataclasses `types` from ``--config x.yaml`` and flags; flags win.
+
+    Args:
+        prog: name of the program, for messages.
+        types: the dataclasses.
+        argv: the flags.
+        without: fields that are no options of this program and keep their defaults.
 
     Raises:
         InputError: an option is unknown, or a value is wrong.
     """
     parser = HfArgumentParser(types, prog=prog, allow_abbrev=False, formatter_class=_Help)
     parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
+    for action in parser._actions:
+        if action.dest in without:
+            action.help = argparse.SUPPRESS
+            for name in action.option_strings:
+                del parser._option_string_actions[name]
     _sort_help(parser, types)
-    strings = [name for action in parser._actions for name in action.option_strings]
+    strings = parser._option_string_actions
     known = [name.removeprefix("--") for name in strings if name.startswith("--")]
-    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    config, flags = first.parse_known_args(list(argv))
-    from_file = _as_flags(Path(config.config), known) if config.config else []
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
-            from_file + flags, return_remaining_strings=True
+            given_flags(argv, known), return_remaining_strings=True
         )
     except InputError:
         raise
@@ -45,6 +54,17 @@ def parse_options(prog: str, types: Sequence[Any], argv: Sequence[str]) -> tuple
         raise _unknown(item, item.lstrip("-").partition("=")[0], known)
     # The namespace of options that belong to no dataclass: --config.
     return tuple(parsed[: len(types)])
+
+
+def given_flags(argv: Sequence[str], known: Sequence[str] | None = None) -> list[str]:
+    """Return `argv` with the options of its ``--config`` file, if any, before its other flags.
+
+    known: names that the file may hold; None: any.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config, flags = first.parse_known_args(list(argv))
+    return [*(_as_flags(Path(config.config), known) if config.config else []), *flags]
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -86,7 +106,7 @@ def _sort_help(parser: argparse.ArgumentParser, types: Sequence[Any]) -> None:
     parser.epilog = "Names may be written with hyphens too: --eval-data."
 
 
-def _as_flags(path: Path, known: Sequence[str]) -> list[str]:
+def _as_flags(path: Path, known: Sequence[str] | None) -> list[str]:
     """Turn the options of a YAML file into command-line arguments."""
     try:
         import yaml  # type: ignore[import-untyped]
@@ -100,7 +120,7 @@ def _as_flags(path: Path, known: Sequence[str]) -> list[str]:
         raise InputError("config", "a YAML mapping of options", type(options).__name__)
     flags: list[str] = []
     for name, value in options.items():
-        if name not in known:
+        if known is not None and name not in known:
             raise _unknown(f"{name} (in {path.name})", str(name), known)
         if value is not None:
             flags += _flag(name, value)

@@ -6,13 +6,14 @@ that are not finite, a model card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import InputError, NotYetError
@@ -42,9 +43,16 @@ class RunTrainer(Trainer):
     processing_class: Any
     train_dataset: Any
     eval_dataset: Any
+    # The command that made the trainer, if one did, for the model card.
+    command: Sequence[str] = ()
 
     def __init__(self, *, callbacks: Any = None, **given: Any) -> None:
+        _check_reporting(given["args"])
         super().__init__(callbacks=[RunRecorder(), RisingLoss(), *(callbacks or ())], **given)
+        if hasattr(self.model, "peft_config"):
+            # peft takes the tags of an adapter's card from its base model.
+            adapted: Any = self.model
+            adapted.get_base_model().add_model_tags(self._tag_names)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
         self._divergence = DivergenceGuard(self._reduce)
@@ -127,6 +135,18 @@ class RunTrainer(Trainer):
                 raise diverged(self.args, self.state.global_step + 1, str(error)) from error
             raise
 
+    def finished_steps(self) -> int | None:
+        """Return the steps of this very run if the output folder holds its end, else None.
+
+        Raises:
+            InputError: the output folder holds another run.
+        """
+        return self._output.finished_steps()
+
+    def mark_finished(self) -> None:
+        """Note in the output folder that the run has ended and its model is saved."""
+        self._output.mark_finished(self.state.global_step, self.state.epoch or 0.0)
+
     def before_training(self) -> None:
         """Report what training will ask of the model; called once the run is known to be valid."""
 
@@ -163,3 +183,16 @@ class RunTrainer(Trainer):
             checkpoints.mark_complete(folder)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(run_dir, self.args.save_total_limit, best)
+
+
+def _check_reporting(args: RunConfig) -> None:
+    """Raise if metrics are to be reported to what transformers does not know or cannot import."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):  # type: ignore[no-untyped-call]
+            callback()
+    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
+        # The errors with which its callbacks ask for their packages.
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            "report_to", "'none' or installed packages", f"{args.report_to} ({said})"
+        ) from error

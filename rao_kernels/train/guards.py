@@ -166,7 +166,9 @@ def warn_about_ties(held_out: Datasets) -> None:
         ordered = (
             row.preferred is not None or len(set(row.rewards or ())) > 1 for row in dataset.rows
         )
-        if not any(ordered):
+        # Records without rewards are for losses that log neither of the two metrics.
+        has_rewards = any(row.rewards is not None for row in dataset.rows)
+        if has_rewards and not any(ordered):
             warnings.warn(
                 f"none of the {len(dataset)} held-out prompts has two responses of different "
                 "rewards: rewards/margins stays 0 and rewards/accuracies 0.5 whatever is learnt. "

@@ -24,7 +24,7 @@ from ..refcache import (
     tokenizer_fingerprint,
     write_atomic,
 )
-from .config import RAOConfig
+from .config import RAOConfig, RunConfig
 from .model import value_model_of
 from .prepare import ReferenceScorer
 
@@ -98,6 +98,14 @@ def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Id
     return dict(json.loads(json.dumps(items, default=_plain)))
 
 
+def settings(args: RunConfig) -> Identity:
+    """Return the part of a run's identity that its settings alone tell."""
+    items = {name: getattr(args, name) for name in _SETTINGS}
+    if isinstance(args, RAOConfig):
+        items["loss"] = args.spec.name
+    return dict(json.loads(json.dumps(items, default=_plain)))
+
+
 def data_fingerprint(dataset: PreferenceDataset) -> str:
     """Return the SHA-256 of token ids, rewards, labels and all else a record holds for the loss."""
     digest = hashlib.sha256(dataset.fingerprint().encode())
@@ -125,12 +133,15 @@ def read(folder: Path) -> Identity | None:
     return identity
 
 
-def check_same_run(folder: Path, own: Identity) -> None:
-    """Raise unless `folder`, a checkpoint or an output folder, belongs to the run `own`."""
+def check_same_run(folder: Path, own: Identity, argument: str = "resume_from_checkpoint") -> None:
+    """Raise unless `folder`, a checkpoint or an output folder, belongs to the run `own`.
+
+    argument: the one that named the folder, for the message.
+    """
     there = read(folder)
     if there is None:
         raise InputError(
-            "resume_from_checkpoint",
+            argument,
             f"a folder with {FILE}, which says what was trained on what",
             f"{folder} without one",
             "It was written by an older version or another program: start in another output_dir.",
@@ -143,7 +154,7 @@ def check_same_run(folder: Path, own: Identity) -> None:
     ]
     if differing:
         raise InputError(
-            "resume_from_checkpoint",
+            argument,
             f"the settings of the run in {folder}",
             f"others: {'; '.join(differing)}",
             "Continue that run with its own settings, or start this one in another output_dir.",

@@ -32,12 +32,14 @@ class Panel:
 PANELS = (
     Panel("Mean reward of sampled responses", {"reward/mean": "mean"}),
     Panel("Loss", {"loss": "loss"}),
+    Panel("Share of tokens that are the most probable", {"mean_token_accuracy": "accuracy"}),
     Panel("Reward margin: chosen minus rejected", {"rewards/margins": "margin"}),
     Panel("Mean implicit reward", {"rewards/mean": "mean"}),
     Panel("Accuracy: chosen ranked above rejected", {"rewards/accuracies": "accuracy"}),
     Panel("Implicit reward", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
     Panel("Log-prob of responses, nats", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
     Panel("Mean log-prob of responses, nats", {"logps/mean": "mean"}),
+    Panel("Entropy of the policy, nats per token", {"entropy": "entropy"}),
     Panel("Gradient norm", {"grad_norm": "norm"}),
 )
 _COLOURS = (_plot.OURS, _plot.MUTED[0])

@@ -88,13 +88,12 @@ def test_a_checkpoint_is_saved_and_the_run_goes_on_from_it(folder: Path) -> None
     assert newest is not None
     last = said.strip().splitlines()[-1]
     assert last.startswith("rao-kernels train: interrupted: at step ")
-    assert f"checkpoint is {newest};" in last
-    assert "--resume_from_checkpoint auto" in last
+    assert last.endswith(f"; the same command goes on from {newest}")
     assert not (out / "model.safetensors").exists()
     steps = int(newest.name.split("-")[1])
     # Bit-equal to the run that nobody stopped.
     more = ("--max_steps", str(steps + 3))
-    assert main(flags(folder, "out", *more, "--resume_from_checkpoint", "auto")) == 0
+    assert main(flags(folder, "out", *more)) == 0
     assert main(flags(folder, "straight", *more)) == 0
     straight = load_file(folder / "straight" / "model.safetensors")
     for name, weight in load_file(out / "model.safetensors").items():
@@ -131,8 +130,16 @@ def test_second_press_and_runs_that_save_nothing(
     assert main(flags(folder, "out", "--max_steps", "9", "--save_steps", "2", *more)) == 130
     newest = checkpoints.newest_complete(folder / "out")
     assert (newest and newest.name) == (kept and f"checkpoint-{kept}")
-    assert f"checkpoint is {newest or 'none'};" in capsys.readouterr().err
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    way_on = f"the same command goes on from {newest}" if kept else "the same command starts again"
+    assert way_on in last
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    assert main(flags(folder, "out", "--max_steps", "9", "--save_steps", "2", *more)) == 0
+    printed = capsys.readouterr().out
+    assert ("resuming from" in printed) == (newest is not None)
+    assert ("no complete checkpoint: new start" in printed) == (newest is None)
+    assert (folder / "out" / "model.safetensors").is_file()
 
 
 def test_before_training_and_in_other_commands(
@@ -141,9 +148,10 @@ def test_before_training_and_in_other_commands(
     def press(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rao_kernels.cli.train._load", press)
+    monkeypatch.setattr("rao_kernels.cli.train.read_data", press)
     assert main(flags(folder, "out")) == 130
-    assert "before training began; the same command" in capsys.readouterr().err
+    assert "before training began" in (said := capsys.readouterr().err)
+    assert "the same command starts again" in said
     command = ModuleType("command")
     command.run = press  # type: ignore[attr-defined]
     monkeypatch.setattr(main_module.importlib, "import_module", lambda *_: command)

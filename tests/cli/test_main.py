@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from rao_kernels import _native, errors
 from rao_kernels.cli import doctor
+from rao_kernels.cli import main as main_module
 from rao_kernels.cli.main import _ERRORS, COMMANDS, main
+
+CLI = Path(doctor.__file__).parent
 
 
 def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +29,23 @@ def test_usage_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_usage_has_the_stages_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = re.findall(r"^  ([a-z-]+)  ", capsys.readouterr().out, re.M)
+    assert shown == list(COMMANDS)
+    assert shown[:3] == ["sft", "reward-model", "generate"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if (CLI / f"{name.replace('-', '_')}.py").exists()]
+)
+def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: rao-kernels {name}")
 
 
 def test_a_missing_package_is_named_with_its_extra(
@@ -35,6 +58,15 @@ def test_a_missing_package_is_named_with_its_extra(
     message = capsys.readouterr().err
     assert "transformers" in message
     assert "pip install 'rao-kernels[train]'" in message
+    monkeypatch.setattr(main_module, "COMMANDS", {"a-b": ""})
+    monkeypatch.setattr(main_module.importlib, "import_module", _import_transformers)
+    assert main(["a-b"]) == 2
+    assert "pip install 'rao-kernels[train]'" in capsys.readouterr().err
+
+
+def _import_transformers(name: str, package: str) -> NoReturn:
+    assert name == ".a_b"
+    raise ModuleNotFoundError(name="transformers.models")
 
 
 def test_output_that_nobody_reads_ends_a_command_quietly() -> None:

@@ -11,9 +11,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rao_kernels.cli.main import main
-from rao_kernels.cli.train import RunArguments
+from rao_kernels.cli.train import TYPES
 from rao_kernels.data import load_records, split_records
-from rao_kernels.train import RAOConfig
 from rao_kernels.train.config import RunConfig
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
@@ -75,12 +74,61 @@ eval_data: null
 
 def test_held_out_file_and_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held_out = write_jsonl(folder / "eval.jsonl", tiny_rows(25)[20:])
-    more = ("--eval_data", str(held_out), "--save_steps", "1", "--resume_from_checkpoint", "auto")
+    more = ("--eval_data", str(held_out), "--save_steps", "1")
     assert main(flags(folder, *more)) == 0
-    assert "no complete checkpoint: new start" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resuming" not in printed and "no complete checkpoint" not in printed
     assert main(flags(folder, *more, "--max_steps", "3")) == 0
     assert "resuming from" in capsys.readouterr().out
     assert (folder / "out" / "checkpoint-3" / "complete.json").is_file()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags(folder)) == 0
+    before = contents(folder / "out")
+    capsys.readouterr()
+    for more in ((), ("--max_steps", "1"), ("--resume_from_checkpoint", "auto")):
+        assert main(flags(folder, *more)) == 0
+        printed = capsys.readouterr().out
+        assert "this run is finished" in printed
+        assert str(folder / "out") in printed
+        assert contents(folder / "out") == before
+    assert main(flags(folder, "--limit", "8")) == 2
+    assert "training data is" in capsys.readouterr().err
+    assert {path: contents(folder / "out")[path] for path in before} == before
+
+
+def test_a_finished_run_goes_on_for_more_epochs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = ("--max_steps", "-1", "--num_train_epochs")
+    saving = ("--per_device_train_batch_size", "8", "--save_strategy", "epoch")
+    assert main(flags(folder, *saving, *epochs, "1")) == 0
+    done = json.loads((folder / "out" / "finished.json").read_text())
+    capsys.readouterr()
+    assert main(flags(folder, *saving, *epochs, "1")) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert main(flags(folder, *saving, *epochs, "2")) == 0
+    assert "resuming from" in capsys.readouterr().out
+    again = json.loads((folder / "out" / "finished.json").read_text())
+    assert again == {name: 2 * value for name, value in done.items()}
+
+
+def test_a_run_that_ended_between_its_last_checkpoint_and_its_model_is_completed(
+    folder: Path,
+) -> None:
+    assert main(flags(folder)) == 0
+    out = folder / "out"
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    (out / "finished.json").unlink()
+    assert main(flags(folder)) == 0
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert (out / "finished.json").is_file()
 
 
 def test_the_command_of_the_readme(folder: Path) -> None:
@@ -160,12 +208,25 @@ def test_another_run_in_a_used_folder_ends_before_it_begins(
     for value in ("auto", "True", str(out / "checkpoint-1")):
         assert main(flags(folder, *saving, *resumed, value)) == 2
         assert 'loss is "sft", was "rao"' in capsys.readouterr().err
-    monkeypatch.setattr("rao_kernels.cli.train._load", lambda *_: pytest.fail("data was loaded"))
-    assert main(flags(folder, *saving, "--loss", "sft")) == 2
+    monkeypatch.setattr(
+        "rao_kernels.cli.train.read_data", lambda *_: pytest.fail("data was loaded")
+    )
+    for other in (("--loss", "sft"), ("--learning_rate", "0.5")):
+        assert main(flags(folder, *saving, *other)) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "`output_dir`" in error
+        assert "start this one in another output_dir" in error
+    assert "learning_rate is 0.5, was 1e-06" in error
+    (out / "identity.json").rename(folder / "identity.json")
+    for number in (1, 2):
+        (out / f"checkpoint-{number}" / "complete.json").rename(folder / f"{number}.json")
+    assert main(flags(folder, *saving)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "checkpoint-1, checkpoint-2" in error
-    assert "--resume_from_checkpoint auto" in error
     assert "remove the folder" in error
+    (folder / "identity.json").rename(out / "identity.json")
+    for number in (1, 2):
+        (folder / f"{number}.json").rename(out / f"checkpoint-{number}" / "complete.json")
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert {path: after[path] for path in before} == before
 
@@ -221,7 +282,7 @@ def test_help_begins_with_what_is_required_and_our_own(capsys: pytest.CaptureFix
     usage, required, own, inherited = re.split(r"^(?:required|options.*):$", printed, flags=re.M)
     assert len(usage.splitlines()) < 5 and "--model MODEL --data DATA" in usage
     assert options_of(required) == ["--model", "--data"]
-    ours = (RunArguments, RAOConfig, RunConfig)
+    ours = (*TYPES, RunConfig)
     fields = [name for one in ours for name in inspect.get_annotations(one)]
     expected = [f"--{name}" for name in fields if name not in ("model", "data")]
     assert set(options_of(own)) == {"-h", *expected, "--config"}

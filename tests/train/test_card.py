@@ -68,4 +68,48 @@ def test_checkpoints_and_adapters_keep_what_they_have(tmp_path: Path) -> None:
         peft_config=adapter,
     )
     lora.save_model()
-    assert ModelCard.load(tmp_path / "lora" / "README.md").data.library_name == "peft"
+    card = ModelCard.load(tmp_path / "lora" / "README.md")
+    assert card.data.library_name == "peft"
+    assert not (tmp_path / "lora" / "checkpoint-2" / "README.md").exists()
+
+
+def test_the_card_of_an_adapter_says_how_it_was_trained_too(tmp_path: Path) -> None:
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    run = RAOTrainer(
+        tiny_model(),
+        args=config(tmp_path),
+        train_dataset=tiny_rows(3),
+        processing_class=tiny_tokenizer(),
+        peft_config=adapter,
+    )
+    for _ in range(2):
+        run.save_model()
+        card = ModelCard.load(tmp_path / "README.md")
+        assert "rao-kernels" in card.data.tags and "lora" in card.data.tags
+        assert "trained with the loss `rao`" in card.text
+        assert card.text.count("| training data | 3 prompts") == 1
+        assert card.text.count("- PEFT ") == 1
+
+
+def test_the_command_is_given_without_its_tokens(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.save_model()
+    assert "## Command" not in (tmp_path / "README.md").read_text()
+    given = ["--beta", "0.2", "--hub_token", "hf_a", "--push-to-hub-token=hf_b", "--limit", "9 x"]
+    run.command = ["rao-kernels", "train", *given]
+    run.save_model()
+    text = (tmp_path / "README.md").read_text()
+    shown = "--beta 0.2 --hub_token ... --push-to-hub-token=... --limit '9 x'"
+    assert f"rao-kernels train {shown}\n" in text
+    assert "hf_" not in text
+
+
+def test_statistics_of_tokens_are_among_the_metrics(tmp_path: Path) -> None:
+    run = trainer(tmp_path, tiny_rows(4), eval_dataset=tiny_rows(2), loss="sft", token_stats=True)
+    run.train()
+    run.evaluate()
+    run.save_model()
+    text = (tmp_path / "README.md").read_text()
+    assert "`eval_mean_token_accuracy`" in text and "`eval_entropy`" in text
+    for other in ("eval_runtime", "eval_steps_per_second", "`epoch`", "learning_rate`"):
+        assert other not in text

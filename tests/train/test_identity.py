@@ -110,7 +110,7 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     make(tmp_path, max_steps=3).train()
     before = contents(tmp_path)
     for other in ({}, {"loss": "sft", "save_total_limit": 1}):
-        with pytest.raises(InputError, match="resume_from_checkpoint auto") as error:
+        with pytest.raises(InputError, match="resume_from_checkpoint=True") as error:
             make(tmp_path, **other).train()
         assert "checkpoint-1, checkpoint-2, checkpoint-3, metrics.jsonl" in str(error.value)
     after = contents(tmp_path)

@@ -1,0 +1,48 @@
+"""The files of examples/configs are read by the commands that they are for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rao_kernels.cli import cache_ref, sft, train
+from rao_kernels.cli.main import main
+from rao_kernels.cli.options import parse_options
+from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+
+
+@pytest.mark.parametrize("name", ["sft", "rao", "dpo"])
+def test_a_file_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of its model and data, tiny ones."""
+    path = CONFIGS / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model")
+    rows = tiny_rows(12, responses=(1,) if name == "sft" else (2, 3))
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    found = re.search(r"^# rao-kernels (\S+) --config (\S+)$", path.read_text(), re.M)
+    assert found is not None and found[2] == f"examples/configs/{name}.yaml"
+    given = ["--model", "model", "--data", str(data), "--max_steps", "1", "--use_cpu"]
+    if "eval_data" in path.read_text():
+        given += ["--eval_data", str(data)]
+    assert main([found[1], "--config", str(path), *given, "--disable_tqdm", "true"]) == 0
+    assert list((tmp_path / "out" / name).glob("*.safetensors"))
+
+
+def test_what_is_in_a_file_is_taken() -> None:
+    argv = ["--config", str(CONFIGS / "sft.yaml")]
+    model, data, *_, config = parse_options("", sft.TYPES, argv, without=sft.NOT_OF_SFT)
+    assert (model.model, data.data) == ("HuggingFaceTB/SmolLM2-135M", ["sft.jsonl"])
+    assert (config.loss, config.gradient_accumulation_steps) == ("sft", 4)
+    *_, config = parse_options("", train.TYPES, ["--config", str(CONFIGS / "dpo.yaml")])
+    assert (config.loss, config.beta, config.learning_rate) == ("sigmoid", 0.1, 1e-5)
+
+
+def test_one_file_serves_train_and_cache_ref() -> None:
+    argv = ["--config", str(CONFIGS / "rao.yaml"), "--ref_cache_dir", "cache"]
+    *_, trained = parse_options("", train.TYPES, argv)
+    *_, cached = parse_options("", cache_ref.TYPES, argv)
+    assert cached.to_dict() == trained.to_dict()
