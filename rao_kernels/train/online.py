@@ -32,6 +32,7 @@ from .online_rollouts import Rollout, RoundFiles
 from .online_rows import RoundExample, examples_of
 from .online_schedule import Schedule
 from .online_scores import Pass, RoundReference, policy_mode
+from .output_folder import OutputFolder
 from .prepare import estimate_log_z0, find_prefix_length, make_collator
 from .trainer import RAOTrainer
 
@@ -145,6 +146,10 @@ class OnlineTrainer(RAOTrainer):
         self._collator = dataclasses.replace(collator, packing=self.args.packing)
         self._begin_run(self._identity())
 
+    def _begin_run(self, identity: Identity | None) -> None:
+        args = self.args if identity is None else self._counted(self.args)
+        self._output = OutputFolder(args, identity)
+
     def _identity(self) -> Identity | None:
         if self.train_dataset is None:
             return None
@@ -183,9 +188,13 @@ class OnlineTrainer(RAOTrainer):
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """Let transformers count the steps of all rounds; an epoch of it is a round."""
+        return super().set_initial_training_values(self._counted(args), dataloader)
+
+    def _counted(self, args: OnlineConfig) -> OnlineConfig:
+        """Return the settings with the steps of all rounds as `max_steps`."""
         counted = copy.copy(args)
         counted.max_steps = self.schedule.total_steps(args)
-        return super().set_initial_training_values(counted, dataloader)
+        return counted
 
     def begin_round(self) -> list[list[int]]:
         """Begin the round of the next step; return the micro-batches of this rank.
