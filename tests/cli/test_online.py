@@ -51,7 +51,7 @@ def test_the_reward_rises_and_rounds_are_training_data(
     assert "finished" in capsys.readouterr().out
     rounds = sorted(str(path) for path in (folder / "out" / "rollouts").glob("*.jsonl"))
     assert len(rounds) == 7
-    for loss in ("grpo", "rao", "dpo"):
+    for loss in ("grpo", "dpo"):
         arguments = ["train", "--model", str(folder / "model"), "--data", *rounds]
         arguments += ["--output_dir", str(folder / loss), "--loss", loss, "--max_steps", "1"]
         arguments += ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none"]
