@@ -22,7 +22,7 @@ from .options import given_flags
 
 # Metrics of the first and the last evaluation in the closing summary.
 _SUMMARY = (
-    *("loss", "mean_token_accuracy", "rewards/margins", "rewards/accuracies"),
+    *("reward/mean", "loss", "mean_token_accuracy", "rewards/margins", "rewards/accuracies"),
     *("logps/chosen", "logps/rejected"),
 )
 
@@ -126,7 +126,11 @@ def _where_it_stopped(folder: Path, trainer: RunTrainer | None, asked: str | boo
 
 def _summary(trainer: RunTrainer) -> str:
     lines = []
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    evaluations = [
+        entry
+        for entry in trainer.state.log_history
+        if any(f"eval_{name}" in entry for name in _SUMMARY)
+    ]
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         steps = [f"step {entry['step']}" for entry in (first, last)]

@@ -30,6 +30,7 @@ class Panel:
 
 # Measures of progress first, then those that explain a lack of it.
 PANELS = (
+    Panel("Mean reward of sampled responses", {"reward/mean": "mean"}),
     Panel("Loss", {"loss": "loss"}),
     Panel("Share of tokens that are the most probable", {"mean_token_accuracy": "accuracy"}),
     Panel("Reward margin: chosen minus rejected", {"rewards/margins": "margin"}),

@@ -130,28 +130,42 @@ class RAOTrainer(RunTrainer):
         if self._reads_values:
             add_value_head(model, args.value_model)
         check_writable(Path(str(args.output_dir)))
+        training, held_out = self._load(train_dataset, eval_dataset, args, processing_class)
         super().__init__(
             model=model,
             args=args,
             data_collator=make_collator(processing_class),
-            train_dataset=prepare_training(train_dataset, args, processing_class),
-            eval_dataset=prepare_evaluation(eval_dataset, args, processing_class),
+            train_dataset=training,
+            eval_dataset=held_out,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        warn_about_ties(self.eval_dataset)
         if args.packing:
             check_packing(model, value_model_of(model))
         self._tolerance = args.tolerance(run_dtype(args, model))
-        self._scorer = self._make_scorer(ref_model)
         self._prefix_length: int | None = None
+        self._prepare(ref_model)
+
+    def _load(
+        self, train: Any, held_out: Any, args: Any, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Any, Any]:
+        """Return the datasets to train and to evaluate on, of what the user gave."""
+        return (
+            prepare_training(train, args, tokenizer),
+            prepare_evaluation(held_out, args, tokenizer),
+        )
+
+    def _prepare(self, ref_model: Any) -> None:
+        """Score the data with the reference, estimate log_z0, and take the output folder."""
+        warn_about_ties(self.eval_dataset)
+        self._scorer = self._make_scorer(ref_model)
         self._first_row: list[TokenizedRow] = []
         self._prepared: list[PreferenceDataset] = []
         self._add_references(self.train_dataset, self.eval_dataset)
         given = self.hyper
         known = [*each_dataset(self.train_dataset), *each_dataset(self.eval_dataset)]
-        self.hyper = estimate_log_z0(self.spec, given, known, args)
+        self.hyper = estimate_log_z0(self.spec, given, known, self.args)
         self._log_z0_is_fitted = self.hyper != given
         self._begin_run(describe_run(self, self._scorer, self._prefix_length))
 

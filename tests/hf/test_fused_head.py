@@ -79,6 +79,25 @@ def test_engine_options_reach_the_op(model: PreTrainedModel, workspace_bytes: in
         model(**inputs, engine_options={"unknown": 1})
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
+def test_temperature_divides_the_model_s_own_logits(family: str) -> None:
+    model, inputs = tiny_model(family, torch.float64), batch()
+    targets = inputs.pop("logp_targets")
+    weights, scored = upstream(targets), targets != -100
+    logits = model(**inputs).logits / 0.7
+    picked = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    expected = picked.masked_fill(~scored, 0.0)
+    expected_grads = gradients(model, expected, weights)
+    attach_fused_head(model)
+    output = model(**inputs, logp_targets=targets, logp_stats=("entropy",), logp_temperature=0.7)
+    torch.testing.assert_close(output.token_logps, expected)
+    torch.testing.assert_close(gradients(model, output.token_logps, weights), expected_grads)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(output.entropy, entropy.masked_fill(~scored, 0.0))
+    with pytest.raises(InputError, match="logp_temperature"):
+        model(**inputs, logp_targets=targets, logp_temperature=0.0)
+
+
 # Values without gradient
 
 

@@ -1,0 +1,41 @@
+"""Two gloo ranks train online as one process does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.online_ddp_run import CASES, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_ranks_are_one_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "tests.train.online_ddp_run", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for loss in CASES:
+        single = run(tmp_path / f"{loss}-single", loss, 4, 1)
+        for label in (f"{loss}-2-1", f"{loss}-1-2"):
+            for rank in (0, 1):
+                found = torch.load(tmp_path / f"{label}-rank{rank}.pt", weights_only=True)
+                for name, tensor in single["weights"].items():
+                    torch.testing.assert_close(
+                        found["weights"][name], tensor, rtol=1e-4, atol=1e-6, msg=f"{label} {name}"
+                    )
+                for name in ("loss", "reward/mean", "completions/mean_length"):
+                    assert found[name] == pytest.approx(single[name], rel=1e-4, abs=1e-6), label
