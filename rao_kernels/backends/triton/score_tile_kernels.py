@@ -35,7 +35,7 @@ def from_products(
     head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
 ) -> None:
     """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One program per row."""
-    rows = tuning.rows_launch(tile.width)
+    rows = tuning.rows_launch("score", tile.width)
     launch(
         _score_tile_rows_kernel,
         head.rows,
@@ -184,21 +184,27 @@ def _score_tile_rows_kernel(
     GROUPS: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
-    group = tl.arange(0, GROUPS)[:, None]
-    entries = group * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
-    inside = entries < W
-    raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=-float("inf"))
-    if values_ptr is not None:
-        there = group < tl.cdiv(W, BLOCK_V)
-        index = group.to(tl.int64) * retained_rows + n
-        top = tl.max(raw, axis=1)[:, None]
-        values = narrowed(raw - top, values_ptr.dtype.element_ty)
-        tl.store(values_ptr + index * BLOCK_V + tl.arange(0, BLOCK_V)[None, :], values, mask=there)
-        tl.store(maxima_ptr + index, top, mask=there)
-    z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
-    statistics = statistics_of(z, inside)
+    top, total, entropy_sum, sum_sq_probs, logit_sum = -float("inf"), 0.0, 0.0, 0.0, 0.0
+    for first_group in range(0, tl.cdiv(W, BLOCK_V), GROUPS):
+        group = first_group + tl.arange(0, GROUPS)[:, None]
+        entries = group * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
+        inside = entries < W
+        raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=-float("inf"))
+        if values_ptr is not None:
+            there = group < tl.cdiv(W, BLOCK_V)
+            index = group.to(tl.int64) * retained_rows + n
+            maxima = tl.max(raw, axis=1)[:, None]
+            values = narrowed(raw - maxima, values_ptr.dtype.element_ty)
+            lane = tl.arange(0, BLOCK_V)[None, :]
+            tl.store(values_ptr + index * BLOCK_V + lane, values, mask=there)
+            tl.store(maxima_ptr + index, maxima, mask=there)
+        z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
+        top, total, entropy_sum, sum_sq_probs, logit_sum = merged(
+            (top, total, entropy_sum, sum_sq_probs, logit_sum),
+            merged_groups(statistics_of(z, inside)),
+        )
     fold(
-        merged_groups(statistics),
+        (top, total, entropy_sum, sum_sq_probs, logit_sum),
         n,
         True,
         row_max_ptr,
@@ -306,21 +312,29 @@ def _score_tile_merge_kernel(
     GROUPS: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    group = tl.arange(0, GROUPS)[:, None]
-    there = (group < groups) & (rows < N)[None, :]
-    source = partials_ptr + group.to(tl.int64) * N + rows[None, :]
     stride = groups.to(tl.int64) * N
-    top = tl.load(source, mask=there, other=-float("inf"))
-    total = tl.load(source + stride, mask=there, other=0.0)
-    entropy_sum, sum_sq_probs, logit_sum = total, total, total
-    if entropy_sum_ptr is not None:
-        entropy_sum = tl.load(source + 2 * stride, mask=there, other=0.0)
-    if sum_sq_probs_ptr is not None:
-        sum_sq_probs = tl.load(source + 3 * stride, mask=there, other=0.0)
-    if logit_sum_ptr is not None:
-        logit_sum = tl.load(source + 4 * stride, mask=there, other=0.0)
+    nothing = tl.zeros((BLOCK_N,), tl.float32)
+    top, total, entropy_sum = nothing - float("inf"), nothing, nothing
+    sum_sq_probs, logit_sum = nothing, nothing
+    for first_group in range(0, groups, GROUPS):
+        group = first_group + tl.arange(0, GROUPS)[:, None]
+        there = (group < groups) & (rows < N)[None, :]
+        source = partials_ptr + group.to(tl.int64) * N + rows[None, :]
+        tops = tl.load(source, mask=there, other=-float("inf"))
+        totals = tl.load(source + stride, mask=there, other=0.0)
+        entropy_sums, sums_sq_probs, logit_sums = totals, totals, totals
+        if entropy_sum_ptr is not None:
+            entropy_sums = tl.load(source + 2 * stride, mask=there, other=0.0)
+        if sum_sq_probs_ptr is not None:
+            sums_sq_probs = tl.load(source + 3 * stride, mask=there, other=0.0)
+        if logit_sum_ptr is not None:
+            logit_sums = tl.load(source + 4 * stride, mask=there, other=0.0)
+        top, total, entropy_sum, sum_sq_probs, logit_sum = merged(
+            (top, total, entropy_sum, sum_sq_probs, logit_sum),
+            merged_groups((tops, totals, entropy_sums, sums_sq_probs, logit_sums)),
+        )
     fold(
-        merged_groups((top, total, entropy_sum, sum_sq_probs, logit_sum)),
+        (top, total, entropy_sum, sum_sq_probs, logit_sum),
         rows,
         rows < N,
         row_max_ptr,
