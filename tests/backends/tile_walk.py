@@ -118,10 +118,8 @@ def score(
     """Run forward over all rows, on the case's tiles."""
     head, dtype = case.head, case.head.accumulator
 
-    def full(value: float) -> Tensor:
-        return torch.full((head.rows,), value, dtype=dtype)
-
-    state = RowState(full(-torch.inf), full(0.0), full(torch.nan), full(0.0), full(0.0), full(0.0))
+    # Uninitialised: the first tile writes them.
+    state = RowState(*(torch.full((head.rows,), 7.0, dtype=dtype) for _ in fields(RowState)))
     slots: list[RetainedSlot | None] = [None] * len(case.cut)
     if retain:
         slots = [
@@ -132,7 +130,7 @@ def score(
     scratch = backend.scratch(head, case.cut[0].width, backward=False)
     backend.begin(head, scratch, backward=False)
     for tile, slot in zip(case.cut, slots, strict=True):
-        backend.score_tile(head, tile, state, slot, scratch)
+        backend.score_tile(head, tile, state, slot, scratch, tile.start == 0)
     return state, slots
 
 

@@ -166,8 +166,8 @@ def launches(variant: str) -> Iterator[tuple[str, Callable[[], None]]]:
     raw = torch.empty(ROWS, padded)[:, :width]
     dz = torch.empty(ROWS, padded, dtype=torch.bfloat16)[:, :width]
     partials = score.partial_statistics(head, width)
-    yield "score_rows", lambda: score.from_products(head, tile, raw, state, retained)
-    yield "score_fused", lambda: score.fused(head, tile, partials, state, retained)
+    yield "score_rows", lambda: score.from_products(head, tile, raw, state, retained, True)
+    yield "score_fused", lambda: score.fused(head, tile, partials, state, retained, True)
     yield "grad_rows", lambda: grad.from_products(head, tile, raw, gradients, dz)
     yield "grad_fused", lambda: grad.fused(head, tile, head.weight, gradients, dz)
     if retained is not None:

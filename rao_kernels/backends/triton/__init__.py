@@ -70,7 +70,7 @@ def traits(device_type: str) -> Traits:
     found = traits_on(device_type)
     if device_type != "cuda":
         return found
-    return replace(found, widest=_WIDEST, workspace_cap=GPU_WORKSPACE_CAP)
+    return replace(found, widest=_WIDEST, writes_dhidden=True, workspace_cap=GPU_WORKSPACE_CAP)
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:
@@ -99,15 +99,16 @@ def score_tile(
     state: RowState,
     retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
+    first: bool,
 ) -> None:
     from . import score_tile_kernels as kernels
 
     kept = None if retained is None else RetainedTile.on(retained, tile, head.precision)
     if _is_fused("score", head):
-        kernels.fused(head, tile, scratch[0], state, kept)
+        kernels.fused(head, tile, scratch[0], state, kept, first)
     else:
         raw = logits(head, tile, out=scratch[0][: head.rows, : tile.width])
-        kernels.from_products(head, tile, raw, state, kept)
+        kernels.from_products(head, tile, raw, state, kept, first)
 
 
 def grad_tile(

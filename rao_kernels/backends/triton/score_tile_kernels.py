@@ -32,7 +32,12 @@ from .blocks import (
 
 
 def from_products(
-    head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
+    head: Head,
+    tile: Tile,
+    raw: Tensor,
+    state: RowState,
+    retained: RetainedTile | None,
+    first: bool,
 ) -> None:
     """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One program per row."""
     rows = tuning.rows_launch("score", tile.width)
@@ -46,6 +51,7 @@ def from_products(
         *_state_arguments(state),
         *retained_arguments(retained),
         raw.stride(0),
+        int(first),
         tile.start,
         tile.width,
         head.scale,
@@ -67,6 +73,7 @@ def fused(
     partials: Tensor,
     state: RowState,
     retained: RetainedTile | None,
+    first: bool,
 ) -> None:
     """Like `from_products`, with the products computed in the same kernel.
 
@@ -103,9 +110,13 @@ def fused(
         triton.cdiv(head.rows, merge.rows),
         weight.device,
         partials,
-        *_state_arguments(state)[:-1],
+        head.targets,
+        *_state_arguments(state),
         head.rows,
         tile.groups,
+        int(first),
+        tile.start,
+        tile.width,
         BLOCK_N=merge.rows,
         GROUPS=merge.groups,
         warps=merge.warps,
@@ -162,7 +173,7 @@ def retained_arguments(
     return retained.values, retained.maxima, retained.maxima.shape[1]
 
 
-@triton.jit(do_not_specialize=["retained_rows", "start"])
+@triton.jit(do_not_specialize=["retained_rows", "is_first", "start"])
 def _score_tile_rows_kernel(
     raw_ptr,
     bias_ptr,
@@ -177,6 +188,7 @@ def _score_tile_rows_kernel(
     maxima_ptr,
     retained_rows,
     stride_n,
+    is_first,
     start,
     W,
     scale,
@@ -207,6 +219,7 @@ def _score_tile_rows_kernel(
         (top, total, entropy_sum, sum_sq_probs, logit_sum),
         n,
         True,
+        is_first == 0,
         row_max_ptr,
         row_sum_ptr,
         entropy_sum_ptr,
@@ -217,7 +230,8 @@ def _score_tile_rows_kernel(
     hit = target >= 0
     target_raw = tl.load(raw_ptr + n * stride_n + target, mask=hit, other=0.0)
     target_z, _ = transform(target_raw, bias_ptr, target, hit, scale, softcap)
-    tl.store(target_logit_ptr + n, target_z, mask=hit)
+    found = tl.where(hit, target_z, float("nan"))
+    tl.store(target_logit_ptr + n, found, mask=hit | (is_first != 0))
 
 
 @triton.jit(do_not_specialize=["retained_rows", "N", "start"])
@@ -298,16 +312,21 @@ def _score_tile_fused_kernel(
         tl.store(target_logit_ptr + rows, target_z, mask=own)
 
 
-@triton.jit(do_not_specialize=["N", "groups"])
+@triton.jit(do_not_specialize=["N", "groups", "is_first", "start"])
 def _score_tile_merge_kernel(
     partials_ptr,
+    targets_ptr,
     row_max_ptr,
     row_sum_ptr,
     entropy_sum_ptr,
     sum_sq_probs_ptr,
     logit_sum_ptr,
+    target_logit_ptr,
     N,
     groups,
+    is_first,
+    start,
+    W,
     BLOCK_N: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
@@ -337,9 +356,13 @@ def _score_tile_merge_kernel(
         (top, total, entropy_sum, sum_sq_probs, logit_sum),
         rows,
         rows < N,
+        (rows < N) & (is_first == 0),
         row_max_ptr,
         row_sum_ptr,
         entropy_sum_ptr,
         sum_sq_probs_ptr,
         logit_sum_ptr,
     )
+    elsewhere = position_in_tile(targets_ptr, rows, rows < N, start, W) < 0
+    unknown = nothing + float("nan")
+    tl.store(target_logit_ptr + rows, unknown, mask=(rows < N) & elsewhere & (is_first != 0))
