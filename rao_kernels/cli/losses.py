@@ -30,7 +30,8 @@ This page is written by `docs/generate_losses.py` and printed by `rao-kernels lo
 
 "Data": the inputs it needs with default hyperparameters; "pairs" are two responses to a prompt of
 which one is labelled as preferred, "reference" the reference model's log-probabilities. "`train`":
-whether `rao-kernels train` runs it; the others need inputs that data files do not hold.
+whether `rao-kernels train` runs it; the others learn from responses that the policy has just
+sampled, with `rao-kernels online`.
 
 """
 _ENTRIES = """
@@ -179,7 +180,7 @@ def _entry(spec: LossSpec) -> Iterator[str]:
         "Reads where given": ", ".join(map(_fields, spec.optional)),
         "Conditional": ", ".join(_conditions(spec)),
         "Also known as": ", ".join(f"`{alias}`" for alias in _aliases(spec)),
-        "As a function only": _untrainable(spec),
+        "Trained": _untrainable(spec),
         "Hyperparameters": "" if spec.defaults else "none",
         "Defaults": spec.defaults_from,
     }
@@ -204,13 +205,13 @@ def _described(specs: Sequence[LossSpec]) -> Iterator[str]:
 
 
 def _untrainable(spec: LossSpec) -> str:
-    """Return why `rao-kernels train` refuses the loss; empty where it does not."""
+    """Return which command trains a loss that `rao-kernels train` refuses, and why; else ""."""
     from ..data import unmet_needs
 
     lacking = [_WORDS[need] for need in unmet_needs(spec.required_inputs({}))]
     if not lacking:
         return ""
-    return f"not by `rao-kernels train`, whose records hold no {', no '.join(lacking)}"
+    return f"by `rao-kernels online`; records hold no {', no '.join(lacking)}"
 
 
 def _aliases(spec: LossSpec) -> list[str]:

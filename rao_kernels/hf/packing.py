@@ -15,7 +15,12 @@ _LENGTHS = (3, 7, 5)
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module, value_model: nn.Module | None = None) -> None:
+def check_packing(
+    model: nn.Module,
+    value_model: nn.Module | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Raise unless a model reads sequences of one row, told apart by positions, as padded ones.
 
     Sequences that stand one after another have positions that restart. A model whose layers pass a
@@ -25,6 +30,7 @@ def check_packing(model: nn.Module, value_model: nn.Module | None = None) -> Non
     Args:
         model: what `attach_fused_head` returned.
         value_model: a second model that reads the same sequences, see `attach_value_head`.
+        dtype: of the products, where autocast makes it another than the weights' (None).
 
     Raises:
         InputError: log-probs, or hidden states of `value_model`, differ by more than rounding.
@@ -32,14 +38,15 @@ def check_packing(model: nn.Module, value_model: nn.Module | None = None) -> Non
     training = model.training
     model.eval()
     try:
-        _check(model, functools.partial(_logps, model))
+        dtype = dtype or next(model.parameters()).dtype
+        _check(model, functools.partial(_logps, model), dtype)
         if value_model is not None:
-            _check(value_model, functools.partial(_states, value_model))
+            _check(value_model, functools.partial(_states, value_model), dtype)
     finally:
         model.train(training)
 
 
-def _check(model: Any, read: Callable[..., Tensor]) -> None:
+def _check(model: Any, read: Callable[..., Tensor], dtype: torch.dtype) -> None:
     device = next(model.parameters()).device
     size = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(sum(_LENGTHS), device=device) * 7 + 1) % size
@@ -49,8 +56,7 @@ def _check(model: Any, read: Callable[..., Tensor]) -> None:
     other = torch.cat([(ids[: _LENGTHS[0]] + 5) % size, ids[_LENGTHS[0] :]])
     moved = read(input_ids=other[None], position_ids=positions)
     # Products of other shapes are summed in another order.
-    eps = torch.finfo(next(model.parameters()).dtype).eps
-    allowed = 64 * eps * float(1 + expected.abs().max())
+    allowed = 64 * torch.finfo(dtype).eps * float(1 + expected.abs().max())
     far = float((packed - expected).abs().max())
     # Of one shape they are the same to the bit, but where experts get other numbers of tokens.
     leak = float((moved - packed)[_LENGTHS[0] :].abs().max())

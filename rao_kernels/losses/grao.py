@@ -86,7 +86,8 @@ ROWS: tuple[LossSpec, ...] = (
         ),
         notes=(
             "Eq. 4 takes the statistics over the G samples (the default); the text also mentions "
-            "one group with the gold answer, which is `gold_in_statistics=True`. With the default, "
+            "one group with the gold answer, which is `gold_in_statistics=True` (with `rao-kernels "
+            "train`: --loss_kwargs '{\"gold_in_statistics\": true}'). With the default, "
             "where all samples have one reward, the gold answer's advantage is its difference to "
             "it over eps: 10,000 for samples of 0 and a gold answer of 1, where "
             "`gold_in_statistics=True` gives sqrt(G). A negative advantage lowers the gold "

@@ -191,6 +191,8 @@ ROWS: tuple[LossSpec, ...] = (
         notes=(
             "The paper divides the policy's gradient by tau; its two networks have their own "
             "learning rates.",
+            "The trainer's V is a linear layer on the policy's hidden states (value_model='head'), "
+            "or a network of its own, which the paper finds better (value_model=NAME).",
             "In verl and Tinker `dro` is another loss, a sum of squares per token.",
         ),
     ),

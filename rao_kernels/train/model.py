@@ -91,10 +91,11 @@ def find_tokenizer(model: str | PathLike[str] | nn.Module) -> PreTrainedTokenize
     if isinstance(model, nn.Module):
         return load_tokenizer(name_of(model))
     name = fspath(model)
-    if _is_adapter(name) and not _has_file(name, "tokenizer_config.json"):
-        from peft import PeftConfig
+    with _named(name, "model"):
+        if _is_adapter(name) and not _has_file(name, "tokenizer_config.json"):
+            from peft import PeftConfig
 
-        name = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+            name = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
     return load_tokenizer(name)
 
 

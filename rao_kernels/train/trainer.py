@@ -142,7 +142,8 @@ class RAOTrainer(RunTrainer):
             optimizers=optimizers,
         )
         if args.packing:
-            check_packing(model, value_model_of(model))
+            with self.accelerator.autocast():
+                check_packing(model, value_model_of(model), dtype=run_dtype(args, model))
         self._tolerance = args.tolerance(run_dtype(args, model))
         self._prefix_length: int | None = None
         self._prepare(ref_model)

@@ -9,7 +9,7 @@ import pytest
 
 from rao_kernels.cli.losses import _WORDS, markdown
 from rao_kernels.cli.main import main
-from rao_kernels.errors import NotYetError
+from rao_kernels.errors import InputError
 from rao_kernels.losses import LOSSES
 from rao_kernels.train.config import RAOConfig, check_runnable
 
@@ -33,10 +33,10 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_train_refuses_is_marked(tmp_path: Path) -> None:
     for name, spec in LOSSES.items():
-        marked = "not by `rao-kernels train`" in markdown([spec])
+        marked = "by `rao-kernels online`; records" in markdown([spec])
         try:
             check_runnable(RAOConfig(output_dir=str(tmp_path), loss=name, use_cpu=True))
-        except NotYetError:
+        except InputError:
             assert marked, name
         else:
             assert not marked, name
@@ -96,9 +96,10 @@ def test_the_index_answers_what_a_loss_needs(tmp_path: Path) -> None:
     assert "dpo" in rows["sigmoid"][1].split(", ")
     assert rows["sigmoid"][3:5] == ["pair", "pairs, reference"]
     assert "Rafailov et al. 2023" in rows["sigmoid"][5] and "2305.18290" in rows["sigmoid"][5]
-    assert (rows["sigmoid"][6], rows["grpo"][6]) == ("yes", "no")
+    assert (rows["sigmoid"][6], rows["grpo"][6]) == ("yes", "yes")
+    assert rows["ppo"][6] == "no"
     for name, spec in LOSSES.items():
-        assert (rows[name][6] == "no") == ("not by `rao-kernels train`" in markdown([spec]))
+        assert (rows[name][6] == "no") == ("by `rao-kernels online`; records" in markdown([spec]))
         assert rows[name][3] == spec.unit
 
 

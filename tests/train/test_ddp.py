@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.ddp_run import FULL, PARTIAL, run
+from tests.train.ddp_run import FULL, OF_ONE_WINDOW, PARTIAL, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc_per_node", "2", "-m", "tests.train.ddp_run"),
-            *(str(tmp_path), ",".join(losses)),
+            *(str(tmp_path), ",".join([*losses, "kto"])),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -35,6 +35,11 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         diverged, used = torch.load(tmp_path / f"ends-rank{rank}.pt", weights_only=True)
         assert "diverged at step 2" in diverged and seen in diverged
         assert "metrics.jsonl" in used and "choose another output_dir" in used
+    for case in OF_ONE_WINDOW:
+        prompts = case[2]
+        single = run(tmp_path / f"kto-{prompts}", "kto", min(4, prompts), 1, prompts)
+        for rank in (0, 1):
+            assert_same(tmp_path / f"kto-{'-'.join(map(str, case))}-rank{rank}.pt", single)
     for loss in losses:
         for cases, steps in ((FULL, 2), (PARTIAL[:2], 1), (PARTIAL[2:], 1)):
             prompts = cases[0][2]

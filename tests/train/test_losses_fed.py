@@ -300,3 +300,49 @@ def test_grao_statistics_of_the_command_line(tmp_path: Path) -> None:
 def test_values_of_prompts_and_of_tokens_are_not_joined(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="values of prompts, or losses that read values of tokens"):
         scoring_of(LOSSES.combine({"ppo": 1.0, "dro_value": 1.0}), {})
+
+
+class OfRollouts(RAOTrainer):
+    """As a trainer that samples its responses: at temperature 2, with advantages and returns."""
+
+    learns_from_rollouts = True
+    logp_temperature = 2.0
+
+
+def sampled_rows() -> PreferenceDataset:
+    rows = rich_dataset(4).rows
+    names = ("old_token_logps", "advantages", "returns", "old_values")
+    given = []
+    for number, row in enumerate(rows):
+        generator = seeds.generator(number)
+        inputs = {
+            name: [torch.randn(len(ids), generator=generator) for ids in row.responses]
+            for name in names
+        }
+        given.append(replace(row, token_inputs=inputs))
+    return PreferenceDataset(given)
+
+
+def test_ppo_is_trained_from_rollouts(tmp_path: Path) -> None:
+    hyper = {"value_coef": 0.5, "value_clip": 0.2}
+    run = OfRollouts(
+        tiny_model(),
+        args=config(tmp_path, loss="ppo", loss_kwargs=hyper, per_device_train_batch_size=4),
+        train_dataset=sampled_rows(),
+        processing_class=tiny_tokenizer(),
+    )
+    batch = one_batch(run, 4)
+    where = batch["completion_mask"][:, 1:]
+    tokens = ("old_token_logps", "advantages", "returns", "old_values")
+    given = {name: batch[name][:, :-1][where].double() for name in tokens}
+    policy = tiny_model().double()
+    logits = policy(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logps = (logits / 2).log_softmax(-1)[:, :-1].gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    plain = dense_inputs(policy, batch, policy)
+    values = torch.zeros_like(logps[where])
+    inputs = replace(plain, token_logps=logps[where], values=values, **given)
+    expected = LOSSES["ppo"](inputs, **run.hyper).loss
+    found = run.compute_loss(run.model, batch)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    run.train()
+    assert bool(run.model.value_head.linear.weight.any())

@@ -80,6 +80,15 @@ def test_training_packed_is_training_padded(tmp_path: Path) -> None:
     assert float((weights[1] - weights[0]).norm()) < 1e-4 * float(moved.norm())
 
 
+def test_packing_under_autocast(tmp_path: Path) -> None:
+    run = trainer(tmp_path, loss="sft", packing=True, bf16=True)
+    run.train()
+    assert run.state.log_history[0]["loss"] > 0
+    model = attach_fused_head(family_model("falcon_h1"), check_parity="off")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="`packing`"):
+        check_packing(model, dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("family", ["recurrent_gemma", "falcon_h1", "mpt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_models_that_mix_sequences_are_refused(family: str, dtype: torch.dtype) -> None:
