@@ -69,13 +69,13 @@ constexpr char kScoreRows[] =
     "score_rows(Tensor products, Tensor? bias, Tensor targets, int first_entry, int entries, "
     "float scale, float softcap, "
     "Tensor(a!) row_max, Tensor(b!) row_sum, Tensor(c!) target_logit, Tensor(d!)? entropy_sum, "
-    "Tensor(e!)? sum_sq_probs, Tensor(f!)? logit_sum, "
+    "Tensor(e!)? sum_sq_probs, Tensor(f!)? logit_sum, bool first, "
     "Tensor(g!)? values, Tensor(h!)? maxima, int stream) -> ()";
 
 void score_rows(Tensor products, OptionalTensor bias, Tensor targets, int64_t first_entry,
                 int64_t entries, double scale, double softcap, Tensor row_max, Tensor row_sum,
                 Tensor target_logit, OptionalTensor entropy_sum, OptionalTensor sum_sq_probs,
-                OptionalTensor logit_sum, OptionalTensor values, OptionalTensor maxima,
+                OptionalTensor logit_sum, bool first, OptionalTensor values, OptionalTensor maxima,
                 int64_t stream) {
   const DType dtype = values.has_value() ? dtype_of(*values) : DType::kFloat32;
   const LogitsTile tile =
@@ -91,7 +91,7 @@ void score_rows(Tensor products, OptionalTensor bias, Tensor targets, int64_t fi
   const RetainedTile retained = retained_of(values, maxima, entries);
   STD_TORCH_CHECK(retained.values == nullptr || retained.rows == tile.rows,
                   "values must have a row for each target");
-  check(launch_score_rows(tile, state, retained, reinterpret_cast<void*>(stream)));
+  check(launch_score_rows(tile, state, first, retained, reinterpret_cast<void*>(stream)));
 }
 
 constexpr char kGradRows[] =

@@ -18,7 +18,8 @@ import rao_kernels
 from rao_kernels import errors
 from rao_kernels.cli.options import parse_options
 from rao_kernels.cli.train import TYPES
-from rao_kernels.data import load_records
+from rao_kernels.data import DataReport, load_records
+from rao_kernels.data.shapes import SHAPES
 
 from .train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer
 
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGES = ("rao_kernels", *(f"rao_kernels.{n}" for n in "losses hf train data refcache".split()))
+PARTS = "losses hf train data refcache generation"
+PACKAGES = ("rao_kernels", *(f"rao_kernels.{name}" for name in PARTS.split()))
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:
@@ -111,18 +113,29 @@ def test_snippets_of_moving_over_run(folder: Path) -> None:
 def test_snippets_on_rewards_and_lora_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("\n".join(blocks(DOCS / "howto" / "rewards.md")), {})
     assert '"rewards": [1.0, 0.0]' in capsys.readouterr().out
+    code = "\n".join(blocks(DOCS / "howto" / "generate.md"))
+    names = run(code, {"name": str(folder / "model")})
+    assert [len(group) for group in names["samples"]] == [2]
     pytest.importorskip("peft")
     code = "\n".join(blocks(DOCS / "howto" / "lora.md"))
     trainer = run(code, {"name": str(folder / "model")})["trainer"]
     assert "lora_A" in " ".join(name for name, _ in trainer.model.named_parameters())
 
 
-def test_records_shown_are_read(tmp_path: Path) -> None:
+def test_records_shown_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each shape of the table has an example, in the table's order."""
     (found,) = blocks(DOCS / "data.md", "json")
     (tmp_path / "shown.jsonl").write_text(found)
-    records = load_records(str(tmp_path / "shown.jsonl"))
-    assert len(records) == len(found.splitlines()) == 4
-    assert [one.rewards is not None for one in records] == [True, False, True, False]
+    report = DataReport()
+    records = load_records(str(tmp_path / "shown.jsonl"), report=report)
+    assert len(records) == len(found.splitlines()) == 25
+    assert all("river" in str([one.prompt, one.responses]) for one in records)
+    table = re.findall(r"^\| `(\w+)`.*? \| .*? \| .*? \|$", (DOCS / "data.md").read_text(), re.M)
+    names = [shape.name for shape in SHAPES]
+    assert [name for name in table if name in names] == names
+    assert [*report.shapes, "prompt"] == names
+    run("\n".join(blocks(DOCS / "data.md")), {})
+    assert capsys.readouterr().out == "['The Nile.', 'Paris.'] [1.0, 0.0]\n"
 
 
 def test_options_in_a_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,11 +95,11 @@ __device__ __forceinline__ void fold(RowSums& sums, const Batch& batch, int firs
   }
 }
 
-// Lane 0 of warp 0 continues the statistics so far; every other lane starts from zero.
+// Lane 0 of warp 0 continues the statistics so far, if any; every other lane starts from zero.
 template <bool kMore>
-__device__ __forceinline__ RowSums initial_sums(const RowState& state, int64_t n) {
+__device__ __forceinline__ RowSums initial_sums(const RowState& state, bool first, int64_t n) {
   RowSums sums = no_sums();
-  if (warp_index() > 0) {
+  if (first || warp_index() > 0) {
     return sums;
   }
   sums.max = state.row_max[n];
@@ -158,22 +158,25 @@ __device__ __forceinline__ void write_state(const RowState& state, int64_t n, co
 
 __device__ __forceinline__ void write_target_logit(const LogitsTile& tile, const float* row,
                                                    const LogitTransform& transform,
-                                                   const RowState& state, int64_t n) {
+                                                   const RowState& state, bool first, int64_t n) {
   const int64_t target = tile.targets[n] - tile.first_entry;
   if (target >= 0 && target < tile.entries) {
     float slope;
     const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
     state.target_logit[n] = transform.logit<true>(row[target] + bias, &slope);
+  } else if (first) {
+    state.target_logit[n] = nanf("");
   }
 }
 
 // kMore: any of the last three statistics is wanted. kPlain: logits are products times the scale.
 template <class T, bool kRetain, bool kMore, bool kPlain>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
-    score_rows(LogitsTile tile, LogitTransform transform, RowState state, RetainedTile retained) {
+    score_rows(LogitsTile tile, LogitTransform transform, RowState state, bool first_tile,
+               RetainedTile retained) {
   const int64_t n = blockIdx.x;
   const float* row = tile.products + n * tile.stride;
-  RowSums sums = initial_sums<kMore>(state, n);
+  RowSums sums = initial_sums<kMore>(state, first_tile, n);
   for_each_batch(tile.entries, [&](int first, auto whole) {
     constexpr bool kWhole = decltype(whole)::value;
     Batch batch = load_products<kWhole>(row, first, tile.entries);
@@ -186,7 +189,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
   add_threads<kMore>(sums);
   if (threadIdx.x == 0) {
     write_state<kMore>(state, n, sums);
-    write_target_logit(tile, row, transform, state, n);
+    write_target_logit(tile, row, transform, state, first_tile, n);
   }
 }
 
@@ -195,7 +198,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
 
 namespace rao {
 
-const char* launch_score_rows(const LogitsTile& tile, const RowState& state,
+const char* launch_score_rows(const LogitsTile& tile, const RowState& state, bool first,
                               const RetainedTile& retained, void* stream) {
   using namespace cuda;
   const bool more =
@@ -206,7 +209,7 @@ const char* launch_score_rows(const LogitsTile& tile, const RowState& state,
     using T = decltype(element);
     const auto kernel =
         score_rows<T, decltype(retain)::value, decltype(more)::value, decltype(plain)::value>;
-    return launch_rows(kernel, tile, stream, tile, transform, state, retained);
+    return launch_rows(kernel, tile, stream, tile, transform, state, first, retained);
   };
   if (retained.values == nullptr) {
     return with_flags(

@@ -81,8 +81,12 @@ class Backend(Protocol):
         state: RowState,
         retained: RetainedSlot | None,
         scratch: Sequence[Tensor],
+        first: bool,
     ) -> None:
-        """Fold a tile's logits into `state`; fill all of `retained` where given."""
+        """Fold a tile's logits into `state`; fill all of `retained` where given.
+
+        first: `state` is uninitialised, and the tile writes all of it.
+        """
 
     def grad_tile(
         self,

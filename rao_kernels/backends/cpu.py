@@ -97,7 +97,10 @@ def score_tile(
     state: RowState,
     retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
+    first: bool,
 ) -> None:
+    if first:
+        state.reset()
     _native.call(
         _operators().score_tile,
         **_head_arguments(head, tile),

@@ -56,7 +56,7 @@ def traits(device_type: str) -> Traits:
     found = products.traits_on(device_type)
     if device_type != "cuda":
         return found
-    return replace(found, widest=_WIDEST, workspace_cap=GPU_WORKSPACE_CAP)
+    return replace(found, widest=_WIDEST, writes_dhidden=True, workspace_cap=GPU_WORKSPACE_CAP)
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:
@@ -82,6 +82,7 @@ def score_tile(
     state: RowState,
     retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
+    first: bool,
 ) -> None:
     raw = _padded(head, tile, head.accumulator)
     products.logits(head, tile, out=raw[:, : tile.width])
@@ -91,6 +92,7 @@ def score_tile(
             products=raw,
             **_tile_arguments(head, tile),
             **vars(state),
+            first=first,
             **_retained_arguments(head, tile, retained),
             stream=stream,
         )

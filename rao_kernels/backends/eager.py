@@ -57,7 +57,10 @@ def score_tile(
     state: RowState,
     retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
+    first: bool,
 ) -> None:
+    if first:
+        state.reset()
     raw = logits(head, tile)
     if retained is not None:
         _retain(raw, RetainedTile.on(retained, tile, head.precision))

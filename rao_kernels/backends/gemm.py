@@ -133,9 +133,13 @@ class _Setting:
 _IEEE = _Setting("fp32_precision", "ieee", "none")
 # Sums in fp16: imprecise, and torch refuses to return them as fp32.
 _FP32_ACCUMULATION = _Setting("allow_fp16_accumulation", False)
+# Parts of a sum that are rounded to bf16 before they are added. torch allows that by default, and
+# cuBLAS does it where the result is small and the sum long, as in dhidden of few rows.
+_FP32_REDUCTION = _Setting("allow_bf16_reduced_precision_reduction", False)
 _SETTINGS: dict[torch.dtype, AbstractContextManager[None]] = {
     torch.float32: _IEEE,
     torch.float16: _FP32_ACCUMULATION,
+    torch.bfloat16: _FP32_REDUCTION,
 }
 
 

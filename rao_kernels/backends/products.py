@@ -47,13 +47,17 @@ def weight_of_gradients(
 def add_products(head: Head, tile: Tile, dz: Tensor, out: Gradients, weight: Tensor | None) -> None:
     """Add or write the gradients that follow from those of a tile's raw products.
 
-    ``dhidden += dz @ weight[tile]``, ``dweight[tile] = dz.T @ hidden``, ``dbias[tile] = sum_n dz``
+    ``dhidden += dz @ weight[tile]`` (of a single tile ``=``),
+    ``dweight[tile] = dz.T @ hidden``, ``dbias[tile] = sum_n dz``
 
     dz: ``[N, W]`` in `Precision.dz`, any row stride. weight: of `weight_of_gradients`.
     """
     if out.dhidden is not None:
         assert weight is not None
-        _add_dhidden(dz, weight, out.dhidden, out.dhidden_row)
+        if out.single_tile:
+            product(dz, weight, out.dhidden.dtype, out=out.dhidden)
+        else:
+            _add_dhidden(dz, weight, out.dhidden, out.dhidden_row)
     if out.dweight is not None:
         _put_dweight(head, tile, dz, out.dweight, out.unscale)
     if out.dbias is not None:
@@ -77,8 +81,7 @@ def _put_dweight(
     """Write ``dz.T @ hidden`` to the tile's rows of dweight.
 
     By a GEMM that returns the weight's dtype where it can, else rounded from sums in the
-    accumulator dtype. The GEMM rounds once, unless torch.backends.cuda.matmul allows
-    reduced-precision reductions and it splits the rows.
+    accumulator dtype.
     """
     returned = dweight.dtype == dz.dtype and on_gpu(dz)
     if unscale is None and (returned or dweight.dtype == head.accumulator):

@@ -45,16 +45,19 @@ class Traits:
     """Properties of a backend on a device that the plan of a call depends on.
 
     dense_width: vocabulary entries of a tile. sparse_width: the same for a sparse backward, which
-    skips more with narrower tiles. retained_cost: time of writing and reading a retained logit, in
-    multiply-adds of a product; 0: it is not counted. widest: width up to which dense tiles of few
-    rows are doubled, because launching many small kernels takes longer than their work; 0: never.
-    workspace_cap: bytes of logits that are retained at most where the caller sets no limit.
+    skips more with narrower tiles. writes_dhidden: the only tile of a pass can write dhidden
+    rounded to its final dtype, which spares zeroing, adding and rounding. retained_cost: time of
+    writing and reading a retained logit, in multiply-adds of a product; 0: it is not counted.
+    widest: width up to which dense tiles of few rows are doubled, because launching many small
+    kernels takes longer than their work; 0: never. workspace_cap: bytes of logits that are retained
+    at most where the caller sets no limit.
     """
 
     dense_width: int
     sparse_width: int
     retained_cost: int
     widest: int = 0
+    writes_dhidden: bool = False
     workspace_cap: int = 1 << 30
 
 
@@ -137,9 +140,9 @@ class Head:
 class RowState:
     """Running statistics of N rows over the tiles scored so far, in the accumulator dtype.
 
-    row_max: starts at -inf. row_sum: sum of ``e = exp(z - row_max)``. target_logit: NaN until the
-    target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``; sum_sq_probs, sum of
-    ``e^2``; logit_sum, sum of ``z``.
+    row_max: -inf before the first tile. row_sum: sum of ``e = exp(z - row_max)``. target_logit: NaN
+    until the target's tile is scored. Optional: entropy_sum, sum of ``e (z - row_max)``;
+    sum_sq_probs, sum of ``e^2``; logit_sum, sum of ``z``.
     """
 
     row_max: Tensor
@@ -148,6 +151,14 @@ class RowState:
     entropy_sum: Tensor | None
     sum_sq_probs: Tensor | None
     logit_sum: Tensor | None
+
+    def reset(self) -> None:
+        """Write the statistics of no tile."""
+        self.row_max.fill_(-torch.inf)
+        self.target_logit.fill_(torch.nan)
+        for total in (self.row_sum, self.entropy_sum, self.sum_sq_probs, self.logit_sum):
+            if total is not None:
+                total.zero_()
 
 
 @dataclass(frozen=True)
@@ -217,11 +228,13 @@ class RowGradients:
 class Gradients:
     """The outputs of a backward pass; None: not wanted.
 
-    dhidden: ``[N, D]`` in the accumulator dtype, added to. dhidden_row: the row of `dhidden` that
-    belongs to each row of the pass; None: the same row. dweight: ``[V, D]`` in the dtype of the
-    weight; each tile writes its rows once. dbias: ``[V]`` in the accumulator dtype, likewise.
-    unscale: 0-dim factor that `dweight` and `dbias` are multiplied with before they are rounded
-    (the inverse of the factor the row gradients were scaled by), or None for 1.
+    dhidden: ``[N, D]`` in the accumulator dtype, added to; with `single_tile` uninitialised and in
+    the dtype of the products or of their sums: the only tile of the pass writes it. dhidden_row:
+    the row of `dhidden` that belongs to each row of the pass; None: the same row. dweight: ``[V,
+    D]`` in the dtype of the weight; each tile writes its rows once. dbias: ``[V]`` in the
+    accumulator dtype, likewise. unscale: 0-dim factor that `dweight` and `dbias` are multiplied
+    with before they are rounded (the inverse of the factor the row gradients were scaled by), or
+    None for 1.
     """
 
     dhidden: Tensor | None
@@ -229,3 +242,4 @@ class Gradients:
     dbias: Tensor | None
     unscale: Tensor | None
     dhidden_row: Tensor | None = None
+    single_tile: bool = False

@@ -101,7 +101,7 @@ def run(problem: Problem, choice: Choice) -> Gradients:
         assert problem.upstream is not None
         upstream = problem.upstream.to(plan.precision.accumulate)
         rows = RowGradients(scores.row_max, scores.log_sum, scores.logp, upstream, None, None, None)
-        needs = engine.Needs(dhidden=True, dweight=True, dbias=False)
+        needs = engine.Needs(dhidden=torch.float32, dweight=True, dbias=False)
         return engine.differentiate(head, plan, rows, memory, head.rows, needs)
     finally:
         torch.set_num_threads(threads)

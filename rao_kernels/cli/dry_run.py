@@ -40,7 +40,7 @@ def report(trainer: RunTrainer) -> Iterator[str]:
     yield "dry run: nothing is trained, nothing is written"
     yield from _method(trainer)
     if not isinstance(dataset, PreferenceDataset):
-        yield "no step was tried: the responses are sampled while it trains"
+        yield "no step was tried: the data of this command are not prompts with responses"
         return
     steps = _steps(trainer)
     yield from _plan(trainer, steps)

@@ -21,7 +21,7 @@ from ..data import DataReport, load_records
 from ..errors import InputError
 from ..generation import SamplingOptions, read_prompts
 from ..generation.text import check_sampling
-from ..rewards import RuleScorer, Scorer
+from ..rewards import Scorer
 from ..train import RAOConfig
 from ..train.estimates import Comparison, Estimate, compare_rewards, mean_over_prompts
 from ..train.evaluate import (
@@ -38,6 +38,7 @@ from ..train.model import load_model, load_tokenizer
 from ..train.output_folder import check_writable
 from .options import parse_options
 from .sampling_options import SamplingArguments, option
+from .scorer_options import ScorerOptions, check_scorer, make_scorer
 
 
 @dataclass
@@ -55,11 +56,6 @@ class EvalArguments:
         None, "Folder or name of a model that answers the same prompts and is compared by reward."
     )
     samples: int = option(0, "Fresh responses to each prompt; 0: none.")
-    rule: str | None = option(
-        None,
-        "Function f(prompts, completions, **columns) -> list of numbers that scores the samples, "
-        "as 'package.module:function' or 'path/file.py:function'.",
-    )
     limit: int | None = option(None, "Use the first so many records of the data.")
 
 
@@ -95,13 +91,16 @@ class Results:
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, evaluate, print a table, and write eval.json and eval.png."""
-    types = [EvalArguments, SamplingArguments, EvalConfig]
-    arguments, sampling, config = parse_options("rao-kernels eval", types, argv)
+    types = [EvalArguments, SamplingArguments, ScorerOptions, EvalConfig]
+    arguments, sampling, source, config = parse_options("rao-kernels eval", types, argv)
     options = sampling.sampling(arguments.samples)
-    _check(arguments, options, config)
+    scored = source != ScorerOptions()
+    if scored:
+        check_scorer(source)
+    _check(arguments, options, config, scored)
     folder = Path(str(config.output_dir))
     check_writable(folder)
-    scorer = RuleScorer(arguments.rule) if arguments.rule else None
+    scorer = make_scorer(source) if scored else None
     results = _evaluate(arguments, options, config, scorer)
     print("\n".join(_table(results)))
     _write(folder / "eval.json", arguments, sampling, config, scorer, results)
@@ -115,21 +114,21 @@ def run(argv: Sequence[str]) -> None:
     print(f"eval.json and eval.png are in {folder}")
 
 
-def _check(arguments: EvalArguments, options: SamplingOptions, config: EvalConfig) -> None:
+def _check(
+    arguments: EvalArguments, options: SamplingOptions, config: EvalConfig, scored: bool
+) -> None:
     """Raise, before anything is loaded, for options that ask for nothing or lack another."""
-    scored = arguments.rule is not None
     if arguments.samples == 0:
-        for name in ("against", "rule"):
-            if getattr(arguments, name) is not None:
-                raise InputError("samples", f"at least 1 with --{name}", 0)
+        if arguments.against is not None or scored:
+            raise InputError("samples", "at least 1, of which rewards are computed", 0)
         if not config.loss:
             expected = "the name of a loss, or --samples above 0 for fresh responses"
             raise InputError("loss", expected, "neither")
         return
     check_sampling([], options, config.seed)
     if arguments.against is not None and not scored:
-        expected = "a source of rewards, by which --against compares"
-        raise InputError("rule", expected, None)
+        expected = "a source of rewards beside it, such as --reward_model or --rule"
+        raise InputError("against", expected, "none")
     if arguments.ref_model is not None:
         check_kl_sampling(options)
     elif not scored:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors import InputError
-from ..train.base import RunTrainer
+from ..train.base import AUTOMATIC, RunTrainer
 from ..train.checkpoints import find, newest_complete
 from ..train.config import RAOConfig, RunConfig
 from ..train.guards import StopOnInterrupt
@@ -54,6 +54,7 @@ def run_training(
     folder = Path(str(config.output_dir))
     asked = _asked(config.resume_from_checkpoint)
     if asked is True:
+        config.resume_from_checkpoint = AUTOMATIC
         check_settings(folder, config)
     else:
         find(asked, folder)

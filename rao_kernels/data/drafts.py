@@ -23,7 +23,7 @@ class Draft:
 
     prompt: object
     answers: Mapping[str, object]
-    rewards: Sequence[object] | object | None = None
+    rewards: object = None
     preferred: list[bool] | None = None
     whole_text: bool = False
 

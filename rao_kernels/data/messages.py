@@ -36,6 +36,8 @@ def to_python(value: Any) -> Any:
 
 def is_absent(value: Any) -> bool:
     """Return whether a value is None, NaN (a data frame's None) or empty."""
+    if value is None:
+        return True
     value = to_python(value)
     if isinstance(value, (str, list, tuple, Mapping)):
         return not value

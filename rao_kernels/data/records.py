@@ -38,8 +38,8 @@ class Record:
 
     prompt: a text, or messages; empty for a plain text to be learnt as a whole.
     responses: texts, or lists of messages that begin and end with an assistant's; of such a list
-        the assistant's messages are scored, and what stands between them is not. None, if
-        responses are not required.
+        the assistant's messages are scored, and what stands between them is not. Empty where no
+        response is required and none is given.
     rewards: one finite number per response, or None where the responses have no scores.
     preferred: one mark per response, True where it is the chosen one of a pair or desirable; None:
         the responses of the highest reward are preferred.
@@ -135,6 +135,8 @@ class DataReport:
     def describe(self) -> str:
         """Return the counts as one line for the log."""
         parts = [f"{self.rows} prompts with {self.responses} responses"]
+        if self.shapes and not self.rows:
+            parts = [f"{self.shapes.total()} records read"]
         notes = {
             "responses dropped (do not fit max_length)": self.responses_dropped,
             "responses truncated": self.responses_truncated,

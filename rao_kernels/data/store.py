@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -53,7 +53,7 @@ class StoredRows(Sequence[TokenizedRow]):
         if isinstance(index, slice):
             return [self[position] for position in range(len(self))[index]]
         batch, position = divmod(range(len(self))[index], BATCH_ROWS)
-        return _row(self._batch(batch), position)
+        return self._batch(batch)[position]
 
     def __iter__(self) -> Iterator[TokenizedRow]:
         # Read, not mapped: one batch is in memory, where all that was read of a mapped file may be.
@@ -61,17 +61,17 @@ class StoredRows(Sequence[TokenizedRow]):
         with arrow.OSFile(str(self.path)) as file:
             reader = arrow.ipc.open_file(file)
             for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                yield from (_row(batch, position) for position in range(batch.num_rows))
+                batch = _Batch(reader.get_batch(number))
+                yield from (batch[position] for position in range(batch.rows))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
 
-    def _batch(self, number: int) -> Any:
+    def _batch(self, number: int) -> _Batch:
         if self._reader is None:
             arrow = _pyarrow()
             self._reader = arrow.ipc.open_file(arrow.memory_map(str(self.path)))
-        return self._reader.get_batch(number)
+        return _Batch(self._reader.get_batch(number))
 
 
 class JoinedRows(Sequence[TokenizedRow]):
@@ -207,9 +207,8 @@ def _columns(arrow: Any) -> list[tuple[str, Any]]:
     ]
 
 
-# Fields that hold tensors, and not lists of numbers: one, or a list of them.
-_TENSORS = {"prompt", "gold", "gold_mask"}
-_TENSOR_LISTS = {"responses", "masks", "kl_responses"}
+# Fields of tensors; others are numbers and lists of them.
+_TENSORS = {"prompt", "responses", "masks", "token_inputs", "gold", "gold_mask", "kl_responses"}
 
 
 def _to_arrow(value: Any) -> Any:
@@ -222,31 +221,51 @@ def _to_arrow(value: Any) -> Any:
     return value
 
 
-def _row(batch: Any, position: int) -> TokenizedRow:
-    values: dict[str, Any] = {}
-    for number, name in enumerate(batch.schema.names):
-        value = batch.column(number)[position]
-        if name == "token_inputs":
-            pairs = zip(value.values.field(0), value.values.field(1), strict=True)
-            values[name] = {key.as_py(): _tensors(one) for key, one in pairs}
-        elif not value.is_valid:
-            values[name] = None
-        elif name in _TENSORS:
-            values[name] = _tensor(value)
-        elif name in _TENSOR_LISTS:
-            values[name] = _tensors(value)
-        else:
-            values[name] = value.as_py()
-    return TokenizedRow(**values)
+class _Batch:
+    """Reads records of an Arrow batch without a copy of the others."""
+
+    def __init__(self, batch: Any) -> None:
+        self.rows = batch.num_rows
+        self._read = {
+            name: _reader(column, name in _TENSORS)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            if column.null_count < len(column)
+        }
+
+    def __getitem__(self, position: int) -> TokenizedRow:
+        values: dict[str, Any] = {"rewards": None, "preferred": None}
+        values |= {name: read(position) for name, read in self._read.items()}
+        return TokenizedRow(**values)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [_tensor(one) for one in value]
+def _reader(array: Any, tensors: bool) -> Callable[[int], Any]:
+    """Return a function that gives the value at a position; tensors: lists as tensors.
 
+    Tensors are copies, since they may be written to and the mapped file may not.
+    """
+    types = _pyarrow().types
+    if types.is_map(array.type):
+        of_key, of_item = _reader(array.keys, tensors), _reader(array.items, tensors)
+        starts = array.offsets.to_pylist()
+        return lambda i: {of_key(j): of_item(j) for j in range(starts[i], starts[i + 1])}
+    if not types.is_list(array.type):
+        return lambda i: array[i].as_py()
+    starts = array.offsets.to_pylist()
+    absent = set(array.is_null().to_numpy(zero_copy_only=False).nonzero()[0].tolist())
+    if types.is_list(array.type.value_type):
+        inner = _reader(array.values, tensors)
+        return lambda i: (
+            None if i in absent else [inner(j) for j in range(starts[i], starts[i + 1])]
+        )
+    flat = array.values.to_numpy(zero_copy_only=False)
 
-def _tensor(value: Any) -> Tensor:
-    """Copy a list scalar, since the mapped file cannot be written to, which tensors may be."""
-    return torch.from_numpy(value.values.to_numpy(zero_copy_only=False).copy())
+    def leaf(i: int) -> Any:
+        values = flat[starts[i] : starts[i + 1]]
+        if i in absent:
+            return None
+        return torch.from_numpy(values.copy()) if tensors else values.tolist()
+
+    return leaf
 
 
 def _pyarrow() -> Any:

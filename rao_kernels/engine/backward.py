@@ -17,9 +17,12 @@ from .work import count
 
 @dataclass(frozen=True)
 class Needs:
-    """Gradients to compute."""
+    """Gradients to compute.
 
-    dhidden: bool
+    dhidden: the dtype that the caller rounds dhidden to, or None where it is not wanted.
+    """
+
+    dhidden: torch.dtype | None
     dweight: bool
     dbias: bool
 
@@ -34,6 +37,8 @@ def differentiate(
     sparse: Sparsity | None = None,
 ) -> Gradients:
     """Return the gradients of the rows in `head`; dhidden and dbias in the accumulator dtype.
+
+    Where a single tile writes dhidden, it has the caller's dtype already, if products can have it.
 
     memory: the retained buffer of the forward pass over `scored_rows` rows, by the same plan.
     sparse: results of a sparse forward pass; None for a dense plan.
@@ -129,9 +134,12 @@ def _in_range(rows: RowGradients, dtype: torch.dtype) -> tuple[RowGradients, Ten
 
 
 def _buffers(head: Head, plan: Plan, needs: Needs, unscale: Tensor | None) -> Gradients:
-    """Allocate the gradients: dhidden zeroed, as tiles add to it; the others uninitialised, as each
-    tile writes its part, or zeroed where there are no rows."""
+    """Allocate the gradients: dhidden zeroed, as tiles add to it, but for a single tile; the others
+    uninitialised, as each tile writes its part, or zeroed where there are no rows."""
     vocabulary, size, accumulate = plan.vocabulary, plan.size, plan.precision.accumulate
+    final = needs.dhidden or accumulate
+    rounds = plan.single_tile and final in (plan.precision.dz, accumulate)
+    dtype = final if rounds else accumulate
 
     def buffer(*shape: int, dtype: torch.dtype, zero: bool) -> Tensor:
         made = _memory.empty(shape, dtype, head.hidden.device)
@@ -139,10 +147,13 @@ def _buffers(head: Head, plan: Plan, needs: Needs, unscale: Tensor | None) -> Gr
 
     unwritten = not head.rows
     return Gradients(
-        dhidden=buffer(head.rows, size, dtype=accumulate, zero=True) if needs.dhidden else None,
+        dhidden=buffer(head.rows, size, dtype=dtype, zero=not plan.single_tile)
+        if needs.dhidden
+        else None,
         dweight=buffer(vocabulary, size, dtype=head.weight.dtype, zero=unwritten)
         if needs.dweight
         else None,
         dbias=buffer(vocabulary, dtype=accumulate, zero=unwritten) if needs.dbias else None,
         unscale=unscale,
+        single_tile=plan.single_tile,
     )

@@ -66,7 +66,8 @@ def _walk(
     retain = True
     for number, tile in enumerate(tiles):
         used[number] = slots[number] if retain else None
-        module.score_tile(head, tile, parts[number], used[number], scratch)
+        first = number == 0 and not plan.sparse
+        module.score_tile(head, tile, parts[number], used[number], scratch, first)
         if used[number] is not None and plan.reconsiders(number):
             share = sparsity.needing_share(states, number, plan.tolerance)
             retain = plan.worth_retaining(share)

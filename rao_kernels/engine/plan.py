@@ -36,6 +36,7 @@ class Plan:
     workspace_bytes: size of the buffer that carries retained tiles from forward to backward.
     tolerance: probability mass that a row may drop in backward; 0 makes the backward dense.
     retained_cost: see `Traits`; decides how many tiles a sparse pass retains.
+    single_tile: backward's only tile writes dhidden in its final dtype.
     """
 
     backend: str
@@ -47,6 +48,7 @@ class Plan:
     precision: Precision
     tolerance: float
     retained_cost: int
+    single_tile: bool
 
     @property
     def width(self) -> int:
@@ -131,6 +133,11 @@ def make_plan(
         precision=precision,
         tolerance=tolerance,
         retained_cost=traits.retained_cost,
+        # The gradients of fp16 are scaled back after the last tile.
+        single_tile=traits.writes_dhidden
+        and len(tiles) == 1
+        and tolerance == 0.0
+        and dtype != torch.float16,
     )
 
 

@@ -47,26 +47,25 @@ def initial_states(head: Head, plan: Plan, wanted: Statistics) -> RowState:
     """Return statistics ``[parts, N]`` of the parts of the vocabulary and target logits ``[1, N]``.
 
     Each tile is a part of its own in a sparse pass, which needs the probability mass of every
-    tile; a dense pass has one part.
+    tile. A dense pass has one part, which its first tile writes; it is uninitialised.
     """
     parts = len(plan.tiles) if plan.sparse else 1
 
-    def full(value: float, want: bool = True) -> Tensor | None:
-        if not want:
-            return None
-        shape, dtype = (parts, head.rows), plan.precision.accumulate
-        return torch.full(shape, value, dtype=dtype, device=head.hidden.device)
+    def empty(parts: int = parts) -> Tensor:
+        dtype = plan.precision.accumulate
+        return torch.empty(parts, head.rows, dtype=dtype, device=head.hidden.device)
 
-    row_max, row_sum = full(-torch.inf), full(0.0)
-    assert row_max is not None and row_sum is not None
-    return RowState(
-        row_max,
-        row_sum,
-        target_logit=row_max.new_full((1, head.rows), torch.nan),
-        entropy_sum=full(0.0, wanted.entropy),
-        sum_sq_probs=full(0.0, wanted.log_sum_sq_probs),
-        logit_sum=full(0.0, wanted.mean_logits),
+    states = RowState(
+        row_max=empty(),
+        row_sum=empty(),
+        target_logit=empty(1),
+        entropy_sum=empty() if wanted.entropy else None,
+        sum_sq_probs=empty() if wanted.log_sum_sq_probs else None,
+        logit_sum=empty() if wanted.mean_logits else None,
     )
+    if plan.sparse:
+        states.reset()
+    return states
 
 
 def states_of_tiles(states: RowState, tiles: int) -> list[RowState]:

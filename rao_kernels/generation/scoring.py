@@ -6,12 +6,11 @@ Legend: S sequences (each prompt with each of its samples), T tokens of the long
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError, NotYetError
+from ..errors import InputError
 from ..hf import attach_fused_head
 from .interface import Sample
 from .transformers_sampler import evaluating
@@ -55,17 +54,10 @@ def sampled_logps(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             logp_targets=targets.to(device),
-            **_at_temperature(temperature),
+            logp_temperature=temperature,
         ).token_logps.cpu()
     flat = iter(
         found[s, len(prompt) - 1 : len(prompt) + len(response) - 1].tolist()
         for s, (prompt, response) in enumerate(pairs)
     )
     return [[next(flat) for _ in group] for group in samples]
-
-
-def _at_temperature(temperature: float) -> dict[str, Any]:
-    """Return the arguments of the fused forward for logits that are divided by `temperature`."""
-    if temperature == 1.0:
-        return {}
-    raise NotYetError("log-probs at a temperature other than 1")

@@ -122,7 +122,8 @@ def differentiate(*arguments: Any) -> Gradients:
             index = selection.index
             mass = call.tile_mass if index is None else call.tile_mass[index]
             sparse = engine.Sparsity(call.order, mass, call.retained_tiles)
-        needs = engine.Needs(call.need_dhidden, call.need_dweight, call.need_dbias)
+        dhidden_dtype = hidden.dtype if call.need_dhidden else None
+        needs = engine.Needs(dhidden_dtype, call.need_dweight, call.need_dbias)
         rows = _row_gradients(call, selection, head)
         out = engine.differentiate(head, plan, rows, call.retained, scored, needs, sparse)
     empty = hidden.new_empty

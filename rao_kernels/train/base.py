@@ -16,18 +16,23 @@ from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import TrainOutput
 
+from ..data import PreferenceDataset
 from ..errors import InputError, NotYetError
 from ..sequence import SequenceBatch
-from . import checkpoints
+from . import checkpoints, identity
 from .card import write_model_card
 from .guards import DivergenceGuard, RisingLoss, diverged
 from .metrics import Meter
-from .output_folder import OutputFolder
+from .output_folder import OutputFolder, left_by_a_run
 from .plot import RunRecorder
 
 if TYPE_CHECKING:
     from .config import RunConfig
     from .identity import Identity
+
+
+# The value of `resume_from_checkpoint` of a command that goes on with the run in its folder.
+AUTOMATIC = "auto"
 
 
 class RunTrainer(Trainer):
@@ -55,16 +60,25 @@ class RunTrainer(Trainer):
             adapted.get_base_model().add_model_tags(self._tag_names)
         # Trainer asks this before 5.20, and the attribute of the class since.
         self.model_accepts_loss_kwargs = True
+        if self.args.resume_from_checkpoint == AUTOMATIC:
+            self._check_data()
         self._divergence = DivergenceGuard(self._reduce)
         self.add_callback(self._divergence)
         self._meters = {"train": Meter(), "eval": Meter()}
 
-    def _begin_run(self, identity: Identity | None) -> None:
+    def _begin_run(self, run: Identity | None) -> None:
         """Take the output folder for this run.
 
-        identity: everything the result depends on; None for a trainer that only evaluates.
+        run: everything the result depends on; None for a trainer that only evaluates.
         """
-        self._output = OutputFolder(self.args, identity)
+        self._output = OutputFolder(self.args, run)
+
+    def _check_data(self) -> None:
+        """Raise if the output folder holds a run on other data, before these are scored."""
+        folder, data = Path(str(self.args.output_dir)), self.train_dataset
+        has_begun = left_by_a_run(folder) and (folder / identity.FILE).exists()
+        if has_begun and isinstance(data, PreferenceDataset):
+            identity.check_same_run(folder, identity.of_data(data), "output_dir")
 
     # What a subclass describes.
 

@@ -75,13 +75,9 @@ def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Id
     args, model, dataset = trainer.args, trainer.model, trainer.train_dataset
     assert isinstance(model, nn.Module) and isinstance(dataset, PreferenceDataset)
     tokenizer: Any = trainer.processing_class
-    responses = sum(len(row.responses) for row in dataset.rows)
     items: Identity = {
         **method,
-        "training data": {
-            "what": f"{len(dataset)} prompts with {responses} responses",
-            "sha256": data_fingerprint(dataset),
-        },
+        **of_data(dataset),
         "model": {"what": _name(model), "sha256": start or start_fingerprint(model)},
         "tokenizer": {
             "what": str(getattr(tokenizer, "name_or_path", "")) or "a tokenizer",
@@ -96,6 +92,13 @@ def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Id
     }
     # Through JSON, which turns tuples into lists, so that it equals what a file gives back.
     return dict(json.loads(json.dumps(items, default=_plain)))
+
+
+def of_data(dataset: PreferenceDataset) -> Identity:
+    """Return the part of a run's identity that its training data alone tell."""
+    responses = sum(len(row.responses) for row in dataset.rows)
+    what = f"{len(dataset)} prompts with {responses} responses"
+    return {"training data": {"what": what, "sha256": data_fingerprint(dataset)}}
 
 
 def settings(args: RunConfig) -> Identity:

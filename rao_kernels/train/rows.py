@@ -77,10 +77,10 @@ def rows_for_loss(
         yield row
 
 
-def row_needs(config: RAOConfig) -> set[str]:
+def row_needs(config: RAOConfig) -> tuple[str, ...]:
     """Return the inputs that the loss takes from records; advantages are made of rewards."""
     needs = config.spec.required_inputs(config.hyperparameters())
-    return {"rewards" if need == "advantages|rewards" else need for need in needs}
+    return tuple("rewards" if need == "advantages|rewards" else need for need in needs)
 
 
 def kl_block(config: RAOConfig) -> int:

@@ -223,3 +223,19 @@ def test_strided_operands(backend: str) -> None:
         assert torch.equal(getattr(got, field.name), getattr(straight, field.name)), field.name
     truth, plain = dense(problem.to(torch.float64)), dense(problem)
     assert worse_than_torch(run(strided, backend, None), truth, plain, torch.float32) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["plain", "one_row", "softcap"])
+def test_a_single_tile_writes_dhidden(
+    backend: str, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where one tile holds the vocabulary of a few rows."""
+    if backend == "cpu":
+        pytest.skip("its kernels add to dhidden")
+    module = backends.get(backend)
+    traits = replace(module.traits("cpu"), dense_width=1 << 20, writes_dhidden=True)
+    monkeypatch.setattr(module, "traits", lambda _: traits)
+    assert_as_good_as_torch(
+        lambda problem: run(problem, backend, None), lambda seed: case(name, dtype, seed)
+    )

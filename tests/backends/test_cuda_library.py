@@ -28,7 +28,7 @@ print(torch.ops.rao_native.row_kernels_problem())
 row = torch.zeros(2)
 try:
     torch.ops.rao_native.score_rows(torch.zeros(2, 8), None, row.long(), 0, 8, 1.0, 0.0, row, row,
-                                    row, None, None, None, None, None, 0)
+                                    row, None, None, None, True, None, None, 0)
 except NotImplementedError as error:
     print("CPU" in str(error))
 """

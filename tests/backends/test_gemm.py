@@ -225,6 +225,7 @@ def settings() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     MATMUL.fp32_precision = "none"
     MATMUL.allow_fp16_accumulation = False
+    MATMUL.allow_bf16_reduced_precision_reduction = True  # torch's default
 
 
 def seen_inside(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[object]:
@@ -277,6 +278,18 @@ def test_float16_is_not_summed_in_float16(monkeypatch: pytest.MonkeyPatch) -> No
     seen = seen_inside("allow_fp16_accumulation", torch.float16, monkeypatch)
     assert len(seen) >= 3 and not any(seen)
     assert MATMUL.allow_fp16_accumulation
+
+
+@pytest.mark.usefixtures("settings", "imitated")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_parts_of_a_sum_are_not_rounded_to_bfloat16(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "allow_bf16_reduced_precision_reduction"
+    setattr(MATMUL, name, allowed)
+    seen = seen_inside(name, torch.bfloat16, monkeypatch)
+    assert len(seen) >= 3 and not any(seen)
+    assert getattr(MATMUL, name) is allowed
 
 
 @pytest.mark.usefixtures("settings")

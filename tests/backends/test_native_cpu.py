@@ -220,11 +220,11 @@ def test_a_short_buffer_is_refused() -> None:
     scratch = cpu.scratch(head, tile.width, backward=False)
     whole = RetainedSlot(torch.empty(size, dtype=torch.uint8), head.rows)
     cpu.begin(head, scratch, backward=False)
-    cpu.score_tile(head, tile, state, whole, scratch)
+    cpu.score_tile(head, tile, state, whole, scratch, True)
     for memory, rows in ((whole.memory[:-1], head.rows), (whole.memory, head.rows - 1)):
         slot = RetainedSlot(memory, rows)
         with pytest.raises(RuntimeError, match="retained"):
-            cpu.score_tile(head, tile, state, slot, scratch)
+            cpu.score_tile(head, tile, state, slot, scratch, True)
     scratch = cpu.scratch(head, tile.width, backward=True)
     with pytest.raises(RuntimeError, match="packed_hidden"):
         cpu.begin(head, (scratch[0], scratch[1][:-1], *scratch[2:]), backward=True)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from rao_kernels import backends
-from rao_kernels.backends import Head, triton
+from rao_kernels.backends import GROUP, Head, triton
 from rao_kernels.backends.triton import tuning
+
+from .tile_walk import assert_as_good_as_eager, make_case
 
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
 
@@ -66,6 +68,22 @@ def test_scratch_of_each_form(width: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert sum(part.nbytes for part in triton.scratch(head, width, backward=True)) == (
             2 * 12 * padded
         )
+
+
+@pytest.mark.parametrize("retain", [False, True], ids=["recomputed", "retained"])
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
+def test_a_tile_wider_than_the_registers_of_a_program(
+    fused: bool, retain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three chunks of a row, the last one in part; a few rows of a large head are one tile."""
+    monkeypatch.setattr(tuning, "is_fused", lambda *_: fused)
+    width = 2 * tuning.SCORED_GROUPS * GROUP + 1300
+    assert tuning.rows_launch("score", width).chunks == 3
+    assert_as_good_as_eager(
+        lambda: make_case(3, 16, width, width, torch.float32, bias=True, softcap=8.0),
+        retain=retain,
+        backend=triton,
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")

@@ -35,11 +35,16 @@ VARIANTS = ("plain", "usual", "uneven", "full", "ragged")
 FUSED = [f"{kind}_fused-{variant}" for kind in ("score", "grad") for variant in VARIANTS]
 READING_TILES = [
     *FUSED,
-    *(f"{kind}_rows-{variant}" for kind in ("score", "grad") for variant in ("plain", "full")),
+    *(
+        f"{kind}_rows-{variant}"
+        for kind in ("score", "grad")
+        for variant in ("plain", "full", "wide")
+    ),
     "grad_retained-full",
+    "grad_retained-wide",
 ]
 BY_ROWS = [kernel for kernel in READING_TILES if kernel not in FUSED]
-KERNELS = [*READING_TILES, *(f"score_fused-{variant}_merge" for variant in VARIANTS)]
+KERNELS = [*READING_TILES, *(f"score_fused-{variant}_merge" for variant in (*VARIANTS, "wide"))]
 
 
 @cache

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from rao_kernels.backends import GROUP, Head, RetainedTile, RowGradients, RowState, Tile
-from rao_kernels.backends.triton import grad_tile_kernels, score_tile_kernels, tuning
+from rao_kernels.backends.triton import blocks, grad_tile_kernels, score_tile_kernels, tuning
 
 ROWS, WIDTH = 256, 8192
 TARGETS = {
@@ -120,6 +120,8 @@ def of_amd(kernel: triton.compiler.CompiledKernel, shared_limit: int) -> Compile
 # And their D. "ragged": W is no multiple of a group, as in the last tile of many vocabularies; not
 # for sm_100, where it spills 16 bytes and configs/forms.json selects no fused kernel.
 VARIANTS = {"plain": 4096, "usual": 4096, "uneven": 4112, "full": 4096, "ragged": 4096}
+# Every option, on a tile of more entries than a program holds. Its fused kernels are those of full.
+WIDE = "wide"
 
 
 def arguments(variant: str) -> tuple[Head, RowState, RetainedTile | None, RowGradients]:
@@ -128,8 +130,9 @@ def arguments(variant: str) -> tuple[Head, RowState, RetainedTile | None, RowGra
     The variants have no option, retained tiles and the entropy, a D that is no multiple of a block,
     every option, or every statistic of a ragged tile.
     """
-    size, full, usual = VARIANTS[variant], variant == "full", variant in ("usual", "full", "ragged")
-    width = 8000 if variant == "ragged" else WIDTH
+    size, full = VARIANTS.get(variant, 64), variant in ("full", WIDE)
+    usual = full or variant in ("usual", "ragged")
+    width = {"ragged": 8000, WIDE: 40_000}.get(variant, WIDTH)
 
     def rows(want: bool = True, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
         return torch.zeros(ROWS, dtype=dtype) if want else None
@@ -142,7 +145,7 @@ def arguments(variant: str) -> tuple[Head, RowState, RetainedTile | None, RowGra
         0.5,
         30.0 if full else None,
     )
-    every = variant in ("full", "ragged")
+    every = full or variant == "ragged"
     state = RowState(rows(), rows(), rows(), rows(usual), rows(every), rows(every))
     groups = tuning.groups(width)
     retained = RetainedTile(
@@ -159,11 +162,12 @@ def launches(variant: str) -> Iterator[tuple[str, Callable[[], None]]]:
     head, state, retained, gradients = arguments(variant)
     width = len(head.weight)
     tile = Tile(0, width)
-    raw = torch.empty(ROWS, WIDTH)[:, :width]
-    dz = torch.empty(ROWS, WIDTH, dtype=torch.bfloat16)[:, :width]
+    padded = blocks.padded(width)
+    raw = torch.empty(ROWS, padded)[:, :width]
+    dz = torch.empty(ROWS, padded, dtype=torch.bfloat16)[:, :width]
     partials = score.partial_statistics(head, width)
-    yield "score_rows", lambda: score.from_products(head, tile, raw, state, retained)
-    yield "score_fused", lambda: score.fused(head, tile, partials, state, retained)
+    yield "score_rows", lambda: score.from_products(head, tile, raw, state, retained, True)
+    yield "score_fused", lambda: score.fused(head, tile, partials, state, retained, True)
     yield "grad_rows", lambda: grad.from_products(head, tile, raw, gradients, dz)
     yield "grad_fused", lambda: grad.fused(head, tile, head.weight, gradients, dz)
     if retained is not None:
@@ -185,13 +189,15 @@ def compiled(name: str) -> dict[str, Compiled]:
         results[f"{prefix}{part}"] = describe(found, target.shared_bytes)
 
     score_tile_kernels.launch = grad_tile_kernels.launch = launch
-    for variant in VARIANTS:
+    for variant in (*VARIANTS, WIDE):
         if (name, variant) == ("sm_100", "ragged"):
             continue
         for call, run in launches(variant):
-            if "fused" in call or variant in ("plain", "full"):
+            if "fused" in call or variant in ("plain", "full", WIDE):
                 prefix = f"{call}-{variant}"
                 run()
+    for kind in ("score", "grad"):
+        del results[f"{kind}_fused-{WIDE}"]
     return results
 
 

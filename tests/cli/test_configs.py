@@ -15,7 +15,27 @@ from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
 
-@pytest.mark.parametrize("name", ["sft", "rao", "dpo"])
+def command_of(path: Path) -> str:
+    """Return the command that a file names in its first line, with the file's own name."""
+    found = re.match(r"# rao-kernels (\S+) --config examples/configs/(\S+)\n", path.read_text())
+    assert found is not None and found[2] == path.name
+    return found[1]
+
+
+def module_of(command: str) -> Path:
+    return Path(train.__file__).with_name(f"{command.replace('-', '_')}.py")
+
+
+NAMES = [
+    path.stem for path in sorted(CONFIGS.glob("*.yaml")) if module_of(command_of(path)).exists()
+]
+
+
+def test_there_are_files() -> None:
+    assert {"sft", "rao", "dpo"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of its model and data, tiny ones."""
     path = CONFIGS / f"{name}.yaml"
@@ -23,12 +43,10 @@ def test_a_file_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_tiny(tmp_path / "model")
     rows = tiny_rows(12, responses=(1,) if name == "sft" else (2, 3))
     data = write_jsonl(tmp_path / "data.jsonl", rows)
-    found = re.search(r"^# rao-kernels (\S+) --config (\S+)$", path.read_text(), re.M)
-    assert found is not None and found[2] == f"examples/configs/{name}.yaml"
     given = ["--model", "model", "--data", str(data), "--max_steps", "1", "--use_cpu"]
     if "eval_data" in path.read_text():
         given += ["--eval_data", str(data)]
-    assert main([found[1], "--config", str(path), *given, "--disable_tqdm", "true"]) == 0
+    assert main([command_of(path), "--config", str(path), *given, "--disable_tqdm", "true"]) == 0
     assert list((tmp_path / "out" / name).glob("*.safetensors"))
 
 

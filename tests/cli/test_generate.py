@@ -153,7 +153,7 @@ def test_a_prompt_that_cannot_be_encoded_is_found_before_sampling(folder: Path) 
     assert not (folder / "out.jsonl").exists()
 
 
-def test_old_logps_are_the_models_and_training_reads_the_records(folder: Path) -> None:
+def test_old_logps_are_the_models(folder: Path) -> None:
     run(flags(folder, "out.jsonl", "--old_logps"))
     found = records(folder / "out.jsonl")
     model = attach_fused_head(tiny_model())
@@ -164,21 +164,37 @@ def test_old_logps_are_the_models_and_training_reads_the_records(folder: Path) -
             scores = model(whole).logits[0].log_softmax(-1)
         rows = torch.arange(len(one["prompt_ids"]) - 1, whole.shape[1] - 1)
         assert logps == pytest.approx(scores[rows, torch.tensor(ids)].tolist(), abs=2e-5)
+
+
+@pytest.mark.parametrize("loss", ["rao", "grpo"])
+def test_training_reads_the_records_once_they_have_rewards(folder: Path, loss: str) -> None:
+    run(flags(folder, "out.jsonl", *(["--old_logps"] if loss == "grpo" else [])))
+    found = records(folder / "out.jsonl")
     scored = [{**one, "rewards": [float(len(r)) for r in one["responses"]]} for one in found]
-    # The first of what training reads: texts again, or the tokens where these are kept.
     args = RAOConfig(
         output_dir=str(folder / "run"),
+        loss=loss,
         use_cpu=True,
         max_steps=1,
         report_to="none",
         disable_tqdm=True,
+        per_device_train_batch_size=7,
         logging_steps=1,
     )
+    data = str(write_jsonl(folder / "scored.jsonl", scored))
     trainer = RAOTrainer(
-        tiny_model(), args=args, train_dataset=scored, processing_class=tiny_tokenizer()
+        tiny_model(), args=args, train_dataset=data, processing_class=tiny_tokenizer()
     )
     trainer.train()
-    assert [row.prompt.tolist() for row in trainer.train_dataset.rows] == [
-        one["prompt_ids"] for one in found
-    ]
     assert trainer.state.global_step == 1
+    rows = [trainer.train_dataset.rows[i] for i in range(7)]
+    ids = [tiny_tokenizer()(one["prompt"]).input_ids for one in found]
+    assert [row.prompt.tolist() for row in rows] == [[1, *one] for one in ids]
+    if loss == "grpo":
+        assert [[ids.tolist() for ids in row.responses] for row in rows] == [
+            one["response_ids"] for one in found
+        ]
+        # The policy has not moved: the ratios to the one that sampled are 1.
+        (entry,) = [one for one in trainer.state.log_history if "loss" in one]
+        assert entry["ratio/mean"] == pytest.approx(1, abs=1e-5)
+        assert entry["clip_ratio/high_mean"] == entry["clip_ratio/low_mean"] == 0

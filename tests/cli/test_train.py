@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from rao_kernels.cli.main import main
 from rao_kernels.cli.train import TYPES
 from rao_kernels.data import load_records, split_records
+from rao_kernels.train import prepare
 from rao_kernels.train.config import RunConfig
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
@@ -87,7 +88,10 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_is_left_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_left_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run on other data is refused before the reference scores them."""
     assert main(flags(folder)) == 0
     before = contents(folder / "out")
     capsys.readouterr()
@@ -97,6 +101,7 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, capsys: pytest.CaptureFix
         assert "this run is finished" in printed
         assert str(folder / "out") in printed
         assert contents(folder / "out") == before
+    monkeypatch.setattr(prepare, "fill_cache", lambda *_, **__: pytest.fail("scored"))
     assert main(flags(folder, "--limit", "8")) == 2
     assert "training data is" in capsys.readouterr().err
     assert {path: contents(folder / "out")[path] for path in before} == before

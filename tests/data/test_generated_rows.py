@@ -230,6 +230,7 @@ def test_each_bad_line_alone_raises_with_its_place(tmp_path: Path) -> None:
 
 
 NAMES = ["prompt", "responses", "rewards", "chosen", "rejected", "role", "content", "tools", 1]
+NAMES += ["messages", "conversations", "completions", "completion", "label", "text", "gold"]
 ATOMS: list[Any] = [None, True, 0, 1.5, float("nan"), 10**5000, "", "a", "\ud800", b"x", {1}]
 ATOMS += [message("user", "q"), message("assistant", "x")]
 

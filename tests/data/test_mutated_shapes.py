@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import hypothesis
+import numpy
 from hypothesis import strategies
 
 from rao_kernels.data import DataReport, Record, ShapeOptions, iter_raw
@@ -123,13 +126,15 @@ def test_each_of_100_000_records_is_loaded_or_named(tmp_path: Path) -> None:
     assert set(report.shapes) >= {case.shape for case in CASES}
 
 
+FOREIGN: list[Any] = [b"x", {1}, Decimal("sNaN"), date(2020, 1, 1), {1: 2}, ("x", "y")]
+FOREIGN += [numpy.array(1.5), numpy.array(["x", "y"]), numpy.array([{"role": "user"}]), object()]
 JUNK = strategies.recursive(
     strategies.none()
     | strategies.booleans()
     | strategies.integers()
     | strategies.floats()
     | strategies.text(max_size=5)
-    | strategies.sampled_from(ATOMS),
+    | strategies.sampled_from([*ATOMS, *FOREIGN]),
     lambda inner: (
         strategies.lists(inner, max_size=3)
         | strategies.dictionaries(
@@ -149,7 +154,7 @@ ROWS = strategies.builds(
 
 
 @hypothesis.seed(seeds.shifted(8))
-@hypothesis.settings(max_examples=60, deadline=None, database=None)
+@hypothesis.settings(max_examples=100, deadline=None, database=None)
 @hypothesis.given(strategies.lists(ROWS, max_size=20), strategies.booleans())
 def test_any_value_in_any_column_is_loaded_or_named(rows: list[Row], required: bool) -> None:
     options = ShapeOptions(responses_required=required, label_rewards=(1.0, 0.0))

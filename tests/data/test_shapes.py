@@ -71,6 +71,16 @@ def test_each_shape_survives_arrow(case: Case) -> None:
     assert record.responses == case.responses
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.prompt])
+def test_a_record_written_with_its_own_columns_is_the_same(case: Case) -> None:
+    """A command that writes what it read leaves nothing to the next one's judgement."""
+    record = parse_record("row 0", case.row)
+    columns = {"prompt": record.prompt, "responses": record.responses, "rewards": record.rewards}
+    again = parse_record("row 0", {**columns, "tools": record.tools})
+    assert (again.prompt, again.responses) == (record.prompt, record.responses)
+    assert (again.rewards, again.tools) == (record.rewards, record.tools)
+
+
 PAIR = {"prompt": "q", "chosen": "x", "rejected": "y"}
 NATIVE = {"prompt": "q", "responses": ["x", "y"], "rewards": [1.0, 0.0]}
 RATED = {"prompt": "q", "response": "x", "helpfulness": 3, "correctness": 4}
@@ -294,4 +304,5 @@ def test_repeated_records_and_prompts_are_counted() -> None:
     assert (report.duplicates, report.repeated_prompts) == (2, 1)
     assert "2 records that repeat another one" in report.describe()
     assert "1 prompts that occur in several records" in report.describe()
+    assert "7 records read; shapes: pair 5, " in report.describe()
     assert "repeat" not in DataReport().describe()

@@ -62,9 +62,10 @@ class Transposed:
         state: RowState,
         retained: RetainedSlot | None,
         scratch: Sequence[Tensor],
+        first: bool,
     ) -> None:
         self.calls.append(("tile", False))
-        plain.score_tile(head, tile, state, None, scratch)
+        plain.score_tile(head, tile, state, None, scratch, first)
         if retained is not None:
             assert retained.memory.data_ptr() % 64 == 0
             assert retained.rows == head.rows

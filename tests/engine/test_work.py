@@ -22,7 +22,7 @@ from .test_memory import peak_extra, require_cpu_library
 
 N, D, V = 24, 8, 5000
 DELTA = 2.0**-9
-NEEDS = engine.Needs(dhidden=True, dweight=True, dbias=False)
+NEEDS = engine.Needs(dhidden=torch.float32, dweight=True, dbias=False)
 
 
 def plan_of(

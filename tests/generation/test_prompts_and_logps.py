@@ -47,7 +47,9 @@ def test_prompt_ids_of_messages_and_of_none() -> None:
         prompt_ids(Record(turns, [], None, "here"), tiny_tokenizer())
 
 
-def test_logps_are_those_of_the_logits() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logps_are_those_of_the_logits(temperature: float) -> None:
+    """At the temperature that they were sampled at."""
     model = tiny_model()
     samples = TransformersSampler(model, tiny_tokenizer()).sample(
         PROMPTS, SamplingOptions(responses=2, max_new_tokens=7), seed=0
@@ -56,11 +58,12 @@ def test_logps_are_those_of_the_logits() -> None:
     for prompt, group in zip(PROMPTS, samples, strict=True):
         for one in group:
             with torch.no_grad():
-                logps = model(torch.tensor([[*prompt, *one.ids]])).logits[0].log_softmax(-1)
+                logits = model(torch.tensor([[*prompt, *one.ids]])).logits[0]
+            logps = (logits / temperature).log_softmax(-1)
             rows = torch.arange(len(prompt) - 1, len(prompt) + len(one.ids) - 1)
             expected += logps[rows, torch.tensor(one.ids)].tolist()
     model.train()
-    found = sampled_logps(model, PROMPTS, samples)
+    found = sampled_logps(model, PROMPTS, samples, temperature)
     assert [[len(logps) for logps in group] for group in found] == [
         [len(one.ids) for one in group] for group in samples
     ]

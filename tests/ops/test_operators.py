@@ -201,10 +201,16 @@ def without_tile_operations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_tile_operations", "meta_autocast")
+@pytest.mark.parametrize("single_tile", [False, True])
 @pytest.mark.parametrize("rows", [1, 64])
-def test_launches_of_a_small_call_beside_its_tiles(rows: int) -> None:
-    """Three values that the statistics begin with, three operations that finish them, and dhidden
-    zeroed and rounded. One more where the end of the retained logits is padded."""
+def test_launches_of_a_small_call_beside_its_tiles(
+    rows: int, single_tile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three operations that finish the statistics, and dhidden zeroed and rounded unless a single
+    tile writes it. One more where the end of the retained logits is padded."""
+    if single_tile:
+        traits = replace(eager.traits("cuda"), dense_width=300, writes_dhidden=True)
+        monkeypatch.setattr(eager, "traits", lambda _: traits)
     problem = on_meta(make(rows, 300, 16, dtype=torch.bfloat16))
     statistics = ("with_entropy", "with_log_sum_sq_probs", "with_mean_logits", "with_is_top1")
     call = forward_call(problem, ignore_index=None, **dict.fromkeys(statistics, False))
@@ -214,10 +220,8 @@ def test_launches_of_a_small_call_beside_its_tiles(rows: int) -> None:
     with Launches() as backward:
         found = differentiate(*given)
     padding = [] if rows % 16 == 0 else ["zero_"]
-    assert sorted(forward.names) == sorted(
-        ["full", "full", "new_full", *padding, "sub", "log", "sub"]
-    )
-    assert backward.names == ["zero_", "_to_copy"]
+    assert sorted(forward.names) == sorted([*padding, "sub", "log", "sub"])
+    assert backward.names == ([] if single_tile else ["zero_", "_to_copy"])
     assert isinstance(found, Gradients)
 
 

@@ -42,8 +42,9 @@ struct ProductGradient {
 // Each launch enqueues one kernel on `stream`, a cudaStream_t of the current device, and returns an
 // error message, or null.
 //
-// Folds the tile's logits into `state` and fills `retained` where it is not null.
-const char* launch_score_rows(const LogitsTile& tile, const RowState& state,
+// Folds the tile's logits into `state` and fills `retained` where it is not null. first: `state` is
+// uninitialised, and all of it is written.
+const char* launch_score_rows(const LogitsTile& tile, const RowState& state, bool first,
                               const RetainedTile& retained, void* stream);
 
 // Writes dz, from tile.products where they are not null, else from `retained`.

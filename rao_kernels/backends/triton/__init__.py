@@ -33,7 +33,7 @@ from . import tuning
 NAME = "triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
-_WIDEST = 16384  # a row in the registers of 1,024 threads, the most of a program
+_WIDEST = 1 << 20
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -66,15 +66,11 @@ def _interpreting() -> bool:
 
 
 def traits(device_type: str) -> Traits:
-    """Return the traits of the products; a row kernel holds a row of a tile in registers.
-
-    On AMD its warps are of twice as many threads: tiles of the usual width have 1,024 already.
-    """
+    """Return the traits of the products; a row kernel takes a row of any width, chunk by chunk."""
     found = traits_on(device_type)
     if device_type != "cuda":
         return found
-    widest = _WIDEST if torch.version.hip is None else 0
-    return replace(found, widest=widest, workspace_cap=GPU_WORKSPACE_CAP)
+    return replace(found, widest=_WIDEST, writes_dhidden=True, workspace_cap=GPU_WORKSPACE_CAP)
 
 
 def retained_bytes(rows: int, width: int, precision: Precision) -> int:
@@ -103,15 +99,16 @@ def score_tile(
     state: RowState,
     retained: RetainedSlot | None,
     scratch: Sequence[Tensor],
+    first: bool,
 ) -> None:
     from . import score_tile_kernels as kernels
 
     kept = None if retained is None else RetainedTile.on(retained, tile, head.precision)
     if _is_fused("score", head):
-        kernels.fused(head, tile, scratch[0], state, kept)
+        kernels.fused(head, tile, scratch[0], state, kept, first)
     else:
         raw = logits(head, tile, out=scratch[0][: head.rows, : tile.width])
-        kernels.from_products(head, tile, raw, state, kept)
+        kernels.from_products(head, tile, raw, state, kept, first)
 
 
 def grad_tile(

@@ -248,22 +248,26 @@ def fold(
     new,
     rows,
     inside,
+    known,
     row_max_ptr,
     row_sum_ptr,
     entropy_sum_ptr,
     sum_sq_probs_ptr,
     logit_sum_ptr,
 ):
-    """Merge the STATISTICS `new` into the running ones of `rows`."""
-    top = tl.load(row_max_ptr + rows, mask=inside, other=-float("inf"))
-    total = tl.load(row_sum_ptr + rows, mask=inside, other=0.0)
+    """Merge the STATISTICS `new` into the running ones of `rows`.
+
+    inside: mask of the rows that exist; known: of those that have running statistics.
+    """
+    top = tl.load(row_max_ptr + rows, mask=known, other=-float("inf"))
+    total = tl.load(row_sum_ptr + rows, mask=known, other=0.0)
     entropy_sum, sum_sq_probs, logit_sum = total, total, total
     if entropy_sum_ptr is not None:
-        entropy_sum = tl.load(entropy_sum_ptr + rows, mask=inside, other=0.0)
+        entropy_sum = tl.load(entropy_sum_ptr + rows, mask=known, other=0.0)
     if sum_sq_probs_ptr is not None:
-        sum_sq_probs = tl.load(sum_sq_probs_ptr + rows, mask=inside, other=0.0)
+        sum_sq_probs = tl.load(sum_sq_probs_ptr + rows, mask=known, other=0.0)
     if logit_sum_ptr is not None:
-        logit_sum = tl.load(logit_sum_ptr + rows, mask=inside, other=0.0)
+        logit_sum = tl.load(logit_sum_ptr + rows, mask=known, other=0.0)
     both = merged((top, total, entropy_sum, sum_sq_probs, logit_sum), new)
     tl.store(row_max_ptr + rows, both[0], mask=inside)
     tl.store(row_sum_ptr + rows, both[1], mask=inside)

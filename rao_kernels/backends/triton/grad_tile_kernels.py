@@ -28,7 +28,7 @@ from .score_tile_kernels import product_constants, product_operands, retained_ar
 
 
 def from_products(head: Head, tile: Tile, raw: Tensor, rows: RowGradients, dz: Tensor) -> None:
-    """Write ``dz [N, W]``, the gradient of ``raw [N, W]``. One program per row."""
+    """Write ``dz [N, W]``, the gradient of ``raw [N, W]``. A program per row and chunk of it."""
     _by_rows(head, tile, (raw, raw.stride(0), None, None, None), rows, dz)
 
 
@@ -74,10 +74,10 @@ def _by_rows(
     rows: RowGradients,
     dz: Tensor,
 ) -> None:
-    config = tuning.rows_launch(tile.width)
+    config = tuning.rows_launch("grad", tile.width)
     launch(
         _grad_tile_rows_kernel,
-        head.rows,
+        head.rows * config.chunks,
         dz.device,
         *source,
         rows.retained_row,
@@ -130,7 +130,8 @@ def _grad_tile_rows_kernel(
     softcap,
     GROUPS: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
+    chunks = tl.cdiv(W, GROUPS * BLOCK_V)
+    n = (tl.program_id(0) // chunks).to(tl.int64)
     of_row = row_gradients(
         n,
         True,
@@ -143,7 +144,7 @@ def _grad_tile_rows_kernel(
         p_log_p_factor_ptr,
     )
     target = position_in_tile(targets_ptr, n, True, start, W)
-    group = tl.arange(0, GROUPS)[:, None]
+    group = (tl.program_id(0) % chunks) * GROUPS + tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, BLOCK_V)[None, :]
     entries = group * BLOCK_V + lane
     inside = entries < W

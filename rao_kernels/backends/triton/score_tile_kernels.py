@@ -32,10 +32,15 @@ from .blocks import (
 
 
 def from_products(
-    head: Head, tile: Tile, raw: Tensor, state: RowState, retained: RetainedTile | None
+    head: Head,
+    tile: Tile,
+    raw: Tensor,
+    state: RowState,
+    retained: RetainedTile | None,
+    first: bool,
 ) -> None:
     """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One program per row."""
-    rows = tuning.rows_launch(tile.width)
+    rows = tuning.rows_launch("score", tile.width)
     launch(
         _score_tile_rows_kernel,
         head.rows,
@@ -46,6 +51,7 @@ def from_products(
         *_state_arguments(state),
         *retained_arguments(retained),
         raw.stride(0),
+        int(first),
         tile.start,
         tile.width,
         head.scale,
@@ -67,6 +73,7 @@ def fused(
     partials: Tensor,
     state: RowState,
     retained: RetainedTile | None,
+    first: bool,
 ) -> None:
     """Like `from_products`, with the products computed in the same kernel.
 
@@ -103,9 +110,13 @@ def fused(
         triton.cdiv(head.rows, merge.rows),
         weight.device,
         partials,
-        *_state_arguments(state)[:-1],
+        head.targets,
+        *_state_arguments(state),
         head.rows,
         tile.groups,
+        int(first),
+        tile.start,
+        tile.width,
         BLOCK_N=merge.rows,
         GROUPS=merge.groups,
         warps=merge.warps,
@@ -162,7 +173,7 @@ def retained_arguments(
     return retained.values, retained.maxima, retained.maxima.shape[1]
 
 
-@triton.jit(do_not_specialize=["retained_rows", "start"])
+@triton.jit(do_not_specialize=["retained_rows", "is_first", "start"])
 def _score_tile_rows_kernel(
     raw_ptr,
     bias_ptr,
@@ -177,6 +188,7 @@ def _score_tile_rows_kernel(
     maxima_ptr,
     retained_rows,
     stride_n,
+    is_first,
     start,
     W,
     scale,
@@ -184,23 +196,30 @@ def _score_tile_rows_kernel(
     GROUPS: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
-    group = tl.arange(0, GROUPS)[:, None]
-    entries = group * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
-    inside = entries < W
-    raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=-float("inf"))
-    if values_ptr is not None:
-        there = group < tl.cdiv(W, BLOCK_V)
-        index = group.to(tl.int64) * retained_rows + n
-        top = tl.max(raw, axis=1)[:, None]
-        values = narrowed(raw - top, values_ptr.dtype.element_ty)
-        tl.store(values_ptr + index * BLOCK_V + tl.arange(0, BLOCK_V)[None, :], values, mask=there)
-        tl.store(maxima_ptr + index, top, mask=there)
-    z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
-    statistics = statistics_of(z, inside)
+    top, total, entropy_sum, sum_sq_probs, logit_sum = -float("inf"), 0.0, 0.0, 0.0, 0.0
+    for first_group in range(0, tl.cdiv(W, BLOCK_V), GROUPS):
+        group = first_group + tl.arange(0, GROUPS)[:, None]
+        entries = group * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
+        inside = entries < W
+        raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=-float("inf"))
+        if values_ptr is not None:
+            there = group < tl.cdiv(W, BLOCK_V)
+            index = group.to(tl.int64) * retained_rows + n
+            maxima = tl.max(raw, axis=1)[:, None]
+            values = narrowed(raw - maxima, values_ptr.dtype.element_ty)
+            lane = tl.arange(0, BLOCK_V)[None, :]
+            tl.store(values_ptr + index * BLOCK_V + lane, values, mask=there)
+            tl.store(maxima_ptr + index, maxima, mask=there)
+        z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
+        top, total, entropy_sum, sum_sq_probs, logit_sum = merged(
+            (top, total, entropy_sum, sum_sq_probs, logit_sum),
+            merged_groups(statistics_of(z, inside)),
+        )
     fold(
-        merged_groups(statistics),
+        (top, total, entropy_sum, sum_sq_probs, logit_sum),
         n,
         True,
+        is_first == 0,
         row_max_ptr,
         row_sum_ptr,
         entropy_sum_ptr,
@@ -211,7 +230,8 @@ def _score_tile_rows_kernel(
     hit = target >= 0
     target_raw = tl.load(raw_ptr + n * stride_n + target, mask=hit, other=0.0)
     target_z, _ = transform(target_raw, bias_ptr, target, hit, scale, softcap)
-    tl.store(target_logit_ptr + n, target_z, mask=hit)
+    found = tl.where(hit, target_z, float("nan"))
+    tl.store(target_logit_ptr + n, found, mask=hit | (is_first != 0))
 
 
 @triton.jit(do_not_specialize=["retained_rows", "N", "start"])
@@ -292,40 +312,57 @@ def _score_tile_fused_kernel(
         tl.store(target_logit_ptr + rows, target_z, mask=own)
 
 
-@triton.jit(do_not_specialize=["N", "groups"])
+@triton.jit(do_not_specialize=["N", "groups", "is_first", "start"])
 def _score_tile_merge_kernel(
     partials_ptr,
+    targets_ptr,
     row_max_ptr,
     row_sum_ptr,
     entropy_sum_ptr,
     sum_sq_probs_ptr,
     logit_sum_ptr,
+    target_logit_ptr,
     N,
     groups,
+    is_first,
+    start,
+    W,
     BLOCK_N: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    group = tl.arange(0, GROUPS)[:, None]
-    there = (group < groups) & (rows < N)[None, :]
-    source = partials_ptr + group.to(tl.int64) * N + rows[None, :]
     stride = groups.to(tl.int64) * N
-    top = tl.load(source, mask=there, other=-float("inf"))
-    total = tl.load(source + stride, mask=there, other=0.0)
-    entropy_sum, sum_sq_probs, logit_sum = total, total, total
-    if entropy_sum_ptr is not None:
-        entropy_sum = tl.load(source + 2 * stride, mask=there, other=0.0)
-    if sum_sq_probs_ptr is not None:
-        sum_sq_probs = tl.load(source + 3 * stride, mask=there, other=0.0)
-    if logit_sum_ptr is not None:
-        logit_sum = tl.load(source + 4 * stride, mask=there, other=0.0)
+    nothing = tl.zeros((BLOCK_N,), tl.float32)
+    top, total, entropy_sum = nothing - float("inf"), nothing, nothing
+    sum_sq_probs, logit_sum = nothing, nothing
+    for first_group in range(0, groups, GROUPS):
+        group = first_group + tl.arange(0, GROUPS)[:, None]
+        there = (group < groups) & (rows < N)[None, :]
+        source = partials_ptr + group.to(tl.int64) * N + rows[None, :]
+        tops = tl.load(source, mask=there, other=-float("inf"))
+        totals = tl.load(source + stride, mask=there, other=0.0)
+        entropy_sums, sums_sq_probs, logit_sums = totals, totals, totals
+        if entropy_sum_ptr is not None:
+            entropy_sums = tl.load(source + 2 * stride, mask=there, other=0.0)
+        if sum_sq_probs_ptr is not None:
+            sums_sq_probs = tl.load(source + 3 * stride, mask=there, other=0.0)
+        if logit_sum_ptr is not None:
+            logit_sums = tl.load(source + 4 * stride, mask=there, other=0.0)
+        top, total, entropy_sum, sum_sq_probs, logit_sum = merged(
+            (top, total, entropy_sum, sum_sq_probs, logit_sum),
+            merged_groups((tops, totals, entropy_sums, sums_sq_probs, logit_sums)),
+        )
     fold(
-        merged_groups((top, total, entropy_sum, sum_sq_probs, logit_sum)),
+        (top, total, entropy_sum, sum_sq_probs, logit_sum),
         rows,
         rows < N,
+        (rows < N) & (is_first == 0),
         row_max_ptr,
         row_sum_ptr,
         entropy_sum_ptr,
         sum_sq_probs_ptr,
         logit_sum_ptr,
     )
+    elsewhere = position_in_tile(targets_ptr, rows, rows < N, start, W) < 0
+    unknown = nothing + float("nan")
+    tl.store(target_logit_ptr + rows, unknown, mask=(rows < N) & elsewhere & (is_first != 0))

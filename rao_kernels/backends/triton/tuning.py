@@ -18,21 +18,29 @@ import torch
 from ..tiles import GROUP, Head, RowState
 
 Pass = Literal["score", "grad"]
+# Groups of a row that a program holds: to score them, one of 1,024 threads, the most of a program
+# (AMD's warps have 64); for their gradients one of 512 threads, which may have twice the registers.
+SCORED_GROUPS = 64 if torch.version.hip is None else 32
+GRADIENT_GROUPS = 32
 RESERVED_SHARED_BYTES = 1024  # of each block, by CUDA
 CONFIGS = Path(__file__).with_name("configs")
 
 
 @dataclass(frozen=True)
 class RowsLaunch:
-    """A program computes one row of a tile: `groups` groups of entries (a power of two)."""
+    """A program holds `groups` groups (a power of two) of a row's entries in registers.
+
+    chunks: number of these in a row: passes of a program that scores it, or programs of a gradient.
+    """
 
     groups: int
+    chunks: int
     warps: int
 
 
 @dataclass(frozen=True)
 class MergeLaunch:
-    """A program merges the statistics of `groups` groups (a power of two) of `rows` rows."""
+    """A program merges statistics of `rows` rows, `groups` groups (a power of two) at a time."""
 
     rows: int
     groups: int
@@ -71,14 +79,16 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def rows_launch(width: int) -> RowsLaunch:
-    """Return a launch of 16 entries per thread: all loads of a row in flight, in few registers."""
-    count = _power_of_two(groups(width))
-    return RowsLaunch(count, warps=max(1, min(count * GROUP // 512, 32)))
+def rows_launch(what: Pass, width: int) -> RowsLaunch:
+    """Return a launch of 16 entries per thread: a chunk's loads are in flight, in few registers."""
+    most = SCORED_GROUPS if what == "score" else GRADIENT_GROUPS
+    count = min(_power_of_two(groups(width)), most)
+    chunks = -(-groups(width) // count)
+    return RowsLaunch(count, chunks, warps=max(1, min(count * GROUP // 512, 32)))
 
 
 def merge_launch(width: int) -> MergeLaunch:
-    return MergeLaunch(rows=32, groups=_power_of_two(groups(width)), warps=4)
+    return MergeLaunch(rows=32, groups=min(_power_of_two(groups(width)), SCORED_GROUPS), warps=4)
 
 
 @dataclass(frozen=True)
