@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ..data import PreferenceDataset, Prompt
-from ..errors import InputError, NotYetError
-from ..generation import Sampler, SamplingOptions, TransformersSampler
+from ..data import PreferenceDataset
+from ..errors import InputError
+from ..generation import Sampler, TransformersSampler
 from ..hf import attach_fused_head
-from ..refcache import model_fingerprint
-from ..rewards import Candidate, Scorer
+from ..rewards import Scorer
 from .checks import check_rows
 from .guards import RisingLoss
 from .identity import Identity, describe
 from .model import prepare_reference
+from .online_checks import SETTINGS, check_online, method_items, needs_reference
 from .online_config import OnlineConfig
+from .online_loader import round_loader
 from .online_metrics import describe_round, describe_samples
-from .online_prompts import PromptDataset, PromptRecord, load_prompts
+from .online_prompts import PromptDataset, load_prompts
 from .online_rollouts import Rollout, RoundFiles
 from .online_rows import RoundExample, examples_of
+from .online_sampling import RoundSampler
 from .online_schedule import Schedule
-from .online_scores import Pass, RoundReference, policy_mode
+from .online_scores import RoundReference
 from .output_folder import OutputFolder
 from .prepare import estimate_log_z0, find_prefix_length, make_collator
 from .trainer import RAOTrainer
@@ -113,7 +115,7 @@ class OnlineTrainer(RAOTrainer):
     def _load(
         self, train: Any, held_out: Any, args: Any, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Any, Any]:
-        _check_online(args)
+        check_online(args)
         named = ((train, "training prompts"), (held_out, "evaluation prompts"))
         training, evaluation = (
             None if source is None else load_prompts(source, name, args, tokenizer)
@@ -124,12 +126,11 @@ class OnlineTrainer(RAOTrainer):
     def _prepare(self, ref_model: Any) -> None:
         """Find t0, keep the reference, and take the output folder."""
         model: Any = self.model
-        self._sampler = self._given_sampler or TransformersSampler(model, self.processing_class)
         given = None
         if ref_model is not None:
             given = attach_fused_head(prepare_reference(ref_model, self.args.device))
         self._reference: RoundReference | None = None
-        if _needs_reference(self.args):
+        if needs_reference(self.args):
             fresh = self._fresh_adapter
             self._reference = RoundReference(model, given, self.args, fresh_adapter=fresh)
         self._files = RoundFiles(Path(str(self.args.output_dir)))
@@ -144,6 +145,16 @@ class OnlineTrainer(RAOTrainer):
             self._prefix_length = find_prefix_length(rows, self.args, None)
         collator = make_collator(self.processing_class, self._prefix_length or 1)
         self._collator = dataclasses.replace(collator, packing=self.args.packing)
+        self._rollouts = RoundSampler(
+            model,
+            self._given_sampler or TransformersSampler(model, self.processing_class),
+            self._rewards,
+            self._reference,
+            self._collator,
+            self._scoring,
+            self.accelerator,
+            self.args,
+        )
         self._begin_run(self._identity())
 
     def _begin_run(self, identity: Identity | None) -> None:
@@ -153,16 +164,12 @@ class OnlineTrainer(RAOTrainer):
     def _identity(self) -> Identity | None:
         if self.train_dataset is None:
             return None
-        args, reference = self.args, self._reference
+        reference = None if self._reference is None else self._reference.given
         items: Identity = {
-            "online": True,
-            "loss": args.spec.name,
-            **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
-            "reference": _fingerprint(None if reference is None else reference.given),
+            **method_items(self.args, reference),
             "prefix_length": self._prefix_length,
             "prompts": {"what": "columns", "sha256": self.train_dataset.digest()},
             "rewards": self._rewards.describe(),
-            **{name: getattr(args, name) for name in _SETTINGS},
         }
         return describe(self, items)
 
@@ -174,17 +181,13 @@ class OnlineTrainer(RAOTrainer):
         return Schedule.of(self.args, len(self.train_dataset))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return a loader whose every pass is a round: it begins one, and gives its micro-batches.
+        """Return a loader whose every pass is a round."""
+        return round_loader(self)
 
-        It is not accelerate's, which would fetch the next micro-batch, and begin the next round,
-        before the step of the last one.
-        """
-        return DataLoader(
-            _Positions(self),
-            batch_sampler=_MicroBatches(self),
-            collate_fn=self._collate,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-        )
+    @property
+    def round_examples(self) -> list[RoundExample]:
+        """The examples of the current round."""
+        return self._round.examples
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """Let transformers count the steps of all rounds; an epoch of it is a round."""
@@ -217,79 +220,13 @@ class OnlineTrainer(RAOTrainer):
         chosen = schedule.prompts_of(number)
         own = [prompts[chosen[position]] for position in schedule.share(rank)]
         seed = schedule.sampling_seed(number, rank)
-        rollouts = self._with_scores(self._sample(own, self.args.responses_per_prompt, seed))
+        sampled = self._rollouts.sample(own, self.args.responses_per_prompt, seed)
+        rollouts = self._rollouts.score(sampled)
         if self.args.world_size > 1:
             rollouts = gather_object(rollouts)
         if self.args.should_save:
-            shared = {"generator": self._generator(number), "scorer": self._rewards.describe()}
-            self._files.write(number, rollouts, shared)
+            self._files.write(number, rollouts, self._rollouts.describe(number))
         self.accelerator.wait_for_everyone()
-
-    def _sample(self, prompts: Sequence[PromptRecord], count: int, seed: int) -> list[Rollout]:
-        """Sample responses to prompts and reward them, and their gold answers."""
-        options = SamplingOptions(
-            count,
-            self.args.max_new_tokens,
-            self.args.temperature,
-            self.args.top_p,
-            self.args.top_k,
-            self.args.sampling_batch_size,
-        )
-        with self.accelerator.autocast():
-            groups = self._sampler.sample([one.ids for one in prompts], options, seed=seed)
-        candidates = []
-        for one, group in zip(prompts, groups, strict=True):
-            shared = (one.prompt, one.where, one.columns)
-            candidates += [_candidate(*shared, sample.text, sample.finished) for sample in group]
-            candidates += [] if one.gold is None else [_candidate(*shared, one.gold, True)]
-        rewards = iter(self._rewards.score(candidates))
-        found = []
-        for one, group in zip(prompts, groups, strict=True):
-            found.append(
-                Rollout(
-                    prompt=one.prompt,
-                    prompt_ids=list(one.ids),
-                    responses=[sample.text for sample in group],
-                    response_ids=[list(sample.ids) for sample in group],
-                    rewards=[float(next(rewards)) for _ in group],
-                    finished=[sample.finished for sample in group],
-                    where=one.where,
-                    columns=one.columns,
-                    gold_ids=one.gold_ids,
-                    gold_reward=None if one.gold is None else float(next(rewards)),
-                )
-            )
-        return found
-
-    def _with_scores(self, rollouts: list[Rollout]) -> list[Rollout]:
-        """Add the log-probs and values that the loss needs."""
-        model: Any = self.model
-        scored = Pass(self._collator, self.accelerator, self.args, self._scoring)
-        is_policy = self._reference is not None and self._reference.is_policy
-        own = reference = None
-        if "old_token_logps" in self._needs or self.args.estimates_advantages or is_policy:
-            asked = ("token_values",) if self.args.estimates_advantages else ()
-            stats = ("entropy", *asked)
-            with policy_mode(model):
-                own = scored.run(model, rollouts, stats)
-        if is_policy:
-            reference = own
-        elif self._reference is not None:
-            with self._reference.active() as frozen:
-                reference = scored.run(frozen, rollouts)
-        for number, rollout in enumerate(rollouts):
-            added: dict[str, Any] = {}
-            if own is not None:
-                added = {
-                    "old_token_logps": own[number].token_logps,
-                    "old_values": own[number].values,
-                    "entropy": own[number].entropy,
-                }
-            if reference is not None:
-                added["ref_token_logps"] = reference[number].token_logps
-                added["ref_prompt_logp"] = reference[number].prompt_logp
-            rollouts[number] = dataclasses.replace(rollout, **added)
-        return rollouts
 
     def _take_round(self, number: int, rollouts: list[Rollout], sha: str) -> None:
         """Make the round's examples; estimate log_z0 where the reference has sampled the round."""
@@ -306,18 +243,13 @@ class OnlineTrainer(RAOTrainer):
         }
         self._meters["train"].update(metrics, weight)
 
-    def _collate(self, examples: Sequence[RoundExample]) -> dict[str, Any]:
+    def collate(self, examples: Sequence[RoundExample]) -> dict[str, Any]:
         """Collate the examples that count; if there is none, one with the weight 0."""
         counted = [one.example for one in examples if one.counted]
         if counted:
             return self._collator(counted)
         batch = self._collator([examples[0].example])
         return batch | {"fresh": torch.tensor(False)}
-
-    def _generator(self, number: int) -> dict[str, Any]:
-        names = ("temperature", "top_p", "top_k", "max_new_tokens")
-        settings = {name: getattr(self.args, name) for name in names}
-        return {"policy": f"at the start of round {number}", **settings}
 
     # Evaluation.
 
@@ -340,7 +272,7 @@ class OnlineTrainer(RAOTrainer):
         rank, ranks = self.args.process_index, self.args.world_size
         own = held_out.prompts[rank::ranks]
         seed = Schedule.of(self.args, 1).sampling_seed(0, rank)
-        rollouts = self._sample(own, 1, seed) if own else []
+        rollouts = self._rollouts.sample(own, 1, seed) if own else []
         if ranks > 1:
             rollouts = gather_object(rollouts)
         found = describe_samples(rollouts)
@@ -371,7 +303,7 @@ class OnlineTrainer(RAOTrainer):
         yield "hyperparameters of the loss", hyper or "none"
         if self.train_dataset is not None:
             yield "training data", f"{len(self.train_dataset)} prompts, and responses sampled"
-        for name in _SETTINGS:
+        for name in SETTINGS:
             yield name, str(getattr(self.args, name))
 
 
@@ -382,89 +314,3 @@ class RoundData:
     rollouts: list[Rollout]
     examples: list[RoundExample]
     sha256: str
-
-
-class _Positions(Dataset[RoundExample]):
-    """The examples of the trainer's current round."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        return self.trainer.args.round_size
-
-    def __getitem__(self, position: int) -> RoundExample:
-        return self.trainer._round.examples[position]
-
-
-class _MicroBatches:
-    """Begins a round whenever it is iterated, and yields this rank's micro-batches of it."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-        self.batch_size = trainer.args.per_device_train_batch_size
-        self.drop_last = False
-
-    def __len__(self) -> int:
-        return self.trainer.schedule.micro_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self.trainer.begin_round()
-
-
-def _check_online(args: OnlineConfig) -> None:
-    """Raise for what cannot be trained on fresh samples."""
-    if not isinstance(args, OnlineConfig):
-        raise InputError("args", "an OnlineConfig", type(args).__name__)
-    needs = args.spec.required_inputs(args.hyperparameters())
-    if "advantages" in needs and "values" not in needs:
-        raise InputError("value_coef", "above 0: PPO's advantages need a value head", 0.0)
-    for need in ("kl_logps", "reward_ensemble"):
-        if need in needs:
-            raise NotYetError(
-                f"the loss {args.loss!r} needs `{need}`, which sampling does not give"
-            )
-    if args.fsdp or args.deepspeed:
-        expected = "None: sampling needs the whole weights on each device (DDP)"
-        raise InputError("fsdp" if args.fsdp else "deepspeed", expected, "a configuration")
-    if args.dataloader_num_workers:
-        expected = "0: micro-batches are made of the round that is in memory"
-        raise InputError("dataloader_num_workers", expected, args.dataloader_num_workers)
-    steps = args.steps_per_round
-    for _, bound in args.spec.bound_parts(args.hyperparameters()):
-        if bound.get("on_policy") and steps > 1:
-            expected = f"False: a round has {steps} steps, and only the first is"
-            raise InputError("on_policy", expected, True)
-    several = any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({}))
-    if args.responses_per_prompt < 2 and (several or args.spec.unit == "pair"):
-        expected = f"at least 2: the loss {args.loss!r} compares responses"
-        raise InputError("responses_per_prompt", expected, args.responses_per_prompt)
-
-
-def _needs_reference(args: OnlineConfig) -> bool:
-    """Return whether the loss, or the KL in PPO's reward, needs the reference's log-probs."""
-    needs = args.spec.required_inputs(args.hyperparameters())
-    read = {"ref_logps", "ref_token_logps", "ref_prompt_logps"}
-    return any(read & set(need.split("|")) for need in needs) or (
-        args.estimates_advantages and args.kl_coef > 0
-    )
-
-
-def _candidate(
-    prompt: Prompt, where: str, columns: dict[str, Any], text: str, finished: bool
-) -> Candidate:
-    return Candidate(prompt, text, where, columns, finished)
-
-
-def _fingerprint(reference: nn.Module | None) -> Any:
-    if reference is None:
-        return None
-    return {"what": "weights", "sha256": model_fingerprint(reference)}
-
-
-# Settings that the result depends on, beside those of any run.
-_SETTINGS = (
-    *("prompts_per_round", "responses_per_prompt", "inner_epochs", "max_new_tokens", "temperature"),
-    *("top_p", "top_k", "refresh_reference_every", "mask_truncated_completions", "kl_coef"),
-    *("gamma", "gae_lambda", "whiten_advantages", "sampling_batch_size"),
-)

@@ -18,6 +18,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo": {"inner_epochs": 2},
     "kimi": {"refresh_reference_every": 2},
 }
+# Loss, prompts of a micro-batch on each rank, micro-batches of a step.
+RUNS = (("grpo", 2, 1), ("grpo", 1, 2), ("ppo", 1, 2), ("kimi", 2, 1))
 
 
 class Fixed:
@@ -54,9 +56,8 @@ def run(folder: Path, loss: str, batch: int, windows: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    for loss in CASES:
-        for batch, windows in ((2, 1), (1, 2)):
-            label = f"{loss}-{batch}-{windows}"
-            result = run(out / label, loss, batch, windows)
-            torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
+    for loss, batch, windows in RUNS:
+        label = f"{loss}-{batch}-{windows}"
+        result = run(out / label, loss, batch, windows)
+        torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()

@@ -67,7 +67,7 @@ def test_old_logps_are_those_of_the_sampler(tmp_path: Path, loss: str) -> None:
     for number in (0, 1):
         first, *later = ratios[4 * number : 4 * number + 4]
         assert first == pytest.approx(1.0, abs=1e-6)
-        assert all(abs(ratio - 1) > 1e-5 for ratio in later)
+        assert any(abs(ratio - 1) > 1e-5 for ratio in later)
     start = tiny_model()
     for one in rounds_of(tmp_path)[0]:
         assert_logps(one.old_token_logps, direct_logps(start, one, 0.7))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.online_ddp_run import CASES, run
+from tests.train.online_ddp_run import CASES, RUNS, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +28,14 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for loss in CASES:
-        single = run(tmp_path / f"{loss}-single", loss, 4, 1)
-        for label in (f"{loss}-2-1", f"{loss}-1-2"):
-            for rank in (0, 1):
-                found = torch.load(tmp_path / f"{label}-rank{rank}.pt", weights_only=True)
-                for name, tensor in single["weights"].items():
-                    torch.testing.assert_close(
-                        found["weights"][name], tensor, rtol=1e-4, atol=1e-6, msg=f"{label} {name}"
-                    )
-                for name in ("loss", "reward/mean", "completions/mean_length"):
-                    assert found[name] == pytest.approx(single[name], rel=1e-4, abs=1e-6), label
+    single = {loss: run(tmp_path / f"{loss}-single", loss, 4, 1) for loss in CASES}
+    for loss, batch, windows in RUNS:
+        label, expected = f"{loss}-{batch}-{windows}", single[loss]
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{label}-rank{rank}.pt", weights_only=True)
+            for name, tensor in expected["weights"].items():
+                torch.testing.assert_close(
+                    found["weights"][name], tensor, rtol=1e-4, atol=1e-6, msg=f"{label} {name}"
+                )
+            for name in ("loss", "reward/mean", "completions/mean_length"):
+                assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), label

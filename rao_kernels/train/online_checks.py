@@ -1,0 +1,74 @@
+"""What an online run depends on, and what cannot be trained on fresh samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError, NotYetError
+from ..refcache import model_fingerprint
+from .identity import Identity
+from .online_config import OnlineConfig
+
+# Settings that the result depends on, beside those of any run.
+SETTINGS = (
+    *("prompts_per_round", "responses_per_prompt", "inner_epochs", "max_new_tokens", "temperature"),
+    *("top_p", "top_k", "refresh_reference_every", "mask_truncated_completions", "kl_coef"),
+    *("gamma", "gae_lambda", "whiten_advantages", "sampling_batch_size"),
+)
+
+
+def method_items(args: OnlineConfig, reference: nn.Module | None) -> Identity:
+    """Return the part of a run's identity that is its method; reference: the one given."""
+    return {
+        "online": True,
+        "loss": args.spec.name,
+        **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
+        "reference": _fingerprint(reference),
+        **{name: getattr(args, name) for name in SETTINGS},
+    }
+
+
+def check_online(args: OnlineConfig) -> None:
+    """Raise for what cannot be trained on fresh samples."""
+    if not isinstance(args, OnlineConfig):
+        raise InputError("args", "an OnlineConfig", type(args).__name__)
+    needs = args.spec.required_inputs(args.hyperparameters())
+    if "advantages" in needs and "values" not in needs:
+        raise InputError("value_coef", "above 0: PPO's advantages need a value head", 0.0)
+    for need in ("kl_logps", "reward_ensemble"):
+        if need in needs:
+            raise NotYetError(
+                f"the loss {args.loss!r} needs `{need}`, which sampling does not give"
+            )
+    if args.fsdp or args.deepspeed:
+        expected = "None: sampling needs the whole weights on each device (DDP)"
+        raise InputError("fsdp" if args.fsdp else "deepspeed", expected, "a configuration")
+    if args.dataloader_num_workers:
+        expected = "0: micro-batches are made of the round that is in memory"
+        raise InputError("dataloader_num_workers", expected, args.dataloader_num_workers)
+    steps = args.steps_per_round
+    for _, bound in args.spec.bound_parts(args.hyperparameters()):
+        if bound.get("on_policy") and steps > 1:
+            expected = f"False: a round has {steps} steps, and only the first is"
+            raise InputError("on_policy", expected, True)
+    several = any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({}))
+    if args.responses_per_prompt < 2 and (several or args.spec.unit == "pair"):
+        expected = f"at least 2: the loss {args.loss!r} compares responses"
+        raise InputError("responses_per_prompt", expected, args.responses_per_prompt)
+
+
+def needs_reference(args: OnlineConfig) -> bool:
+    """Return whether the loss, or the KL in PPO's reward, needs the reference's log-probs."""
+    needs = args.spec.required_inputs(args.hyperparameters())
+    read = {"ref_logps", "ref_token_logps", "ref_prompt_logps"}
+    return any(read & set(need.split("|")) for need in needs) or (
+        args.estimates_advantages and args.kl_coef > 0
+    )
+
+
+def _fingerprint(reference: nn.Module | None) -> Any:
+    if reference is None:
+        return None
+    return {"what": "weights", "sha256": model_fingerprint(reference)}
