@@ -24,6 +24,7 @@ from ..errors import (
 
 COMMANDS = {
     "demo": "align a small real model with RAO and DPO, from download to picture",
+    "annotate": "give responses their rewards: reward models, rules, judges, implicit rewards",
     "train": "align a model with RAO or another loss on preference data",
     "bench": "measure time, memory and error beside other libraries, on this machine",
     "losses": "list the losses, their hyperparameters and what they need",
@@ -82,7 +83,7 @@ def _output_is_closed() -> bool:
 def _import_command(name: str) -> ModuleType:
     """Import the module of a command, whose name is also that of the extra with its packages."""
     try:
-        return importlib.import_module(f".{name}", __package__)
+        return importlib.import_module(f".{name.replace('-', '_')}", __package__)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package == __package__.partition(".")[0]:

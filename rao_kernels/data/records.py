@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
 from numbers import Real
@@ -63,6 +63,7 @@ class Record:
     gold, gold_reward: the gold answer (GRAO, TPO), and its reward where it is known.
     ref_rewards: rewards of responses that the reference sampled to this prompt (QRPO, A*-PO).
     reward_ensemble: per reward model, one reward per response (pessimistic RPO).
+    margin: of a pair, by how much a reward model is to prefer the chosen response.
     tools: descriptions of functions, for the chat template.
     sampled: the tokens that a policy sampled; they are trained on as they are, and the texts of the
         responses are not encoded again.
@@ -79,6 +80,7 @@ class Record:
     reward_ensemble: list[list[float]] | None = None
     tools: list[dict[str, Any]] | None = None
     sampled: SampledTokens | None = None
+    margin: float | None = None
 
 
 @dataclass
@@ -154,6 +156,28 @@ def load_records(
     return records
 
 
+def iter_raw(
+    source: str | Path | Iterable[Any],
+    *,
+    limit: int | None = None,
+    bad_rows: BadRows = "raise",
+    report: DataReport | None = None,
+) -> Iterator[tuple[Mapping[str, Any], Record]]:
+    """Yield each record with the columns that it was read from; it may have no rewards.
+
+    Args:
+        source, limit, bad_rows, report: as of `load_records`.
+
+    Yields:
+        Columns and record.
+
+    Raises:
+        DataError, InputError: as `load_records` does.
+    """
+    report = DataReport() if report is None else report
+    return keep_good(islice(read_rows(source), limit), _read_columns, report, bad_rows)
+
+
 def keep_good(
     items: Iterable[In], convert: Callable[[In], Out], report: DataReport, bad_rows: BadRows
 ) -> Iterator[Out]:
@@ -201,8 +225,22 @@ def _name(source: object) -> str:
 
 
 def _read_record(row: Row) -> Record:
+    _, record = _read_columns(row)
+    if record.rewards is None and record.preferred is None:
+        raise DataError(record.where, "`rewards` missing", "Score the responses first.")
+    return record
+
+
+def _read_columns(row: Row) -> tuple[Mapping[str, Any], Record]:
     where, read = row
-    return _parse_row(where, read())
+    columns: Any = read()
+    record = _parse_row(where, columns)
+    margin = to_python(columns.get("margin"))
+    if is_absent(margin):
+        return columns, record
+    if not math.isfinite(_as_float(margin)):
+        raise DataError(where, f"`margin` is {show(margin)}, not a finite number")
+    return columns, replace(record, margin=_as_float(margin))
 
 
 def _parse_row(where: str, row: object) -> Record:
@@ -243,9 +281,9 @@ def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
     turns, texts = parse_answers(where, answers)
     prompt = join_prompt(where, row.get("prompt"), turns)
     rewards = row.get("rewards")
-    if rewards is None:
-        raise DataError(where, "`rewards` missing", "Score the responses first.")
-    return Record(prompt, [*texts], _parse_rewards(where, rewards, len(texts)), where)
+    if rewards is not None:
+        rewards = _parse_rewards(where, rewards, len(texts))
+    return Record(prompt, [*texts], rewards, where, gold=row.get("gold"))
 
 
 def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
