@@ -24,6 +24,7 @@ from ..errors import (
 
 COMMANDS = {
     "demo": "align a small real model with RAO and DPO, from download to picture",
+    "reward-model": "train a reward model on pairs (Bradley-Terry)",
     "annotate": "give responses their rewards: reward models, rules, judges, implicit rewards",
     "train": "align a model with RAO or another loss on preference data",
     "bench": "measure time, memory and error beside other libraries, on this machine",

@@ -23,7 +23,9 @@ from transformers.trainer_utils import SaveStrategy
 from ..data import DataReport, PreferenceDataset, Record, load_records, split_records
 from ..errors import InputError, MissingDependencyError
 from ..train import RAOConfig, RAOTrainer
+from ..train.base import RunTrainer
 from ..train.checkpoints import find, newest_complete
+from ..train.config import RunConfig
 from ..train.guards import StopOnInterrupt
 from ..train.model import load_model, load_tokenizer
 from ..train.output_folder import check_unused, check_writable, left_by_a_run
@@ -73,7 +75,7 @@ class RunArguments:
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
     arguments, config = parse_options("rao-kernels train", [RunArguments, RAOConfig], argv)
-    resume = _resume(config.resume_from_checkpoint)
+    resume = resume_from(config.resume_from_checkpoint)
     folder = Path(config.output_dir)
     check_writable(folder)
     if resume:
@@ -83,20 +85,20 @@ def run(argv: Sequence[str]) -> None:
     stop, trainer = StopOnInterrupt(), None
     try:
         trainer = _make_trainer(arguments, config, stop)
-        with stop.installed() if _saves_on_interrupt(config) else contextlib.nullcontext():
+        with stop.installed() if saves_on_interrupt(config) else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=resume)
         if stop.interrupted:
             raise KeyboardInterrupt
         trainer.save_model()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_where_it_stopped(folder, trainer)) from None
+        raise KeyboardInterrupt(where_it_stopped(folder, trainer)) from None
     if trainer.is_world_process_zero():
-        print(_summary(trainer))
+        print(summary(trainer))
     trainer.end()  # type: ignore[no-untyped-call]
 
 
 def _make_trainer(arguments: RunArguments, config: RAOConfig, stop: StopOnInterrupt) -> RAOTrainer:
-    train_rows, eval_rows = _load(arguments, config)
+    train_rows, eval_rows = load_data(arguments, config)
     tokenizer = load_tokenizer(arguments.model)
     held_out: Any = eval_rows
     if arguments.eval_data is None:
@@ -111,12 +113,12 @@ def _make_trainer(arguments: RunArguments, config: RAOConfig, stop: StopOnInterr
         train_dataset=train_rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=_lora(arguments),
+        peft_config=lora_config(arguments),
         callbacks=[stop],
     )
 
 
-def _load(arguments: RunArguments, config: RAOConfig) -> tuple[list[Record], list[Record]]:
+def load_data(arguments: RunArguments, config: RunConfig) -> tuple[list[Record], list[Record]]:
     """Load the training and the held-out records."""
     report = DataReport()
     read = functools.partial(load_records, bad_rows=config.bad_rows, report=report)
@@ -172,12 +174,12 @@ def _held_out_part(
     return None
 
 
-def _saves_on_interrupt(config: RAOConfig) -> bool:
+def saves_on_interrupt(config: RunConfig) -> bool:
     """Return whether Ctrl-C saves a checkpoint: if checkpoints are wanted, in a single process."""
     return config.world_size == 1 and config.save_strategy != SaveStrategy.NO
 
 
-def _where_it_stopped(folder: Path, trainer: RAOTrainer | None) -> str:
+def where_it_stopped(folder: Path, trainer: RunTrainer | None) -> str:
     if not left_by_a_run(folder):
         return "before training began; the same command starts again"
     step = 0 if trainer is None else trainer.state.global_step
@@ -188,7 +190,7 @@ def _where_it_stopped(folder: Path, trainer: RAOTrainer | None) -> str:
     )
 
 
-def _lora(arguments: RunArguments) -> Any:
+def lora_config(arguments: RunArguments, task_type: str = "CAUSAL_LM") -> Any:
     if arguments.lora_r == 0:
         return None
     try:
@@ -202,15 +204,15 @@ def _lora(arguments: RunArguments) -> Any:
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
 
 
-def _resume(text: str | None) -> str | bool | None:
+def resume_from(text: str | None) -> str | bool | None:
     return True if text is not None and text.lower() in ("true", "auto") else text
 
 
-def _summary(trainer: RAOTrainer) -> str:
+def summary(trainer: RunTrainer) -> str:
     lines = []
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if evaluations:

@@ -26,8 +26,8 @@ def prepare_model(
     if not isinstance(model, nn.Module):
         model = load_model(fspath(model), torch.float32)
     if peft_config is not None:
-        model = _add_adapter(model, peft_config, seed)
-    _disable_dropout(model)
+        model = add_adapter(model, peft_config, seed)
+    disable_dropout(model)
     return attach_fused_head(model)
 
 
@@ -40,20 +40,20 @@ def prepare_reference(model: str | PathLike[str] | nn.Module, device: torch.devi
 
 def load_model(name: str, dtype: torch.dtype, argument: str = "model") -> nn.Module:
     """Load a causal language model from a folder or the hub; `argument` names it in errors."""
-    with _named(name, argument):
+    with named(name, argument):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     return model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub."""
-    with _named(name, "model"):
+    with named(name, "model"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     return tokenizer
 
 
 @contextlib.contextmanager
-def _named(name: str, argument: str) -> Iterator[None]:
+def named(name: str, argument: str) -> Iterator[None]:
     """Turn the errors of transformers about a missing model into one `InputError` of one line."""
     try:
         yield
@@ -75,7 +75,7 @@ def name_of(model: Any) -> str:
     return str(model.config._name_or_path)
 
 
-def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
+def add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
     try:
         import peft
     except ImportError as error:
@@ -114,7 +114,7 @@ def _misfit(layers: list[str], problem: str) -> InputError:
     )
 
 
-def _disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Set every dropout to 0: noise in the log-probs would be an error in every log-ratio."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
