@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGES = ("rao_kernels", *(f"rao_kernels.{n}" for n in "losses hf train data refcache".split()))
+_PARTS = "losses hf train data refcache rewards".split()
+PACKAGES = ("rao_kernels", *(f"rao_kernels.{name}" for name in _PARTS))
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..data import BadRows
 from ..errors import InputError
-from ..rewards.annotate import AnnotateOptions, annotate
-from ..rewards.summary import draw, summarize
+from ..rewards import AnnotateOptions, annotate, summarize
+from ..rewards.summary import draw
 from .options import parse_options
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
 

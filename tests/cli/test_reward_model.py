@@ -72,7 +72,7 @@ def test_it_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--margin", "rewards"), "no rewards, whose difference is the margin"),
         (("--center_rewards_coefficient", "-1"), "`center_rewards_coefficient`"),
-        (("--model", "none"), "`model`"),
+        (("--model", "/nowhere/model"), "`model`"),
         (("--eval_fraction", "1e-9", "--eval_strategy", "epoch"), "`eval_fraction`"),
     ],
 )

@@ -10,8 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from rao_kernels.rewards import RuleScorer
-from rao_kernels.rewards.annotate import AnnotateOptions, annotate
+from rao_kernels.rewards import AnnotateOptions, RuleScorer, annotate
 
 
 def run(folder: Path, output: str, calls: str, die_at: int) -> None:

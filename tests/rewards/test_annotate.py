@@ -15,8 +15,7 @@ import pytest
 
 from rao_kernels.data import load_records
 from rao_kernels.errors import DataError, InputError
-from rao_kernels.rewards import JudgeScorer, RewardEnsemble, RuleScorer
-from rao_kernels.rewards.annotate import AnnotateOptions, annotate
+from rao_kernels.rewards import AnnotateOptions, JudgeScorer, RewardEnsemble, RuleScorer, annotate
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests.train.tiny import save_tiny, write_jsonl
 
