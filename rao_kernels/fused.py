@@ -22,6 +22,7 @@ from .sequence import IGNORE, SequenceBatch
 from .types import EngineOptions, LossOutput, TokenStats
 
 Prompts = Literal["skipped", "detached", "grad"]
+Values = Literal["unread", "of_prompts", "of_tokens"]
 # Inputs of losses that the op gives in the same pass as log-probs.
 TOKEN_STATS = {"token_entropy": "entropy", "token_log_sum_sq": "log_sum_sq_probs"}
 UserLoss = Callable[..., Tensor | LossOutput]
@@ -37,10 +38,13 @@ class Scoring:
     Attributes:
         prompts: "skipped": not scored; "detached": scored without gradient; "grad": with one.
         stats: inputs of the loss, out of `TOKEN_STATS`, that the head gives.
+        values: outputs of a value head that the loss reads: at the last token of each prompt, where
+            the first response token is predicted, or where each response token is.
     """
 
     prompts: Prompts
     stats: tuple[str, ...] = ()
+    values: Values = "unread"
 
     @property
     def head_stats(self) -> tuple[str, ...]:
@@ -55,6 +59,11 @@ class Scoring:
         mask = learned if self.prompts == "detached" else None
         return {"logp_targets": targets, "logp_grad_mask": mask}
 
+    @property
+    def model_stats(self) -> tuple[str, ...]:
+        """The `logp_stats` to ask of a model with the fused head, and a value head if needed."""
+        return self.head_stats + (() if self.values == "unread" else ("token_values",))
+
     def loss_inputs_of(
         self, batch: SequenceBatch, outputs: Any, given: Mapping[str, Tensor | None]
     ) -> LossInputs:
@@ -67,6 +76,10 @@ class Scoring:
         rows, logps = batch.response_rows, outputs.token_logps.reshape(-1)
         prompt = None if self.prompts == "skipped" else logps[batch.prompt_rows]
         stats = {name: getattr(outputs, name).reshape(-1)[rows] for name in self.head_stats}
+        if self.values == "of_prompts":
+            given = {**given, "values": outputs.token_values.reshape(-1)[batch.prompt_end_rows]}
+        elif self.values == "of_tokens":
+            given = {**given, "values": outputs.token_values}
         return self.loss_inputs(batch, logps[rows], prompt, stats, given)
 
     def loss_inputs(
@@ -100,7 +113,22 @@ def scoring_of(loss: Loss, hyper: Mapping[str, Any], given: Collection[str] = ()
         terms = [bound.get("prompt_term") for _, bound in loss.bound_parts(hyper)]
         prompts = "grad" if "grad" in terms else "detached"
     stats = tuple(name for name in TOKEN_STATS if name in needs and name not in given)
-    return Scoring(prompts, stats)
+    return Scoring(prompts, stats, _values_read(loss, hyper))
+
+
+def _values_read(loss: Loss, hyper: Mapping[str, Any]) -> Values:
+    """Return which values the loss reads: one per token where it is a mean over tokens."""
+    units = {
+        "of_tokens" if spec.unit == "token" else "of_prompts"
+        for spec, bound in loss.bound_parts(hyper)
+        if "values" in spec.required_inputs(bound)
+    }
+    if len(units) > 1:
+        expected = "losses that read values of prompts, or losses that read values of tokens"
+        raise InputError("loss", expected, f"{loss.name!r}, with both")
+    if not units:
+        return "unread"
+    return "of_tokens" if "of_tokens" in units else "of_prompts"
 
 
 class HeadOptions(EngineOptions, total=False):

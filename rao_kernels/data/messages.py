@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..errors import DataError
 Message = dict[str, Any]
 Prompt = str | list[Message]
 Response = str | list[Message]
+
+_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
 def show(value: object, limit: int = 80) -> str:
@@ -54,47 +57,140 @@ def parse_messages(where: str, name: str, messages: Sequence[object]) -> list[Me
 
 
 def _message(where: str, name: str, message: object) -> Message:
-    """Parse `role` and `content`; refuse any other key, which would be lost."""
+    """Parse what a chat template reads; refuse any other key, which would be lost."""
     if not isinstance(message, Mapping):
         raise DataError(where, f"{name} is not a message, got {show(message)}")
-    for key, value in message.items():
-        if key not in ("role", "content") and not is_absent(value):
-            problem = f"{name} has {show(key)}, and only `role` and `content` are read"
+    given = {key: value for key, value in message.items() if not is_absent(value)}
+    for key in given:
+        if key not in _KEYS:
+            problem = f"{name} has {show(key)}, and only {', '.join(_KEYS)} are read"
             raise DataError(where, problem, "Remove the key, or the record.")
     role, content = (to_python(message.get(key)) for key in ("role", "content"))
     if isinstance(content, (list, tuple, Mapping)):
         problem = f"the content of {name} is a {type(content).__name__} of parts, not a text"
         raise DataError(where, problem, "Join parts of text to one; nothing but text is supported.")
+    if content is None and "tool_calls" in given:
+        content = ""
     if not isinstance(role, str) or not isinstance(content, str) or not role:
         raise DataError(where, f"{name} is not a message with the texts `role` and `content`")
-    return {
+    parsed: Message = {
         "role": check_text(where, f"{name}.role", role),
         "content": check_text(where, f"{name}.content", content),
     }
+    if "tool_calls" in given:
+        parsed["tool_calls"] = _tool_calls(where, name, role, given["tool_calls"])
+    for key in ("tool_call_id", "name", "reasoning_content"):
+        if key in given:
+            parsed[key] = parse_text(where, f"{name}.{key}", given[key])
+    return parsed
 
 
-def parse_answers(where: str, answers: Mapping[str, object]) -> tuple[list[Message], list[str]]:
-    """Split answers, given by name, into the turns before them and their texts.
+def _tool_calls(where: str, name: str, role: str, calls: object) -> list[Any]:
+    if role != "assistant":
+        raise DataError(where, f"{name} has tool_calls, and its role is {show(role)}")
+    return parse_objects(where, f"{name}.tool_calls", calls)
 
-    An answer is a text or a conversation that ends in it; all must begin with the same turns.
+
+def parse_text(where: str, name: str, value: object) -> str:
+    """Return a text."""
+    value = to_python(value)
+    if not isinstance(value, str):
+        raise DataError(where, f"`{name}` must be a text, got {show(value)}")
+    return check_text(where, name, value)
+
+
+def parse_objects(where: str, name: str, value: object) -> list[dict[str, Any]]:
+    """Return a list of JSON objects, which may be given as a JSON text."""
+    values = as_list(where, name, value)
+    try:
+        found = json.loads(json.dumps([_plain(one) for one in values], allow_nan=False))
+        json.dumps(found, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(where, f"`{name}` is not JSON ({one_line(error)[:80]})") from error
+    for number, one in enumerate(found):
+        if not isinstance(one, dict):
+            raise DataError(where, f"`{name}[{number}]` is not an object, got {show(one)}")
+    return list(found)
+
+
+def _plain(value: Any) -> Any:
+    """Turn nested arrays and mappings into lists and dicts."""
+    value = to_python(value)
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a key is not a text")
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def as_list(where: str, name: str, value: object) -> list[Any]:
+    """Return a list, which may be given as a JSON text."""
+    value = to_python(value)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            problem = f"`{name}` must be a list, got a text that is not one in JSON"
+            raise DataError(where, f"{problem} ({one_line(error)[:80]})") from error
+    if not isinstance(value, (list, tuple)):
+        raise DataError(where, f"`{name}` must be a list, got {type(value).__name__}")
+    return list(value)
+
+
+def parse_answers(
+    where: str, answers: Mapping[str, object]
+) -> tuple[list[Message], list[Response]]:
+    """Split answers, given by name, into the turns that all of them begin with, and responses.
+
+    An answer is a text or a conversation that ends with an assistant's message. One that begins
+    with an assistant's is the response as a whole. Otherwise the answers begin with the prompt: all
+    with the same turns, up to the assistant's message where they part.
     """
-    found = [_answer(where, name, to_python(answer)) for name, answer in answers.items()]
-    first = next(iter(answers))
-    for name, (turns, _) in zip(answers, found, strict=True):
-        if turns != found[0][0]:
+    found = {name: _answer(where, name, to_python(one)) for name, one in answers.items()}
+    if all(isinstance(one, str) or one[0]["role"] == "assistant" for one in found.values()):
+        return [], [simplify(one) for one in found.values()]
+    for name, one in found.items():
+        first = next(iter(found))
+        if isinstance(one, str) != isinstance(found[first], str):
             raise DataError(where, f"`{first}` and `{name}` answer different prompts")
-    return found[0][0], [text for _, text in found]
+    conversations = {name: one for name, one in found.items() if not isinstance(one, str)}
+    start = _parting(where, conversations)
+    turns = next(iter(conversations.values()))[:start]
+    return turns, [simplify(one[start:]) for one in conversations.values()]
 
 
-def _answer(where: str, name: str, answer: object) -> tuple[list[Message], str]:
+def _parting(where: str, conversations: Mapping[str, list[Message]]) -> int:
+    """Return the position of the assistant's message where the conversations part."""
+    (first, one), *others = conversations.items()
+    start = min(map(len, conversations.values())) - 1
+    for _, other in others:
+        while one[:start] != other[:start]:
+            start -= 1
+    while start and any(other[start]["role"] == "tool" for other in conversations.values()):
+        start -= 1  # the same call of a tool, other results
+    if any(other[start]["role"] != "assistant" for other in conversations.values()):
+        parted = [name for name, other in others if other[start] != one[start]]
+        second = parted[0] if parted else others[0][0]
+        raise DataError(where, f"`{first}` and `{second}` answer different prompts")
+    return start
+
+
+def _answer(where: str, name: str, answer: object) -> str | list[Message]:
     if isinstance(answer, str):
-        return [], check_text(where, name, answer)
+        return check_text(where, name, answer)
     if isinstance(answer, (list, tuple)) and answer:
-        *turns, last = parse_messages(where, name, answer)
-        if last["role"] == "assistant":
-            return turns, last["content"]
+        messages = parse_messages(where, name, answer)
+        if messages[-1]["role"] == "assistant":
+            return messages
     problem = f"`{name}` must be a text or one assistant message after the turns before it"
     raise DataError(where, f"{problem}, got {show(answer)}")
+
+
+def simplify(response: str | list[Message]) -> Response:
+    """Return the text of a single message that is nothing but a text."""
+    if not isinstance(response, str) and len(response) == 1:
+        return str(response[0]["content"]) if len(response[0]) == 2 else response
+    return response
 
 
 def join_prompt(where: str, prompt: object, turns: list[Message]) -> Prompt:
@@ -112,6 +208,23 @@ def join_prompt(where: str, prompt: object, turns: list[Message]) -> Prompt:
     if isinstance(whole, list) and whole[-1]["role"] == "assistant":
         raise DataError(where, "`prompt` ends with an assistant turn; that is a response")
     return whole
+
+
+def as_turns(prompt: Prompt) -> list[Message]:
+    """Return the prompt as messages; a text is the user's."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def add_system(where: str, system: str, prompt: Prompt) -> Prompt:
+    """Put a system turn before the prompt, which may begin with it already."""
+    turn: Message = {"role": "system", "content": system}
+    turns = as_turns(prompt)
+    if turns[0] == turn:
+        return turns
+    if turns[0]["role"] == "system":
+        problem = f"the system turn {show(turns[0]['content'])} beside another, {show(system)}"
+        raise DataError(where, problem, "Give one of them.")
+    return [turn, *turns]
 
 
 def _parse_prompt(where: str, prompt: object) -> Prompt:

@@ -1,40 +1,23 @@
-"""Read preference data with explicit rewards into checked records."""
+"""Records of preference data, and the report of how they were loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import sys
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
-from itertools import islice
-from numbers import Real
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+import numpy
+
 from ..errors import DataError, InputError
-from .messages import Prompt, Response, is_absent, join_prompt, parse_answers, show, to_python
-from .sources import Row, read_rows
+from .messages import Prompt, Response
 
 BadRows = Literal["raise", "skip"]
 In = TypeVar("In")
 Out = TypeVar("Out")
-
-# The norm of the gradient must be finite in fp32, or clipping by it makes every weight NaN. A
-# squared loss has gradients of up to 2 |reward| per token; times hidden values of 100 and 10,000
-# tokens they are 2e12 at this bound, and the squares of 1e10 of them sum to 4e34, below 3.4e38.
-# Also, fp32 still tells rewards apart here that differ by 0.1.
-MAX_REWARD = 1_000_000
-
-_SHAPES = 'Records are {"prompt", "responses", "rewards"} or {"prompt", "chosen", "rejected"}.'
-
-# Columns that change the model's input in other trainers, and would be ignored here.
-_REFUSED = (
-    *("tools", "functions", "tool_calls", "function_call", "documents", "chat_template_kwargs"),
-    *("image", "images", "video", "videos", "audio", "audios", "system", "system_prompt"),
-)
 
 
 @dataclass(frozen=True)
@@ -55,7 +38,8 @@ class Record:
 
     prompt: a text, or messages; empty for a plain text to be learnt as a whole.
     responses: texts, or lists of messages that begin and end with an assistant's; of such a list
-        the assistant's messages are scored, and what stands between them is not.
+        the assistant's messages are scored, and what stands between them is not. None, if
+        responses are not required.
     rewards: one finite number per response, or None where the responses have no scores.
     preferred: one mark per response, True where it is the chosen one of a pair or desirable; None:
         the responses of the highest reward are preferred.
@@ -83,9 +67,28 @@ class Record:
     margin: float | None = None
 
 
+class Repeats:
+    """Counts equal values by their 64-bit hashes: 8 bytes a value."""
+
+    def __init__(self) -> None:
+        self._hashes: array[int] = array("Q")
+
+    def add(self, value: object) -> None:
+        self._hashes.append(_hash(value))
+
+    def counts(self) -> list[int]:
+        """Return how often each value occurs that occurs more than once."""
+        hashes = numpy.array(self._hashes, numpy.uint64)
+        _, counts = numpy.unique(hashes, return_counts=True)
+        return [int(count) for count in counts[counts > 1]]
+
+
 @dataclass
 class DataReport:
-    """Counts of what loading did; nothing is dropped without being counted here."""
+    """Counts of what loading did; nothing is dropped without being counted here.
+
+    shapes: number of records that were read, by the names of their shapes.
+    """
 
     rows: int = 0
     responses: int = 0
@@ -94,8 +97,42 @@ class DataReport:
     rows_without_pair: int = 0
     responses_beside_pair: int = 0
     rows_all_preferred: int = 0
+    rows_gold_too_long: int = 0
     rows_without_label: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    shapes: Counter[str] = field(default_factory=Counter)
+    _records: Repeats = field(default_factory=Repeats, repr=False)
+    _prompts: Repeats = field(default_factory=Repeats, repr=False)
+    _repeats_before: tuple[int, int] = (0, 0)
+
+    def count(self, shape: str, record: Record) -> None:
+        """Count a record that was read."""
+        self.shapes[shape] += 1
+        told = (record.prompt, record.responses, record.rewards, record.preferred, record.tools)
+        self._records.add(told)
+        self._prompts.add(record.prompt)
+
+    @property
+    def duplicates(self) -> int:
+        """Number of records that are the same as an earlier one."""
+        return self._repeats_before[0] + sum(number - 1 for number in self._records.counts())
+
+    @property
+    def repeated_prompts(self) -> int:
+        """Number of prompts that occur in several records."""
+        return self._repeats_before[1] + len(self._prompts.counts())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON, for `from_dict`."""
+        public = {one.name: getattr(self, one.name) for one in fields(self) if one.name[0] != "_"}
+        return {**public, "repeats": [self.duplicates, self.repeated_prompts]}
+
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Any]) -> DataReport:
+        """Return the report that `as_dict` described."""
+        public = {name: value for name, value in counts.items() if name != "repeats"}
+        before = tuple(counts["repeats"])
+        return cls(**public | {"shapes": Counter(counts["shapes"])}, _repeats_before=before)
 
     def describe(self) -> str:
         """Return the counts as one line for the log."""
@@ -113,69 +150,15 @@ class DataReport:
             "prompts whose rewards are all equal (every response counts as preferred)": (
                 self.rows_all_preferred
             ),
+            "prompts dropped (the gold answer does not fit max_length)": self.rows_gold_too_long,
             "bad records skipped": len(self.skipped),
+            "records that repeat another one": self.duplicates,
+            "prompts that occur in several records": self.repeated_prompts,
         }
+        if self.shapes:
+            names = ", ".join(f"{name} {count}" for name, count in self.shapes.most_common())
+            parts.append(f"shapes: {names}")
         return "; ".join(parts + [f"{count} {what}" for what, count in notes.items() if count])
-
-
-def load_records(
-    source: str | Path | Iterable[Any],
-    *,
-    limit: int | None = None,
-    bad_rows: BadRows = "raise",
-    report: DataReport | None = None,
-) -> list[Record]:
-    """Read and check records with rewards, or TRL's pairs.
-
-    Args:
-        source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` path, a list of such paths, a
-            `datasets` object, a data frame of pandas, or any iterable of mappings.
-        limit: read at most this many records; None: all.
-        bad_rows: "raise" a `DataError` at the first bad record, or "skip" it and note it in
-            `report`.
-        report: counts are added to it.
-
-    Returns:
-        At least one record.
-
-    Raises:
-        DataError: a record is bad, a file cannot be read to its end, or no record is usable.
-        InputError: an argument has another value than stated.
-    """
-    if limit is not None and limit < 1:
-        raise InputError("limit", "at least 1 record, or None for all", limit)
-    report = DataReport() if report is None else report
-    before = len(report.skipped)
-    records = list(keep_good(islice(read_rows(source), limit), _read_record, report, bad_rows))
-    if not records:
-        skipped = report.skipped[before:]
-        if not skipped:
-            raise DataError(_name(source), "holds no usable record: it is empty")
-        problem = f"holds no usable record: all {len(skipped)} are bad"
-        raise DataError(_name(source), problem, f"The first is {skipped[0]}")
-    return records
-
-
-def iter_raw(
-    source: str | Path | Iterable[Any],
-    *,
-    limit: int | None = None,
-    bad_rows: BadRows = "raise",
-    report: DataReport | None = None,
-) -> Iterator[tuple[Mapping[str, Any], Record]]:
-    """Yield each record with the columns that it was read from; it may have no rewards.
-
-    Args:
-        source, limit, bad_rows, report: as of `load_records`.
-
-    Yields:
-        Columns and record.
-
-    Raises:
-        DataError, InputError: as `load_records` does.
-    """
-    report = DataReport() if report is None else report
-    return keep_good(islice(read_rows(source), limit), _read_columns, report, bad_rows)
 
 
 def keep_good(
@@ -216,114 +199,10 @@ def split_records(
 
 
 def _prompt_position(prompt: Prompt) -> float:
-    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return _hash(prompt) / 2**64
 
 
-def _name(source: object) -> str:
-    return str(source) if isinstance(source, (str, Path)) else type(source).__name__
-
-
-def _read_record(row: Row) -> Record:
-    _, record = _read_columns(row)
-    if record.rewards is None and record.preferred is None:
-        raise DataError(record.where, "`rewards` missing", "Score the responses first.")
-    return record
-
-
-def _read_columns(row: Row) -> tuple[Mapping[str, Any], Record]:
-    where, read = row
-    columns: Any = read()
-    record = _parse_row(where, columns)
-    margin = to_python(columns.get("margin"))
-    if is_absent(margin):
-        return columns, record
-    if not math.isfinite(_as_float(margin)):
-        raise DataError(where, f"`margin` is {show(margin)}, not a finite number")
-    return columns, replace(record, margin=_as_float(margin))
-
-
-def _parse_row(where: str, row: object) -> Record:
-    if not isinstance(row, Mapping):
-        problem = f"a record must be an object, got {type(row).__name__}"
-        raise DataError(where, problem, f"{_SHAPES} A dataset gives them with_format(None).")
-    _check_columns(where, row)
-    paired = "chosen" in row and "rejected" in row
-    if "responses" in row and not (paired and is_absent(row["responses"])):
-        return _parse_native(where, row)
-    if paired:
-        return _parse_paired(where, row)
-    problem = "neither `responses` nor `chosen` and `rejected` among its columns"
-    raise DataError(where, f"{problem} {show(list(row), 200)}", _SHAPES)
-
-
-def _check_columns(where: str, row: Mapping[str, Any]) -> None:
-    """Raise if a column would be ignored though it belongs to the prompt or the responses."""
-    for name in _REFUSED:
-        if not is_absent(row.get(name)):
-            problem = f"the column `{name}` would be ignored"
-            raise DataError(where, problem, "Put what it says into `prompt`, or remove the column.")
-    shapes = [("chosen", "rejected"), ("responses", "rewards")]
-    paired, native = ([key for key in keys if not is_absent(row.get(key))] for keys in shapes)
-    if paired and native:
-        raise DataError(
-            where, f"`{native[0]}` beside `{paired[0]}`: a record has one of them", _SHAPES
-        )
-
-
-def _parse_native(where: str, row: Mapping[str, Any]) -> Record:
-    responses = to_python(row["responses"])
-    if not isinstance(responses, (list, tuple)):
-        raise DataError(where, f"`responses` must be a list, got {type(responses).__name__}")
-    if not responses:
-        raise DataError(where, "`responses` is empty")
-    answers = {f"responses[{i}]": response for i, response in enumerate(responses)}
-    turns, texts = parse_answers(where, answers)
-    prompt = join_prompt(where, row.get("prompt"), turns)
-    rewards = row.get("rewards")
-    if rewards is not None:
-        rewards = _parse_rewards(where, rewards, len(texts))
-    return Record(prompt, [*texts], rewards, where, gold=row.get("gold"))
-
-
-def _parse_paired(where: str, row: Mapping[str, Any]) -> Record:
-    """Parse TRL's pairs; conversations may hold the prompt in `chosen` and `rejected`."""
-    turns, texts = parse_answers(where, {key: row[key] for key in ("chosen", "rejected")})
-    prompt = join_prompt(where, row.get("prompt"), turns)
-    scores = [row.get("score_chosen"), row.get("score_rejected")]
-    if all(score is None for score in scores):
-        return Record(prompt, [*texts], None, where, preferred=[True, False])
-    return Record(
-        prompt, [*texts], _parse_rewards(where, scores, 2), where, preferred=[True, False]
-    )
-
-
-def _parse_rewards(where: str, rewards: object, count: int) -> list[float]:
-    rewards = to_python(rewards)
-    if not isinstance(rewards, (list, tuple)):
-        raise DataError(where, f"`rewards` must be a list, got {type(rewards).__name__}")
-    if len(rewards) != count:
-        raise DataError(where, f"{count} responses but {len(rewards)} rewards")
-    return [_parse_reward(where, number, reward) for number, reward in enumerate(rewards)]
-
-
-def _parse_reward(where: str, number: int, given: object) -> float:
-    reward = _as_float(to_python(given))
-    if not math.isfinite(reward):
-        raise DataError(where, f"reward {number} is {show(given)}, not a finite number")
-    if abs(reward) > MAX_REWARD:
-        problem = f"reward {number} is {show(given)}, larger than {MAX_REWARD:,} in size"
-        raise DataError(where, problem, "Rescale the rewards, for example to a deviation of 1.")
-    return reward
-
-
-def _as_float(value: object) -> float:
-    """Return the value as a float, NaN if it is no real number."""
-    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return sys.float_info.max  # beyond MAX_REWARD, as the value is
-    except ValueError:  # a signalling NaN of Decimal
-        return math.nan
+def _hash(value: object) -> int:
+    """Return the first 64 bits of SHA-256 of a value as JSON."""
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:8], "big")

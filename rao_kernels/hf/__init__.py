@@ -11,5 +11,17 @@ except ImportError as error:
 
 from .fused_head import FusedLMOutput, attach_fused_head, detach_fused_head
 from .head import FusedHead
+from .packing import check_packing
+from .value_head import ValueHead, attach_value_head, load_value_head, save_value_head
 
-__all__ = ["FusedHead", "FusedLMOutput", "attach_fused_head", "detach_fused_head"]
+__all__ = [
+    "FusedHead",
+    "FusedLMOutput",
+    "ValueHead",
+    "attach_fused_head",
+    "attach_value_head",
+    "check_packing",
+    "detach_fused_head",
+    "load_value_head",
+    "save_value_head",
+]

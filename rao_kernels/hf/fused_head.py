@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import types
 import warnings
@@ -29,10 +30,14 @@ from ..types import EngineOptions
 from .head import FusedHead, current_head, head_error, head_linears
 from .parity import find_difference
 from .transforms import HeadTransform, head_transform
+from .unwrap import causal_lm
+from .value_head import values_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# What `logp_stats` may name: statistics of the head, and outputs of the value head.
 STATS = ("entropy", "is_top1", "log_sum_sq_probs")
+VALUES = "token_values"
 
 
 @dataclass
@@ -42,14 +47,16 @@ class FusedLMOutput(ModelOutput):
     token_logps: ``[B, T]`` float32 (float64 for a float64 model), nats, 0.0 where the target is
     -100. entropy: ``[B, T]``, nats, or None if not requested. is_top1: ``[B, T]`` bool, or None if
     not requested. log_sum_sq_probs: ``[B, T]``, ``log(sum_v p_v^2)`` without gradient, or None if
-    not requested. aux_loss: load-balancing loss of a mixture of experts, without its coefficient,
-    or None if the model does not compute router logits.
+    not requested. token_values: ``[B, T]`` float32 outputs of the value head (`attach_value_head`),
+    or None if not requested. aux_loss: load-balancing loss of a mixture of experts, without its
+    coefficient, or None if the model does not compute router logits.
     """
 
     token_logps: Tensor
     entropy: Tensor | None = None
     is_top1: Tensor | None = None
     log_sum_sq_probs: Tensor | None = None
+    token_values: Tensor | None = None
     aux_loss: Tensor | None = None
 
 
@@ -60,7 +67,12 @@ class _Request:
     targets: Tensor
     grad_mask: Tensor | None
     stats: tuple[str, ...]
+    temperature: float
     options: EngineOptions
+
+    @property
+    def head_stats(self) -> tuple[str, ...]:
+        return tuple(name for name in self.stats if name != VALUES)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,9 @@ def attach_fused_head(
     is wanted. Further arguments of that call:
 
     * ``logp_grad_mask``: ``[B, T]`` bool; False gives the value without gradient.
-    * ``logp_stats``: names among ``("entropy", "is_top1", "log_sum_sq_probs")``.
+    * ``logp_stats``: names among ``("entropy", "is_top1", "log_sum_sq_probs", "token_values")``;
+      the last are outputs of `attach_value_head`.
+    * ``logp_temperature``: divides the logits, above 0; that at which responses were sampled.
     * ``engine_options``: options of the op, see `EngineOptions`.
 
     Hidden states that are NaN or inf at a scored position raise `InputError`, also under fp16's
@@ -113,7 +127,7 @@ def attach_fused_head(
     """
     if check_parity not in ("raise", "warn", "off"):
         raise InputError("check_parity", "'raise', 'warn' or 'off'", repr(check_parity))
-    lm = _causal_lm(model)
+    lm = causal_lm(model)
     linears = head_linears(lm)
     _check_forward(lm)
     patched = _is_patched(lm)
@@ -142,7 +156,7 @@ def detach_fused_head(model: Model) -> Model:
     Raises:
         InputError: another library has wrapped the model's forward since.
     """
-    lm = _causal_lm(model)
+    lm = causal_lm(model)
     if _is_patched(lm):
         forward = _instance_forward(lm)
         if forward is None or forward is not inspect.unwrap(forward):
@@ -171,6 +185,7 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
         logp_targets: Tensor | None = None,
         logp_grad_mask: Tensor | None = None,
         logp_stats: tuple[str, ...] = (),
+        logp_temperature: float = 1.0,
         engine_options: EngineOptions | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -178,7 +193,9 @@ def _patched_forward(cls: type[PreTrainedModel], plan: _Plan) -> Callable[..., A
             if logp_grad_mask is not None:
                 raise InputError("logp_targets", "the targets that logp_grad_mask masks", None)
             return type(self).forward(self, *args, **kwargs)
-        request = _Request(logp_targets, logp_grad_mask, tuple(logp_stats), engine_options or {})
+        request = _Request(
+            logp_targets, logp_grad_mask, tuple(logp_stats), logp_temperature, engine_options or {}
+        )
         return _fused_forward(self, plan, _trunk_inputs(plan, args, kwargs), request)
 
     functools.update_wrapper(forward, cls.forward)
@@ -199,12 +216,13 @@ def _fused_forward(
     outputs = model.base_model(**inputs)
     hidden = outputs[0]
     _check_request(request, hidden)
+    values = values_of(model, hidden, inputs) if VALUES in request.stats else None
     scores = head(
         hidden,
         request.targets,
         grad_mask=request.grad_mask,
-        stats=request.stats,
-        transform=plan.transform,
+        stats=request.head_stats,
+        transform=plan.transform.at(request.temperature),
         options=request.options,
     )
     if not isinstance(scores, tuple):
@@ -212,8 +230,8 @@ def _fused_forward(
     aux_loss = None
     if inputs.get("output_router_logits"):
         aux_loss = _aux_loss(model, plan, outputs, inputs.get("attention_mask"))
-    stats = dict(zip(request.stats, scores[1:], strict=True))
-    return FusedLMOutput(token_logps=scores[0], aux_loss=aux_loss, **stats)
+    stats = dict(zip(request.head_stats, scores[1:], strict=True))
+    return FusedLMOutput(token_logps=scores[0], token_values=values, aux_loss=aux_loss, **stats)
 
 
 def _trunk_inputs(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -241,8 +259,10 @@ def _check_request(request: _Request, hidden: Tensor) -> None:
     if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
         expected = f"a bool tensor of shape {list(shape)}"
         raise InputError("logp_grad_mask", expected, f"{mask.dtype} of shape {list(mask.shape)}")
-    if unknown := [name for name in request.stats if name not in STATS]:
-        raise InputError("logp_stats", f"names among {STATS}", unknown)
+    if unknown := [name for name in request.head_stats if name not in STATS]:
+        raise InputError("logp_stats", f"names among {(*STATS, VALUES)}", unknown)
+    if not 0 < request.temperature < math.inf:
+        raise InputError("logp_temperature", "a finite number above 0", request.temperature)
 
 
 def _wants_router_logits(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
@@ -301,47 +321,6 @@ def _check_parity(
         detach_fused_head(model)
         raise
     warnings.warn(f"fused log-probs of {type(model).__name__}: {difference}", stacklevel=3)
-
-
-def _causal_lm(model: nn.Module) -> PreTrainedModel:
-    """Return the model that has trunk and head, without an adapter's wrapper; checked."""
-    if isinstance(model, nn.DataParallel):
-        raise InputError(
-            "model",
-            "a model outside nn.DataParallel, whose replicas lose the fused head",
-            type(model).__name__,
-            "Start one process per device with torchrun.",
-        )
-    _check_adapter(model)
-    unwrap = getattr(model, "get_base_model", None)
-    lm = unwrap() if callable(unwrap) else model
-    if not isinstance(lm, PreTrainedModel):
-        raise InputError(
-            "model",
-            "a transformers PreTrainedModel, or a PeftModel around one",
-            type(lm).__name__,
-            "Attach before DistributedDataParallel, torch.compile or another wrapper.",
-        )
-    if lm.base_model is lm or lm.config.is_encoder_decoder:
-        raise InputError(
-            "model",
-            "a decoder with a trunk (`base_model`) apart from its head",
-            type(lm).__name__,
-            "Load it with AutoModelForCausalLM, or train on its logits.",
-        )
-    return lm
-
-
-def _check_adapter(model: Any) -> None:
-    """Refuse prompt learning other than prefix tuning: it lengthens the input."""
-    adapter: Any = getattr(model, "active_peft_config", None)
-    if getattr(adapter, "is_prompt_learning", False) and adapter.peft_type != "PREFIX_TUNING":
-        raise InputError(
-            "model",
-            "an adapter that leaves the input as long as it is",
-            type(adapter).__name__,
-            "LoRA and prefix tuning do.",
-        )
 
 
 def _instance_forward(model: PreTrainedModel) -> Callable[..., Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +33,10 @@ class HeadTransform:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits * self.scale
+
+    def at(self, temperature: float) -> HeadTransform:
+        """Return the transform whose logits are divided by `temperature`."""
+        return self if temperature == 1.0 else replace(self, scale=self.scale / temperature)
 
 
 def head_transform(config: PretrainedConfig) -> HeadTransform:

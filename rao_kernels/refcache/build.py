@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DataError, InputError
-from ..sequence import SequenceBatch
+from ..sequence import IGNORE, SequenceBatch
+from ..sequence.model_inputs import model_inputs
 from ..types import EngineOptions
+from .start import StartWeights
 from .store import ReferenceCache, RowValues, ShardValues
 
 logger = logging.getLogger(__name__)
@@ -82,13 +85,16 @@ def _with_progress(shards: list[range]) -> Iterator[range]:
 
 
 @contextlib.contextmanager
-def reference_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode without gradients, with its adapter, if any, disabled."""
+def reference_mode(model: nn.Module, start: StartWeights | None = None) -> Iterator[None]:
+    """Put the model in evaluation mode without gradients, as the reference.
+
+    start: weights that the model is given meanwhile; None: its adapter, if any, is switched off.
+    """
     training = model.training
     disable = getattr(model, "disable_adapter", contextlib.nullcontext)
     model.eval()
     try:
-        with torch.no_grad(), disable():
+        with torch.no_grad(), disable() if start is None else start.restored(model):
             yield
     finally:
         model.train(training)
@@ -100,25 +106,27 @@ def score_batch(
     *,
     engine_options: EngineOptions,
     per_token: bool,
+    temperature: float = 1.0,
 ) -> list[RowValues]:
     """Score a collated micro-batch: reference log-probabilities, one `RowValues` per prompt.
 
     Args:
         model: with the fused head (`hf.attach_fused_head`), in `reference_mode`.
-        tensors: what `data.Collator` returns, on the model's device.
+        tensors: what `data.Collator` returns without packing, on the model's device.
         engine_options: options of the op.
         per_token: True keeps the log-probs of single tokens beside the sums.
+        temperature: divides the logits, see `logp_temperature` of `hf.attach_fused_head`.
     """
     batch: SequenceBatch = tensors["sequences"]
-    token_logps = model(
-        input_ids=tensors["input_ids"],
-        attention_mask=tensors["attention_mask"],
+    score = functools.partial(model, logp_temperature=temperature, engine_options=engine_options)
+    token_logps = score(
+        **model_inputs(tensors),
         logp_targets=batch.logp_targets,
         logp_grad_mask=batch.logp_grad_mask,
-        engine_options=engine_options,
     ).token_logps
     inputs = batch.loss_inputs(token_logps)
     assert inputs.prompt_logps is not None
+    mismatched = mismatched_logps(score, tensors)
     groups = batch.groups
     values = []
     for prompt in range(int(groups.max()) + 1):
@@ -126,15 +134,33 @@ def score_batch(
         longest = int(tensors["attention_mask"][own].sum(-1).max())
         tokens = token_logps[own, :longest].flatten().float().cpu() if per_token else None
         responses = inputs.logps[own].cpu()
-        values.append(RowValues(float(inputs.prompt_logps[own][0]), responses, tokens))
+        kl = None if mismatched is None else mismatched[own].cpu()
+        values.append(RowValues(float(inputs.prompt_logps[own][0]), responses, tokens, kl))
     return values
+
+
+def mismatched_logps(score: Callable[..., Any], tensors: Mapping[str, Any]) -> Tensor | None:
+    """Return ``[S]`` fp64 sums over the mismatched responses of a micro-batch; None without any.
+
+    Args:
+        score: a model with the fused head, called as one.
+        tensors: what `data.Collator` returns.
+    """
+    batch: SequenceBatch | None = tensors.get("kl_sequences")
+    if batch is None:
+        return None
+    targets = batch.logp_targets.masked_fill(~batch.logp_grad_mask, IGNORE)
+    outputs = score(**model_inputs(tensors, "kl_"), logp_targets=targets)
+    return batch.loss_inputs(outputs.token_logps).logps
 
 
 def join_rows(values: list[RowValues]) -> ShardValues:
     """Join the values of consecutive records to one shard."""
     tokens = [row.tokens for row in values if row.tokens is not None]
+    mismatched = [row.kl for row in values if row.kl is not None]
     return ShardValues(
         torch.tensor([row.prompt for row in values], dtype=torch.float64),
         torch.cat([row.responses for row in values]),
         torch.cat(tokens) if tokens else torch.zeros(0),
+        torch.cat(mismatched) if mismatched else torch.zeros(0, dtype=torch.float64),
     )

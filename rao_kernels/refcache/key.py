@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ def differing_parts(parts: Mapping[str, str], others: Mapping[str, str]) -> list
 def model_fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of a model's weights; with a LoRA adapter, of its base model's.
 
+    Those of a value head (`hf.attach_value_head`) do not belong to it.
     The weights are hashed, not the name: a checkpoint may have been overwritten in place.
     """
     digest = hashlib.sha256()
@@ -38,10 +39,15 @@ def model_fingerprint(model: nn.Module) -> str:
         base_name = _base_name(name)
         if base_name is None:
             continue
-        digest.update(f"{base_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        update_digest(digest, base_name, tensor)
     return digest.hexdigest()
+
+
+def update_digest(digest: Any, name: str, tensor: Tensor) -> None:
+    """Add a tensor of that name to a hashlib digest."""
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def config_fingerprint(config: Any) -> str:
@@ -63,9 +69,10 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _base_name(name: str) -> str | None:
-    """Return a weight's name in the base model; None for an adapter's own weight."""
+    """Return a weight's name in the base model; None for one of an adapter or a value head."""
     segments = name.split(".")
-    if any(part.startswith("lora_") or part == "modules_to_save" for part in segments):
+    added = ("modules_to_save", "value_head")
+    if any(part.startswith("lora_") or part in added for part in segments):
         return None
     wrappers = {"base_layer", "original_module"}
     return ".".join(part for part in segments if part not in wrappers).removeprefix(

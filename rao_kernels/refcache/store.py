@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 
@@ -29,34 +29,42 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Number of sums stored for a record, one per response, and of per-token values (0: none)."""
+    """Number of sums stored for a record, one per response; of per-token values and of sums over
+    mismatched responses (0: none).
+    """
 
     responses: int
     tokens: int = 0
+    kl: int = 0
 
 
 @dataclass(frozen=True)
 class ShardValues:
     """Values of consecutive records, one after another.
 
-    prompt: ``[records]`` fp64 sums. responses: fp64 sums. tokens: fp32.
+    prompt: ``[records]`` fp64 sums. responses, kl: fp64 sums. tokens: fp32.
     """
 
     prompt: Tensor
     responses: Tensor
     tokens: Tensor
+    kl: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"prompt": self.prompt, "responses": self.responses, "tokens": self.tokens}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
 class RowValues:
-    """Values of one record: sums over prompt and responses, per-token values if they are kept."""
+    """Values of one record: sums over prompt and responses, per-token values if they are kept.
+
+    kl: sums over the mismatched responses, if there are any.
+    """
 
     prompt: float
     responses: Tensor
     tokens: Tensor | None
+    kl: Tensor | None = None
 
 
 class ReferenceCache:
@@ -114,7 +122,7 @@ class ReferenceCache:
         except (safetensors.SafetensorError, OSError) as error:
             raise DataError(str(path), f"damaged ({error})") from error
         header = _metadata(content)
-        expected = {"prompt", "responses", "tokens"}
+        expected = {field.name for field in fields(ShardValues)}
         if set(tensors) != expected or header != self._header(rows, tensors):
             raise DataError(str(path), "damaged or of another run (its digest does not match)")
         values = ShardValues(**tensors)
@@ -129,10 +137,11 @@ class ReferenceCache:
             layout = [self.layout[row] for row in rows]
             responses = torch.split(values.responses, [row.responses for row in layout])
             tokens = torch.split(values.tokens, [row.tokens for row in layout])
-            for prompt, own, per_token in zip(
-                values.prompt.tolist(), responses, tokens, strict=True
+            mismatched = torch.split(values.kl, [row.kl for row in layout])
+            for prompt, own, per_token, kl in zip(
+                values.prompt.tolist(), responses, tokens, mismatched, strict=True
             ):
-                loaded.append(RowValues(prompt, own, per_token if len(per_token) else None))
+                loaded.append(RowValues(prompt, own, _known(per_token), _known(kl)))
         return loaded
 
     def nearest(self) -> str:
@@ -162,6 +171,7 @@ class ReferenceCache:
             len(layout),
             sum(row.responses for row in layout),
             sum(row.tokens for row in layout),
+            sum(row.kl for row in layout),
         )
         found = tuple(tensor.numel() for tensor in values.tensors().values())
         if found != sizes:
@@ -193,6 +203,10 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _known(values: Tensor) -> Tensor | None:
+    return values if len(values) else None
 
 
 def _read_manifest(path: Path) -> dict[str, str] | None:

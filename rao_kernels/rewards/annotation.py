@@ -10,10 +10,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from ..data import BadRows, DataReport, Prompt, Record, Response
+from ..data import BadRows, DataReport, Prompt, Record, Response, iter_raw
 from ..data.appending import ResumableOutput
 from ..data.messages import is_absent
-from ..data.records import iter_raw
 from ..errors import DataError, InputError
 from .interface import Candidate, Scorer, attempt
 from .reward_model import RewardEnsemble, mean_of

@@ -52,6 +52,8 @@ class SequenceBatch:
         response_rows, prompt_rows: ``[R]`` or ``[Q]`` int64 flat positions that predict the tokens.
         response_targets, prompt_targets: ``[R]`` or ``[Q]`` int64 ids of the tokens.
         response_segments, prompt_segments: ``[R]`` or ``[Q]`` int64 their sequences, ascending.
+        prompt_end_rows: ``[S]`` int64 flat position of each prompt's last token; of the sequence's
+            first token where it has no prompt.
         target_bounds: the smallest and the largest of these ids; (0, 0) without any.
     """
 
@@ -64,6 +66,7 @@ class SequenceBatch:
     prompt_rows: Tensor
     prompt_targets: Tensor
     prompt_segments: Tensor
+    prompt_end_rows: Tensor
     target_bounds: tuple[int, int]
 
     @classmethod
@@ -173,23 +176,30 @@ class SequenceBatch:
         groups: Tensor,
         *,
         prefix_length: int = 1,
+        response_mask: Tensor | None = None,
     ) -> SequenceBatch:
-        """Build a batch from right-padded ids of known lengths, which are trusted.
+        """Build a batch from ids of known lengths, which are trusted.
 
         For a collator, which has made the tensors itself: nothing is checked.
 
         Args:
-            input_ids: ``[S, T]`` int64.
+            input_ids: ``[S, T]`` int64, padded on the right, or ``[1, N]``, all sequences one after
+                another.
             prompt_lengths: ``[S]`` int64 tokens of each prompt.
             lengths: ``[S]`` int64 tokens of each prompt and its response together.
             groups: ``[S]`` int64 dense from 0; prompts of one group are equal.
             prefix_length: as in `from_padded`.
+            response_mask: bool, shaped like `input_ids`; False at tokens of a response that are not
+                scored. None: all are.
         """
-        size, width = input_ids.shape
+        size, width = lengths.numel(), input_ids.shape[1]
         starts = torch.arange(size, device=input_ids.device) * width
-        columns = torch.arange(width, device=input_ids.device)
-        tokens = find_tokens(columns >= prompt_lengths[:, None], starts, starts + lengths)
-        return cls._index(input_ids, tokens, groups, leaders_of(groups), prefix_length)
+        if len(input_ids) != size:
+            starts = lengths.cumsum(0) - lengths
+        if response_mask is None:
+            response_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        tokens = find_tokens(response_mask, starts, starts + lengths, starts + prompt_lengths)
+        return cls._index(input_ids, tokens, starts, groups, leaders_of(groups), prefix_length)
 
     @classmethod
     def _checked(
@@ -210,13 +220,14 @@ class SequenceBatch:
         leaders = leaders_of(groups)
         tokens = find_tokens(completion_mask, starts, ends)
         check_prompts(input_ids.reshape(-1), tokens, starts, groups, leaders)
-        return cls._index(input_ids, tokens, groups, leaders, prefix_length)
+        return cls._index(input_ids, tokens, starts, groups, leaders, prefix_length)
 
     @classmethod
     def _index(
         cls,
         input_ids: Tensor,
         tokens: Tokens,
+        starts: Tensor,
         groups: Tensor,
         leaders: Tensor,
         prefix_length: int,
@@ -237,6 +248,7 @@ class SequenceBatch:
             prompt_rows=position[asked] - 1,
             prompt_targets=ids[position[asked]],
             prompt_segments=sequence[asked],
+            prompt_end_rows=torch.maximum(tokens.prompt_ends - 1, starts),
             target_bounds=(int(targets.min()), int(targets.max())) if targets.numel() else (0, 0),
         )
 
@@ -251,18 +263,20 @@ class SequenceBatch:
         return replace(self, **moved)
 
     def first(self, size: int) -> SequenceBatch:
-        """Return the first `size` sequences of a padded batch, at least one.
+        """Return the first `size` sequences of a batch of ids ``[S, T]`` or ``[1, N]``.
 
         The first sequence of each of their groups must be among them. Reads two numbers on the
         host.
-        `target_bounds` stays: it still holds every target, but may be wider.
+        `target_bounds` stays: it still holds every target, but may be wider. So does the shape of
+        ids that stand one after another, of which the last are then of no sequence.
         """
         assert len(self.token_shape) == 2 and 1 <= size <= self.num_sequences
+        height, width = self.token_shape
         responses = int((self.response_segments < size).sum())
         prompts = int((self.prompt_segments < size).sum())
         return replace(
             self,
-            token_shape=(size, self.token_shape[1]),
+            token_shape=(min(size, height), width),
             groups=self.groups[:size],
             leaders=self.leaders[:size],
             response_rows=self.response_rows[:responses],
@@ -271,6 +285,7 @@ class SequenceBatch:
             prompt_rows=self.prompt_rows[:prompts],
             prompt_targets=self.prompt_targets[:prompts],
             prompt_segments=self.prompt_segments[:prompts],
+            prompt_end_rows=self.prompt_end_rows[:size],
         )
 
     @property

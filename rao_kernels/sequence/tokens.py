@@ -72,14 +72,23 @@ class Tokens:
     prompt_ends: Tensor
 
 
-def find_tokens(completion_mask: Tensor, starts: Tensor, ends: Tensor) -> Tokens:
-    """List the tokens of flat sequences ``starts[s] <= position < ends[s]``."""
+def find_tokens(
+    completion_mask: Tensor, starts: Tensor, ends: Tensor, prompt_ends: Tensor | None = None
+) -> Tokens:
+    """List the tokens of flat sequences ``starts[s] <= position < ends[s]``.
+
+    completion_mask: of flat positions; what it marks in a prompt is not read.
+    prompt_ends: ``[S]`` where each prompt ends; None: at the first token of the mask.
+    """
     lengths = ends - starts
     sequence = torch.repeat_interleave(lengths)
     skipped = starts - (lengths.cumsum(0) - lengths)
     position = torch.arange(sequence.numel(), device=starts.device) + skipped[sequence]
     response = completion_mask.reshape(-1)[position]
-    prompt_ends = ends.scatter_reduce(0, sequence[response], position[response], "amin")
+    if prompt_ends is None:
+        prompt_ends = ends.scatter_reduce(0, sequence[response], position[response], "amin")
+    else:
+        response = response & (position >= prompt_ends[sequence])
     return Tokens(
         position=position,
         sequence=sequence,

@@ -83,13 +83,16 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
 }
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Raise for settings that would otherwise fail only after the data was scored."""
+def check_arguments(args: TrainingArguments, *, rollouts: bool = False) -> None:
+    """Raise for settings that would otherwise fail only after the data was scored.
+
+    rollouts: True where the model in training samples the responses.
+    """
     if not isinstance(args, RAOConfig):
         fix = "RAOConfig takes all that TrainingArguments takes."
         raise InputError("args", "an RAOConfig", type(args).__name__, fix)
     check_run_arguments(args)
-    check_runnable(args)
+    check_runnable(args, rollouts=rollouts)
     check_hyperparameters(args)
 
 
@@ -142,7 +145,7 @@ def check_hyperparameters(args: RAOConfig) -> None:
         with warnings.catch_warnings():
             # Warnings are about the rewards, and these are only examples.
             warnings.simplefilter("ignore")
-            loss = args.spec(_example_inputs(), **hyper).loss
+            loss = args.spec(_example_inputs(args), **hyper).loss
     except InputError:
         raise
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
@@ -239,38 +242,43 @@ def _largest_id(row: TokenizedRow) -> int:
     return max(int(ids.max()) for ids in (row.prompt, *row.responses) if len(ids))
 
 
-def _example_inputs() -> LossInputs:
-    """Make inputs for any loss: two prompts with two responses of two tokens each.
+def _example_inputs(args: RAOConfig) -> LossInputs:
+    """Make inputs for any loss: two prompts with responses of two tokens each.
 
-    Rewards are in [0, 1]. There are no advantages: losses take them from the rewards, as in
-    training.
+    There are two responses to a prompt, and a third one if the loss needs a gold answer. Rewards
+    are in [0, 1]. There are no advantages: losses take them from the rewards, as in training; but
+    for PPO, which needs them.
     """
-    sequences = torch.arange(4)
+    needs = args.spec.required_inputs(args.hyperparameters())
+    count = 3 if "gold" in needs else 2
+    sequences = torch.arange(2 * count)
     segments = sequences.repeat_interleave(2)
-    tokens, sums = torch.linspace(-1.2, -0.1, 8), torch.linspace(-2.1, -0.3, 4)
-    first = sequences % 2 == 0
-    rewards = torch.tensor([1.0, 0.0, 0.75, 0.25])
+    tokens = torch.linspace(-1.2, -0.1, len(segments))
+    sums = torch.linspace(-2.1, -0.3, len(sequences))
+    place, groups = sequences % count, sequences // count
+    rewards = torch.tensor([1.0, 0.0, 0.75, 0.25, 0.5, 1.0])[: len(sequences)]
     return LossInputs(
         token_logps=tokens,
         segments=segments,
-        num_sequences=4,
+        num_sequences=len(sequences),
         ref_token_logps=tokens - 0.1,
         ref_logps=sums,
         old_token_logps=tokens - 0.1,
         prompt_logps=sums,
         ref_prompt_logps=sums - 0.1,
         rewards=rewards,
-        groups=sequences // 2,
-        preferred=first,
+        advantages=rewards[segments] if "advantages" in needs else None,
+        groups=groups,
+        preferred=place != 1,
         values=rewards,
         returns=rewards[segments],
         old_values=rewards[segments],
-        gold=first,
+        gold=place == 2 if "gold" in needs else place == 0,
         kl_logps=sums,
         ref_kl_logps=sums - 0.1,
-        reward_ensemble=rewards.expand(2, 4),
+        reward_ensemble=rewards.expand(2, len(rewards)),
         ref_rewards=rewards,
-        ref_reward_groups=sequences // 2,
+        ref_reward_groups=groups,
         token_entropy=-tokens,
         token_log_sum_sq=tokens,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from ..data import BadRows, PromptFormat, unmet_needs
-from ..errors import InputError, MissingDependencyError, NotYetError
+from ..errors import InputError, MissingDependencyError
 from ..losses import LOSSES, Loss
 from ..losses.rao import LogZ0Estimate, PromptTerm
 from ..refcache import CachePolicy
@@ -77,6 +77,11 @@ class RunConfig(TrainingArguments):
     bad_rows: BadRows = _option(
         "raise", "Raise at the first bad record, or skip bad ones and report them."
     )
+    streaming: bool = _option(
+        False,
+        "Write the tokenized records to `data` in the output folder and read them from there, for "
+        "data larger than memory; the result is the same.",
+    )
 
     def __post_init__(self) -> None:
         device.fall_back_to_cpu(self)
@@ -127,6 +132,13 @@ class RAOConfig(RunConfig):
         None, "Further hyperparameters of the loss, as JSON."
     )
 
+    value_model: str = _option(
+        "head",
+        "Where a loss that reads values (dro_value, ppo) has them from: 'head', a linear layer on "
+        "the policy's hidden states; or the name or folder of a model that is trained beside the "
+        "policy.",
+    )
+
     prefix_length: PrefixLength = _option(
         "auto",
         "Tokens of t0, the beginning that all prompts share and RAO does not score; 'auto': as "
@@ -143,6 +155,11 @@ class RAOConfig(RunConfig):
         False, "Keep reference log-probs per token: log-ratios are exact, the cache larger."
     )
 
+    packing: bool = _option(
+        False,
+        "Lay the sequences of a micro-batch one after another, without padding; refused for models "
+        "that would mix them.",
+    )
     token_stats: bool = _option(False, "Log entropy and mean_token_accuracy of the responses.")
     backend: str | None = _option(None, "Backend of the fused head (default: the best there is).")
     workspace_bytes: int | None = _option(
@@ -215,10 +232,13 @@ class RAOConfig(RunConfig):
         return EngineOptions(workspace_bytes=self.workspace_bytes, backend=self.backend)
 
 
-def check_runnable(args: RAOConfig) -> None:
-    """Raise if this loss cannot be trained, before the data is scored."""
+def check_runnable(args: RAOConfig, *, rollouts: bool = False) -> None:
+    """Raise if this loss cannot be trained, before the data is scored.
+
+    rollouts: True where the model in training samples the responses.
+    """
     for spec, bound in args.spec.bound_parts(args.hyperparameters()):
-        if bound.get("on_policy"):
+        if bound.get("on_policy") and not rollouts:
             raise InputError(
                 "on_policy",
                 f"False for {spec.name!r}: the responses were sampled before this training, by a "
@@ -229,10 +249,16 @@ def check_runnable(args: RAOConfig) -> None:
     if "ref_token_logps" in needs and not args.ref_per_token:
         expected = f"True: the loss {args.loss!r} reads the reference per token"
         raise InputError("ref_per_token", expected, False)
-    for need in unmet_needs(needs):
-        raise NotYetError(
-            f"the loss {args.loss!r} needs `{need}`, which no record has. Compute it with "
-            "fused_loss; `rao-kernels losses` marks the losses that are trained from records"
+    if args.value_model != "head" and "values" not in needs:
+        expected = f"'head' for the loss {args.loss!r}, which reads no values"
+        raise InputError("value_model", expected, repr(args.value_model))
+    if unmet := unmet_needs(needs, rollouts=rollouts):
+        raise InputError(
+            "loss",
+            "a loss that learns from records",
+            f"{args.loss!r}, which needs {', '.join(unmet)} of responses that the policy has just "
+            "sampled",
+            "Train it with `rao-kernels online`.",
         )
 
 

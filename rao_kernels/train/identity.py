@@ -19,11 +19,13 @@ from ..data import PreferenceDataset
 from ..errors import InputError
 from ..refcache import (
     model_fingerprint,
+    start_fingerprint,
     template_fingerprint,
     tokenizer_fingerprint,
     write_atomic,
 )
 from .config import RAOConfig
+from .model import value_model_of
 from .prepare import ReferenceScorer
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def describe_run(
         **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
         "reference": reference and {"what": "weights", "sha256": reference},
         "prefix_length": prefix_length,
+        "packing": args.packing,
+        **_value_model(trainer.model, args),
     }
     return describe(trainer, items, reference if same else None)
 
@@ -78,7 +82,7 @@ def describe(trainer: Trainer, method: Identity, start: str | None = None) -> Id
             "what": f"{len(dataset)} prompts with {responses} responses",
             "sha256": data_fingerprint(dataset),
         },
-        "model": {"what": _name(model), "sha256": start or model_fingerprint(model)},
+        "model": {"what": _name(model), "sha256": start or start_fingerprint(model)},
         "tokenizer": {
             "what": str(getattr(tokenizer, "name_or_path", "")) or "a tokenizer",
             "sha256": tokenizer_fingerprint(tokenizer),
@@ -154,6 +158,14 @@ def _adapter(model: nn.Module) -> Identity:
         settings = config.to_dict().items()
         items |= {f"adapter {k}": v for k, v in settings if k not in _NOT_OF_THE_ADAPTER}
     return items
+
+
+def _value_model(model: Any, args: RAOConfig) -> Identity:
+    """Return what the values of the loss come from, if it reads any."""
+    own = value_model_of(model)
+    if own is None:
+        return {"value_model": args.value_model}
+    return {"value_model": {"what": _name(own), "sha256": model_fingerprint(own)}}
 
 
 def _name(model: nn.Module) -> str:

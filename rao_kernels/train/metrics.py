@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data import first_prompts
 from ..losses import CombinedLoss, Loss, LossInputs, reduce_units
 from ..sequence import SequenceBatch
 from ..types import LossOutput
@@ -143,10 +144,7 @@ def drop_repeated(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, 
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    sequences: SequenceBatch = batch["sequences"]
-    groups = sequences.groups
+    groups = batch["sequences"].groups
     fresh = state.remainder - accelerator.process_index * (int(groups[-1]) + 1)
-    kept = int((groups < max(fresh, 1)).sum())
-    rows = {name: value[:kept] for name, value in batch.items() if name != "sequences"}
     fresh_mark = torch.tensor(fresh > 0, device=groups.device)
-    return rows | {"sequences": sequences.first(kept), "fresh": fresh_mark}
+    return first_prompts(batch, max(fresh, 1)) | {"fresh": fresh_mark}

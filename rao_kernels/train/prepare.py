@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import tee, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import (
     Collator,
@@ -19,14 +20,11 @@ from ..data import (
     Record,
     Reference,
     TokenizedRow,
-    TokenizeOptions,
-    as_pairs,
     check_shared_start,
-    drop_unlabelled,
-    load_records,
-    mark_preferred,
+    dataset_statistics,
+    iter_records,
+    iter_tokenized,
     shared_start,
-    tokenize_records,
 )
 from ..errors import DataError, InputError, OneSidedTargetsWarning
 from ..hf import attach_fused_head
@@ -37,6 +35,7 @@ from ..refcache import (
     RowLayout,
     RowValues,
     ShardValues,
+    StartWeights,
     config_fingerprint,
     fill_cache,
     join_rows,
@@ -47,6 +46,8 @@ from ..refcache import (
     tokenizer_fingerprint,
 )
 from .config import RAOConfig, RunConfig
+from .rows import rows_for_loss, tokenize_options
+from .streaming import stored_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,86 +112,74 @@ def prepare_dataset(
     """Load, check and tokenize the records that the loss can use, and print a report.
 
     source: a `PreferenceDataset`, a list of `Record`, or any source that `load_records` reads.
+    With `config.streaming` records go to disk one by one, and are read from there.
     """
     if isinstance(source, PreferenceDataset):
         return _as_loss_reads(source, name, config)
     report = DataReport()
+
+    def prepared() -> Iterator[TokenizedRow]:
+        return rows_for_loss(_tokenized(source, config, tokenizer, report), config, report)
+
+    rows: Sequence[TokenizedRow]
+    if config.streaming:
+        rows, report = stored_rows(source, config, tokenizer, prepared, report)
+    else:
+        rows = list(prepared())
+    _report(rows, name, config, report)
+    return PreferenceDataset(rows)
+
+
+def _tokenized(
+    source: Any, config: RAOConfig, tokenizer: PreTrainedTokenizerBase, report: DataReport
+) -> Iterator[TokenizedRow]:
     if not (isinstance(source, list) and source and isinstance(source[0], Record)):
-        source = load_records(source, bad_rows=config.bad_rows, report=report)
-    rows = tokenize_records(
+        source = iter_records(source, bad_rows=config.bad_rows, report=report)
+    return iter_tokenized(
         source,
         tokenizer,
-        TokenizeOptions(config.max_length, config.truncate_responses, config.prompt_format),
+        tokenize_options(config),
         bad_rows=config.bad_rows,
         report=report,
         progress=not config.disable_tqdm,
     )
-    return PreferenceDataset(_reported_rows(rows, name, config, report))
 
 
 def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> PreferenceDataset:
-    """Return `dataset` if its records are as the loss reads them, else a new one."""
+    """Return `dataset` if its records are as the loss reads them, else a new one in memory."""
     counts = DataReport(len(dataset), sum(len(row.responses) for row in dataset.rows))
-    rows = _reported_rows(dataset.rows, name, config, counts)
-    if len(rows) == len(dataset) and all(map(operator.is_, rows, dataset.rows)):
+    given, originals = tee(dataset.rows)
+    read = rows_for_loss(given, config, counts)
+    if all(row is original for row, original in zip_longest(read, originals)):
+        _report(dataset.rows, name, config, counts)
         return dataset
+    counts = DataReport(counts.rows, counts.responses)
+    rows = list(rows_for_loss(dataset.rows, config, counts))
+    _report(rows, name, config, counts)
     if dataset.references is not None:
         expected = f"records as the loss {config.loss!r} reads them, since they have references"
         raise InputError(name, expected, "others", "Pass the dataset without references.")
     return PreferenceDataset(rows)
 
 
-def _reported_rows(
-    rows: list[TokenizedRow], name: str, config: RAOConfig, report: DataReport
-) -> list[TokenizedRow]:
-    """Return `_rows_for_loss`, at least one, and report the others."""
-    rows = _rows_for_loss(rows, config, report)
+def _report(rows: Sequence[TokenizedRow], name: str, config: RAOConfig, report: DataReport) -> None:
+    """Print what was loaded and left out, and statistics; raise if no record is left."""
     say(config, f"{name}: {report.describe()}")
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
     for where in report.rows_without_label:
         logger.warning("%s: dropped, all its rewards are equal: nothing to label", where)
     if not rows:
-        raise NoRowsError(name, f"no record is left for the loss {config.loss!r}")
-    return rows
-
-
-def _rows_for_loss(
-    rows: list[TokenizedRow], config: RAOConfig, report: DataReport
-) -> list[TokenizedRow]:
-    """Return the records as the loss, alone or a sum, reads them; raise if one lacks an input."""
-    needs = config.spec.required_inputs(config.hyperparameters())
-    if config.spec.unit == "pair":
-        rows = as_pairs(rows, report)
-    elif "preferred" in (*needs, *config.spec.optional):
-        if "preferred" in needs:
-            rows = drop_unlabelled(rows, report)
-        rows = mark_preferred(rows)
-        several = [row.preferred for row in rows if len(row.responses) > 1]
-        report.rows_all_preferred += sum(marks is not None and all(marks) for marks in several)
-    for row in rows:
-        if "rewards" in needs and row.rewards is None:
-            problem = f"no rewards, which the loss {config.loss!r} needs"
-            fix = "Score it first, or take a loss without rewards, such as 'dpo' for pairs."
-            raise DataError(row.where, problem, fix)
-        if "preferred" in needs and row.preferred is None:
-            raise DataError(row.where, f"no labels, which the loss {config.loss!r} needs")
-    _check_probabilities(rows, config)
-    return rows
-
-
-def _check_probabilities(rows: list[TokenizedRow], config: RAOConfig) -> None:
-    """Raise if a loss reads rewards as probabilities and one is outside [0, 1].
-
-    Losses check only tensors on the CPU; this holds for every device.
-    """
-    for spec, _ in config.spec.bound_parts(config.hyperparameters()):
-        for row in rows if "rewards" in spec.probabilities else ():
-            for number, reward in enumerate(row.rewards or ()):
-                if not 0 <= reward <= 1:
-                    problem = f"reward {number} is {reward:g}, and the loss {spec.name!r} reads "
-                    problem += "rewards as probabilities of winning, from 0 to 1"
-                    raise DataError(row.where, problem, "Give win probabilities as rewards.")
+        unpaired = config.spec.unit == "pair" and report.rows_without_pair > 0
+        fix = (
+            "It takes pairs: two responses to a prompt, of different rewards or labels. Single "
+            "responses with labels train 'kto' or 'bco'."
+        )
+        raise NoRowsError(
+            name, f"no record is left for the loss {config.loss!r}", fix if unpaired else ""
+        )
+    for line in dataset_statistics(rows, report).describe().splitlines():
+        say(config, f"  {line}")
 
 
 def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: int | None) -> int:
@@ -211,7 +200,8 @@ def find_prefix_length(rows: Sequence[TokenizedRow], config: RAOConfig, known: i
 class ReferenceScorer:
     """Adds reference log-probs to datasets, from the cache or by running the reference.
 
-    model: the reference; if it has an adapter, its base model is the reference.
+    model: the reference. start: weights that it is given for that, of an adapter; None: an adapter
+    is switched off.
     """
 
     def __init__(
@@ -220,12 +210,14 @@ class ReferenceScorer:
         config: RAOConfig,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        start: StartWeights | None = None,
     ) -> None:
         self.model = attach_fused_head(model)
+        self.start = start
         self.config = config
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.fingerprint = model_fingerprint(model)
+        self.fingerprint = model_fingerprint(model) if start is None else start.fingerprint(model)
 
     def attach(self, dataset: PreferenceDataset, prefix_length: int) -> None:
         """Set `dataset.references`; every rank scores its share of the shards."""
@@ -246,7 +238,7 @@ class ReferenceScorer:
         )
         self.accelerator.wait_for_everyone()
         dataset.references = [
-            Reference(row.prompt, row.responses, row.tokens) for row in cache.load()
+            Reference(row.prompt, row.responses, row.tokens, row.kl) for row in cache.load()
         ]
 
     def _root(self) -> Path:
@@ -257,7 +249,7 @@ class ReferenceScorer:
         """Return everything the values depend on, except t0."""
         settings = self.model.config
         return {
-            "format": "2",
+            "format": "3",
             "model": self.fingerprint,
             "config": config_fingerprint(settings),
             "attention": str(getattr(settings, "_attn_implementation", None)),
@@ -277,7 +269,8 @@ class ReferenceScorer:
             return longest * len(row.responses) if self.config.ref_per_token else 0
 
         return [
-            RowLayout(len(row.responses), tokens(index)) for index, row in enumerate(dataset.rows)
+            RowLayout(len(row.responses), tokens(index), len(row.kl_responses or ()))
+            for index, row in enumerate(dataset.rows)
         ]
 
     def _score(
@@ -290,7 +283,7 @@ class ReferenceScorer:
             indices = range(start, min(start + step, rows.stop))
             batch = collator([dataset[index] for index in indices])
             tensors = {key: value.to(device) for key, value in batch.items()}
-            with reference_mode(self.model), self.accelerator.autocast():
+            with reference_mode(self.model, self.start), self.accelerator.autocast():
                 values += score_batch(
                     self.model,
                     tensors,
@@ -317,8 +310,7 @@ def estimate_log_z0(
             dataset = known[0]
             counts = torch.tensor([len(row.responses) for row in dataset.rows])
             groups = torch.arange(len(counts)).repeat_interleave(counts)
-            rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
-            values = torch.tensor(rewards, dtype=torch.float64)
+            values = _all_rewards(dataset.rows)
             level = float(fit_log_z0(values, bound["beta"], groups, method))
             say(config, f"log_z0 fitted on {len(dataset)} prompts: {level:.4f} nats")
             others = {key: v for key, v in hyper.items() if key.rpartition(".")[2] != "log_z0"}
@@ -350,8 +342,7 @@ def describe_targets(dataset: PreferenceDataset, beta: float, log_z0: float) -> 
     Returns:
         The text, and whether all targets have one sign.
     """
-    rewards = [reward for row in dataset.rows for reward in row.rewards or ()]
-    targets = torch.tensor(rewards, dtype=torch.float64) / beta - log_z0
+    targets = _all_rewards(dataset.rows) / beta - log_z0
     shares = torch.tensor([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0], dtype=torch.float64)
     # torch.quantile refuses large inputs; an index into the sorted values does not.
     ordered = targets.sort().values
@@ -359,3 +350,9 @@ def describe_targets(dataset: PreferenceDataset, beta: float, log_z0: float) -> 
     parts = [f"{share:.0%} {value:+.2f}" for share, value in zip(shares, quantiles, strict=True)]
     one_sign = len(ordered) > 0 and float(ordered[0]) * float(ordered[-1]) > 0
     return f"target log-ratios (nats): {', '.join(parts)}", one_sign
+
+
+def _all_rewards(rows: Iterable[TokenizedRow]) -> Tensor:
+    """Return the rewards of all responses in fp64, in order."""
+    rewards = array("d", (reward for row in rows for reward in row.rewards or ()))
+    return torch.tensor(rewards, dtype=torch.float64)

@@ -5,9 +5,11 @@ Legend: P prompts and S sequences of a micro-batch, T tokens.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,14 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data import LOSS_FIELDS, PreferenceDataset, TokenizedRow
+from ..data import LOSS_FIELDS, JoinedRows, PreferenceDataset, TokenizedRow
 from ..errors import InputError, OneSidedTargetsWarning
 from ..fused import scoring_of
+from ..hf import check_packing, load_value_head, save_value_head
 from ..losses import Loss, LossInputs
+from ..refcache import keep_start, mismatched_logps
 from ..sequence import SequenceBatch
+from ..sequence.model_inputs import model_inputs
 from ..types import EngineOptions, LossOutput
 from .base import RunTrainer
 from .checks import check_arguments, check_objects, check_rows
@@ -30,7 +35,14 @@ from .config import RAOConfig
 from .guards import warn_about_ties
 from .identity import describe_run
 from .metrics import count_units, drop_repeated, record, token_stats, total_loss
-from .model import load_tokenizer, name_of, prepare_model, prepare_reference, run_dtype
+from .model import (
+    add_value_head,
+    find_tokenizer,
+    prepare_model,
+    prepare_reference,
+    run_dtype,
+    value_model_of,
+)
 from .output_folder import check_writable
 from .prepare import (
     Datasets,
@@ -57,23 +69,25 @@ class RAOTrainer(RunTrainer):
     reference, so that mistakes are found before training.
 
     Args:
-        model: a model, a `PeftModel`, or a name or folder to load one from (fp32 weights).
-            Changed in place: its head is fused, its dropout set to 0.
-        ref_model: the reference, given as the model is. None: the model as it is at the start, or
-            its base model under an adapter.
+        model: a model, a `PeftModel`, or a name or folder to load one from (fp32 weights); the
+            folder of an adapter gives a `PeftModel` whose adapter is trained further. Changed in
+            place: its head is fused, its dropout set to 0.
+        ref_model: the reference, given as the model is. None: the model as it is at the start. Of
+            a model with a fresh adapter that is its base model; of an adapter that was trained
+            before a copy is kept.
         args: the settings; None: the defaults, with output_dir="rao_output".
         train_dataset, eval_dataset: a path or a list of paths, an iterable of records, a
             `datasets` object, a data frame, a list of `data.Record`, or a
             `data.PreferenceDataset`; for evaluation also a dict of several. None: no training, no
             evaluation.
         processing_class: the tokenizer; None: the one in the model's folder.
-        peft_config: adapter to put on the model.
+        peft_config: adapter to put on the model. One that the model has already is merged into its
+            weights first.
         callbacks, optimizers: as of `transformers.Trainer`.
 
     Raises:
         InputError: an argument or a combination of settings cannot work.
         DataError: a record is bad, or lacks what the loss needs.
-        NotYetError: the loss cannot be trained from records.
 
     Example:
         >>> args = RAOConfig(output_dir="out", beta=0.1, learning_rate=2e-5, num_train_epochs=1)
@@ -83,6 +97,10 @@ class RAOTrainer(RunTrainer):
     """
 
     _tag_names = ["rao", "rao-kernels"]  # noqa: RUF012
+    # True in a trainer whose records hold responses that its model has just sampled.
+    learns_from_rollouts = False
+    # Divides the policy's logits; other than 1 where the responses were sampled at it.
+    logp_temperature = 1.0
     args: RAOConfig
 
     def __init__(
@@ -99,11 +117,18 @@ class RAOTrainer(RunTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = RAOConfig(output_dir="rao_output") if args is None else args
-        check_arguments(args)
+        check_arguments(args, rollouts=self.learns_from_rollouts)
         check_objects(model, ref_model, processing_class)
-        model = prepare_model(model, peft_config, args.seed)
         if processing_class is None:
-            processing_class = load_tokenizer(name_of(model))
+            processing_class = find_tokenizer(model)
+        model = prepare_model(model, peft_config, args.seed)
+        self.spec: Loss = args.spec
+        self.hyper = args.hyperparameters()
+        self._needs = self.spec.required_inputs(self.hyper)
+        self._scoring = scoring_of(self.spec, self.hyper)
+        self._fresh_adapter = peft_config is not None
+        if self._reads_values:
+            add_value_head(model, args.value_model)
         check_writable(Path(str(args.output_dir)))
         super().__init__(
             model=model,
@@ -116,10 +141,8 @@ class RAOTrainer(RunTrainer):
             optimizers=optimizers,
         )
         warn_about_ties(self.eval_dataset)
-        self.spec: Loss = args.spec
-        self.hyper = args.hyperparameters()
-        self._needs = self.spec.required_inputs(self.hyper)
-        self._scoring = scoring_of(self.spec, self.hyper)
+        if args.packing:
+            check_packing(model, value_model_of(model))
         self._tolerance = args.tolerance(run_dtype(args, model))
         self._scorer = self._make_scorer(ref_model)
         self._prefix_length: int | None = None
@@ -137,7 +160,8 @@ class RAOTrainer(RunTrainer):
             return None
         own: Any = self.model
         reference = own if ref_model is None else prepare_reference(ref_model, self.args.device)
-        return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator)
+        start = keep_start(reference, added=ref_model is None and self._fresh_adapter)
+        return ReferenceScorer(reference, self.args, self.processing_class, self.accelerator, start)
 
     def _add_references(self, *given: Datasets) -> None:
         """Find t0, which these data and all later ones share, and score them with the reference.
@@ -145,14 +169,16 @@ class RAOTrainer(RunTrainer):
         The reference may be the model itself, so this must come before training.
         """
         datasets = [one for some in given for one in each_dataset(some)]
-        rows = self._first_row + [row for dataset in datasets for row in dataset.rows]
+        rows = JoinedRows(self._first_row, *(dataset.rows for dataset in datasets))
         if not rows:
             return
         readers: list[Any] = [self.model, *([self._scorer.model] if self._scorer else [])]
+        readers += [value_model_of(self.model) or self.model]
         for model in dict.fromkeys(readers):
             check_rows(rows, model, self.processing_class, self.args.max_length)
         self._prefix_length = find_prefix_length(rows, self.args, self._prefix_length)
-        self.data_collator = make_collator(self.processing_class, self._prefix_length)
+        collator = make_collator(self.processing_class, self._prefix_length)
+        self.data_collator = replace(collator, packing=self.args.packing)
         if not self._first_row and self._scoring.prompts != "skipped":
             say(self.args, f"t0: the first {self._prefix_length} tokens of every prompt")
         self._first_row = rows[:1]
@@ -172,6 +198,8 @@ class RAOTrainer(RunTrainer):
     ) -> Any:
         """Compute ``sum(weight * value)`` of a micro-batch over the units of the whole step.
 
+        It calls `_score`, the loss and `_record`, each of which a subclass may override.
+
         Args:
             inputs: what `data.Collator` returns.
             num_items_in_batch: the units of all micro-batches of the step, on all ranks; None:
@@ -187,28 +215,47 @@ class RAOTrainer(RunTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[LossInputs, Any]:
-        """Run the wrapped model once, and return the inputs of the loss and the model's output.
+        """Run the wrapped model, and return the inputs of the loss and the model's output.
 
-        The model is given ids and masks only: mixed precision may round other tensors.
+        Args:
+            model: with the fused head, in its wrapper (DDP, FSDP); called once with gradients.
+            inputs: what `data.Collator` returns, on the model's device. All that it holds of
+                `data.LOSS_FIELDS` reaches the loss, such as the `old_token_logps`, `advantages`,
+                `returns` and `old_values` of `TokenizedRow.token_inputs`.
         """
         sequences: SequenceBatch = inputs["sequences"]
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            **self._scoring.head_inputs(sequences),
-            logp_stats=self._asked_stats(),
-            engine_options=EngineOptions(
-                **self.args.engine_options(),
-                grad_tolerance=self._tolerance,
-            ),
+        options = EngineOptions(**self.args.engine_options(), grad_tolerance=self._tolerance)
+        score = functools.partial(
+            model, logp_temperature=self.logp_temperature, engine_options=options
         )
         given = {name: inputs[name] for name in LOSS_FIELDS if name in inputs}
+        # Before the pass with gradients, which wrappers expect to be the last one.
+        given |= self._mismatched(score, inputs)
+        outputs = score(
+            **model_inputs(inputs),
+            **self._scoring.head_inputs(sequences),
+            logp_stats=self._asked_stats(),
+        )
         return self._scoring.loss_inputs_of(sequences, outputs, given), outputs
+
+    @torch.no_grad()
+    def _mismatched(self, score: Callable[..., Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Return KTO's `kl_logps`, whose mean log-ratio is the one over all ranks."""
+        if "kl_logps" not in self._needs:
+            return {}
+        logps = mismatched_logps(score, inputs)
+        if logps is None:
+            expected = "records with responses to other prompts (kl_responses)"
+            raise InputError("train_dataset", expected, "records without them")
+        ratios = logps - inputs["ref_kl_logps"]
+        sums = torch.stack([ratios.sum(), torch.ones_like(ratios).sum()])
+        total, count = self._reduce(sums * inputs.get("fresh", 1), "sum").unbind()
+        return {"kl_logps": inputs["ref_kl_logps"] + total / count}
 
     def _asked_stats(self) -> tuple[str, ...]:
         """Return the statistics to ask of the head: those of the loss and those logged."""
         logged = ("entropy", "is_top1") if self.args.token_stats else ()
-        return tuple(dict.fromkeys((*logged, *self._scoring.head_stats)))
+        return tuple(dict.fromkeys((*logged, *self._scoring.model_stats)))
 
     def _record(
         self,
@@ -218,7 +265,14 @@ class RAOTrainer(RunTrainer):
         result: LossOutput,
         outputs: Any,
     ) -> None:
-        """Add a micro-batch to the metrics of "train" or "eval"."""
+        """Add a micro-batch to the metrics of "train" or "eval".
+
+        Args:
+            kind: which of them.
+            inputs: what `data.Collator` returns; "fresh" of it is 0 where nothing is to count.
+            loss_inputs, outputs: what `_score` returned.
+            result: the loss of `loss_inputs`.
+        """
         meter, seen = self._meters[kind], inputs.get("fresh", 1)
         record(meter, self.spec, loss_inputs, result, seen, with_loss=kind == "eval")
         if self.args.token_stats:
@@ -291,6 +345,35 @@ class RAOTrainer(RunTrainer):
             )
 
     # Runs and their checkpoints.
+
+    @property
+    def _policy(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    @property
+    def _reads_values(self) -> bool:
+        return self._scoring.values != "unread"
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self._reads_values:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_value_head(self._policy, folder, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_values(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        self._load_values(self.state.best_model_checkpoint)
+
+    def _load_values(self, folder: str) -> None:
+        """Load the value head; FSDP and DeepSpeed load it with the other weights."""
+        if self._reads_values and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            load_value_head(self._policy, Path(folder))
 
     def before_training(self) -> None:
         report_targets(self.spec, self.hyper, self.train_dataset, self.args)

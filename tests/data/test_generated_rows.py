@@ -67,6 +67,8 @@ def good_row(random: Random) -> tuple[Row, Expected]:
     if random.random() < 0.6:
         whole = conversation(random)
         inside = random.randint(0, len(whole))  # turns that the answers hold
+        while inside and whole[-inside]["role"] == "assistant":
+            inside -= 1  # an answer that begins with an assistant's is the response as a whole
         before = whole[: len(whole) - inside]
         turns = whole[len(whole) - inside :]
         given = {"prompt": before} if before else {}
@@ -141,11 +143,12 @@ def poison_shape(random: Random, row: Row) -> None:
     choices: list[Callable[[], Any]] = [
         lambda: row.pop(answers),
         lambda: row.update({answers: random.choice([None, 3, {}, [], [[]], [None], True])}),
-        lambda: row.update(tools=[{"name": "search"}]),
+        lambda: row.update(tools=random.choice(["search", {"name": "x"}, [3], 5])),
         lambda: row.update(images=["a.png"]),
         lambda: row.update(rewards=[1.0] * 9),
         lambda: row.update(prompt=["x"]),
         lambda: row.update(prompt=[message("user", "x") | {"tool_calls": [{"id": 1}]}]),
+        lambda: row.update(gold_reward="high"),
         lambda: row.update(prompt=random.choice([3, True, {"a": "b"}, [[]], [None], [{}]])),
     ]
     random.choice(choices)()
@@ -275,7 +278,7 @@ def test_a_damaged_byte_changes_nothing_silently(tmp_path: Path) -> None:
     assert sorted(places) == sorted(f"{path}:{number}" for number in range(1, len(lines) + 1))
     for record in records:
         plain = json.loads(lines[int(record.where.rsplit(":", 1)[1]) - 1])
-        check_line(record, (plain["prompt"], plain["responses"], plain["rewards"]))
+        check_line(record, (plain["prompt"], plain["responses"], plain.get("rewards")))
     assert len(records) > 300
 
 

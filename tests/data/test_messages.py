@@ -38,7 +38,6 @@ def native(prompt: Any, turns: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("prompt", "turns", "expected"),
     [
-        ([user("q")], MORE, [user("q"), *MORE]),
         ([SYSTEM], [user("q")], [SYSTEM, user("q")]),
         ([user("q"), assistant("a")], [user("more")], [user("q"), *MORE]),
         (None, [SYSTEM, user("q")], [SYSTEM, user("q")]),
@@ -68,11 +67,10 @@ def test_whole_prompt(shape: Any, prompt: Any, turns: list[dict[str, Any]], expe
     ("prompt", "turns", "problem"),
     [
         ("other", [user("q")], "`prompt` is the text 'other'"),
-        ("q", MORE, "`prompt` is the text 'q'"),
         ("be brief", [SYSTEM, user("q")], "`prompt` is the text 'be brief'"),
         ([SYSTEM, user("q")], [user("q")], "the last 1 of `prompt` are the first turns"),
         ([SYSTEM, user("q"), *MORE], [user("q"), *MORE], "the last 3 of `prompt`"),
-        ([user("q")], [assistant("a")], "ends with an assistant turn"),
+        ([user("q"), assistant("a")], [], "ends with an assistant turn"),
         (None, [], "`prompt` is missing"),
     ],
 )
@@ -84,10 +82,12 @@ def test_a_prompt_that_cannot_be_joined_is_named(
 
 
 def test_answers_to_different_prompts_are_named() -> None:
-    row = pair([user("q")], MORE)
-    with pytest.raises(DataError, match="`chosen` and `rejected` answer different prompts"):
-        load_records([row | {"rejected": [assistant("y")]}])
-    row = native([user("q")], MORE)
+    row = pair(None, [user("q"), *MORE])
+    for other in (["y"], [user("r"), assistant("y")], [user("q"), assistant("a"), user("less")]):
+        rejected = "y" if other == ["y"] else [*other, assistant("y")]
+        with pytest.raises(DataError, match="`chosen` and `rejected` answer different prompts"):
+            load_records([row | {"rejected": rejected}])
+    row = native([user("q")], [user("more")])
     with pytest.raises(DataError, match=r"`responses\[0\]` and `responses\[1\]` answer different"):
         load_records([row | {"responses": [row["responses"][0], "y"]}])
 
@@ -95,15 +95,19 @@ def test_answers_to_different_prompts_are_named() -> None:
 GOOD = {"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0.5]}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LOST = {
-    "`tools`": GOOD | {"tools": [{"name": "search"}]},
+    "`functions`": GOOD | {"functions": [{"name": "search"}]},
     "`images`": PAIR | {"images": ["a.png"]},
-    "`system`": PAIR | {"system": "be brief"},
+    "`history`": GOOD | {"history": [["q", "a"]]},
+    "the system turn 'be kind' beside another, 'be brief'": pair(
+        [{"role": "system", "content": "be kind"}, user("q")], []
+    )
+    | {"system": "be brief"},
     "`chat_template_kwargs`": PAIR | {"chat_template_kwargs": {"enable_thinking": False}},
     "`rewards` beside `chosen`": PAIR | {"rewards": [1, 0]},
     "`responses` beside `chosen`": GOOD | PAIR,
-    r"chosen\[0\] has 'tool_calls'": pair([user("q")], [])
-    | {"chosen": [assistant("x") | {"tool_calls": [{"function": {}}]}]},
-    r"prompt\[0\] has 'name'": GOOD | {"prompt": [user("q") | {"name": "Ann"}]},
+    r"prompt\[0\] has tool_calls, and its role is 'user'": GOOD
+    | {"prompt": [user("q") | {"tool_calls": [{"function": {}}]}]},
+    r"prompt\[0\] has 'weight'": GOOD | {"prompt": [user("q") | {"weight": 1}]},
     r"prompt\[0\] is a list of parts": GOOD | {"prompt": [user("") | {"content": [{"type": "x"}]}]},
     r"responses\[1\]\[0\] is a dict of parts": GOOD
     | {"responses": ["a", [assistant("") | {"content": {"text": "b"}}]]},
@@ -140,7 +144,7 @@ STRICT = (
 def test_what_a_template_refuses_is_a_bad_row() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = STRICT
-    rows = [pair([user("q")], []), pair([user("q")], [user("r")]), pair([user("q")], MORE)]
+    rows = [pair([user("q")], []), pair([user("q")], [user("r")]), pair(None, [user("q"), *MORE])]
     records = load_records(rows)
     with pytest.raises(DataError, match="row 1: .*template.*roles must alternate: user"):
         tokenize_records(records, tokenizer, TokenizeOptions())

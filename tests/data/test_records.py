@@ -80,7 +80,7 @@ def test_paired_rows(row: dict[str, Any], rewards: list[float] | None) -> None:
 BAD = {
     "not valid JSON": '{"prompt": ',
     "a record must be an object": "[1]",
-    "neither `responses` nor": {"prompt": "p", "answer": "a"},
+    "no shape of records has its columns": {"prompt": "p", "answer": "a"},
     "`prompt` is missing": {"responses": ["a"], "rewards": [1]},
     "`prompt` is empty": GOOD | {"prompt": ""},
     "ends with an assistant turn": GOOD | {"prompt": [USER, ANSWER]},
@@ -88,7 +88,6 @@ BAD = {
     "`responses` is empty": GOOD | {"responses": [], "rewards": []},
     "`responses` must be a list": GOOD | {"responses": "a"},
     "must be a text or one assistant": GOOD | {"responses": ["a", 3]},
-    "`rewards` missing": {"prompt": "p", "responses": ["a"]},
     "2 responses but 1 rewards": GOOD | {"rewards": [1]},
     "reward 1 is nan": GOOD | {"rewards": [1, float("nan")]},
     "reward 0 is inf": GOOD | {"rewards": [float("inf"), 1]},

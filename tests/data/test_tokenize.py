@@ -132,7 +132,7 @@ def test_pairs() -> None:
         {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 0, "score_rejected": 1},
     ]
     tokenizer, report = tiny_tokenizer(), DataReport()
-    pairs = as_pairs(tokenize(rows, tokenizer), report)
+    pairs = list(as_pairs(tokenize(rows, tokenizer), report))
     texts = [[tokenizer.decode(r[:-1]) for r in pair.responses] for pair in pairs]
     assert texts == [["c", "b"], ["a", "b"], ["a", "b"]]
     assert [pair.rewards for pair in pairs] == [[1.0, 0.0], None, [0.0, 1.0]]
@@ -164,7 +164,7 @@ def test_rows_whose_rewards_label_nothing_are_dropped_by_name() -> None:
         {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1},
     ]
     report = DataReport()
-    kept = drop_unlabelled(tokenize(rows, tiny_tokenizer()), report)
+    kept = list(drop_unlabelled(tokenize(rows, tiny_tokenizer()), report))
     assert [row.where for row in kept] == ["row 1", "row 3"]
     assert report.rows_without_label == ["row 0", "row 2"]
     assert "2 prompts without labels (all rewards equal)" in report.describe().replace("; ", " ")
@@ -173,7 +173,7 @@ def test_rows_whose_rewards_label_nothing_are_dropped_by_name() -> None:
 def test_marks_of_ties_make_no_pair() -> None:
     row = {"prompt": "p", "responses": ["a", "b"], "rewards": [1.0, 1.0]}
     rows = mark_preferred(tokenize([row], tiny_tokenizer()))
-    assert as_pairs(rows, DataReport()) == []
+    assert list(as_pairs(rows, DataReport())) == []
 
 
 def test_bad_options() -> None:

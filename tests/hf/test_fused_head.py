@@ -359,3 +359,30 @@ def test_models_that_are_refused(build: Callable[[], nn.Module], message: str) -
 def test_unknown_check_is_refused() -> None:
     with pytest.raises(InputError, match="`check_parity`"):
         attach_fused_head(tiny_model("llama"), check_parity="maybe")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
+def test_temperature_divides_the_logits(family: str) -> None:
+    """After the model's own scale and softcap, as sampling does."""
+    model = attach_fused_head(tiny_model(family, torch.float64))
+    inputs = batch()
+    targets = inputs["logp_targets"]
+    plain = {key: value for key, value in inputs.items() if not key.startswith("logp_")}
+    weights = upstream(targets)
+    for temperature in (0.7, 1.0, 2.5):
+        logps = torch.log_softmax(model(**plain).logits / temperature, -1)
+        chosen = logps.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        expected = chosen.masked_fill(targets == -100, 0.0)
+        stats = ("entropy",)
+        found = model(**inputs, logp_temperature=temperature, logp_stats=stats)
+        torch.testing.assert_close(found.token_logps, expected)
+        entropy = -(logps.exp() * logps).sum(-1).masked_fill(targets == -100, 0.0)
+        torch.testing.assert_close(found.entropy, entropy)
+        wanted = gradients(model, expected, weights)
+        torch.testing.assert_close(gradients(model, found.token_logps, weights), wanted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_temperatures_that_are_refused(model: PreTrainedModel, temperature: float) -> None:
+    with pytest.raises(InputError, match="`logp_temperature`"):
+        model(**batch(), logp_temperature=temperature)

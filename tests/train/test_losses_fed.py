@@ -12,12 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from rao_kernels.data import PreferenceDataset, Record, TokenizeOptions, tokenize_records
-from rao_kernels.errors import DataError, InputError, NotYetError
+from rao_kernels.data import (
+    PreferenceDataset,
+    Record,
+    TokenizeOptions,
+    tokenize_records,
+    unmet_needs,
+)
+from rao_kernels.errors import DataError, InputError
+from rao_kernels.fused import scoring_of
 from rao_kernels.losses import LOSSES, fit_log_z0
-from rao_kernels.train import RAOConfig, RAOTrainer
+from rao_kernels.train import RAOTrainer
 from rao_kernels.train.config import check_runnable
 from tests import seeds
+from tests.train.rich import rich_dataset
 from tests.train.test_trainer import Gradients, config, dense_inputs, one_batch, trainer
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -25,12 +33,15 @@ from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 ROWS = tiny_rows(5, responses=(2, 3))
 
 
-def trainable(name: str) -> bool:
-    try:
-        check_runnable(RAOConfig(output_dir="unused", loss=name, use_cpu=True))
-    except NotYetError:
-        return False
-    return True
+# Inputs that records of prompts, responses and rewards alone do not give.
+FURTHER = {"gold", "kl_logps", "old_token_logps", "ref_rewards", "reward_ensemble"}
+OF_RECORDS = [name for name in LOSSES if not unmet_needs(LOSSES[name].required_inputs({}))]
+
+
+def source(name: str) -> Any:
+    """Records that the loss can be trained on."""
+    needs = FURTHER & set(LOSSES[name].required_inputs({}))
+    return rich_dataset(gold="gold" in needs) if needs else ROWS
 
 
 def gradients(run: RAOTrainer) -> dict[str, Tensor]:
@@ -47,11 +58,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if trainable(name)])
+def test_every_loss_but_ppo_is_trained_from_records(tmp_path: Path) -> None:
+    assert set(LOSSES) - set(OF_RECORDS) == {"ppo"}
+    with pytest.raises(InputError, match=r"'ppo'.*advantages, returns.*rao-kernels online"):
+        trainer(tmp_path, loss="ppo")
+    check_runnable(config(tmp_path, loss="ppo"), rollouts=True)
+
+
+@pytest.mark.parametrize("name", OF_RECORDS)
 def test_a_sum_of_one_loss_trains_as_that_loss(tmp_path: Path, cache: Path, name: str) -> None:
     found = []
     for text in (name, json.dumps({name: 1.0})):
-        run = trainer(tmp_path, ROWS, loss=text, ref_per_token=True, ref_cache_dir=str(cache))
+        settings = {"ref_per_token": True, "ref_cache_dir": str(cache)}
+        run = trainer(tmp_path, source(name), loss=text, **settings)
         with torch.no_grad():
             for index, parameter in enumerate(run.model.parameters()):
                 seeds.seed_torch(index)
@@ -175,7 +194,7 @@ def test_rewards_read_as_probabilities(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo", "cispo", '{"grpo": 1, "sft": 0.1}'])
 def test_policy_ratios_are_refused_on_rows_without_old_log_probs(tmp_path: Path, loss: str) -> None:
-    with pytest.raises(NotYetError, match="needs `old_token_logps`, which no record has"):
+    with pytest.raises(DataError, match="old_logps"):
         trainer(tmp_path, loss=loss)
     with pytest.raises(InputError, match="`on_policy`.*sampled before this training"):
         trainer(tmp_path, loss=loss, loss_kwargs={"on_policy": True})
@@ -219,3 +238,65 @@ def test_sums_over_long_responses_lose_nothing() -> None:
     assert abs(stored.responses.item() - exact) < 1e-9
     assert stored.prompt.dtype == stored.responses.dtype == torch.float64
     assert abs(float(torch.tensor(exact, dtype=torch.float32)) - exact) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("loss", "kwargs"),
+    [
+        ("qrpo", {"quantile_reward": "normal"}),
+        ("a2po", {}),
+        ("rpo_pessimistic", {}),
+        ("tpo", {"length_normalized": True}),
+        ("grao", {}),
+        ("grao", {"gold_in_statistics": True}),
+        ("grpo", {}),
+        ("dapo", {}),
+        ("gspo", {}),
+        ("cispo", {}),
+    ],
+)
+def test_losses_of_further_inputs_train_as_by_hand(
+    tmp_path: Path, loss: str, kwargs: dict[str, Any]
+) -> None:
+    """The first step's loss and gradients, against float64 logits and the loss by hand."""
+    steps = Gradients()
+    run = trainer(
+        tmp_path,
+        source(loss),
+        loss=loss,
+        loss_kwargs=kwargs,
+        per_device_train_batch_size=5,
+        num_train_epochs=2,
+        callbacks=[steps],
+    )
+    batch = one_batch(run, 5)
+    policy, reference = tiny_model().double(), tiny_model().double()
+    plain = dense_inputs(policy, batch, reference)
+    where = batch["completion_mask"][:, 1:]
+    names = ("gold", "ref_rewards", "ref_reward_groups", "reward_ensemble")
+    given = {name: batch[name] for name in names if name in batch}
+    old = batch["old_token_logps"][:, :-1][where].double()
+    expected = run.spec(replace(plain, old_token_logps=old, **given), **run.hyper).loss
+    expected.backward()
+    run.train()
+    found = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert found[0] == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert found[1] != pytest.approx(found[0], rel=1e-6)
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None
+        error = (steps.steps[0][name] - parameter.grad).norm() / parameter.grad.norm()
+        assert float(error) < 1e-3, name
+
+
+def test_grao_statistics_of_the_command_line(tmp_path: Path) -> None:
+    """The paper's Eq. 4, without the gold answer, is the default; JSON chooses the other."""
+    found = []
+    for given in (None, '{"gold_in_statistics": false}', '{"gold_in_statistics": true}'):
+        run = trainer(tmp_path, rich_dataset(gold=True), loss="grao", loss_kwargs=given)
+        found.append(float(run.compute_loss(run.model, one_batch(run, 5)).detach()))
+    assert found[0] == found[1] != pytest.approx(found[2], rel=1e-3)
+
+
+def test_values_of_prompts_and_of_tokens_are_not_joined(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="values of prompts, or losses that read values of tokens"):
+        scoring_of(LOSSES.combine({"ppo": 1.0, "dro_value": 1.0}), {})
