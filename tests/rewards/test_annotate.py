@@ -88,6 +88,32 @@ def test_pairs_get_the_scores_that_are_read_back(
     assert record.preferred == [True, False]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "what", "completion": "a cat", "label": True},
+        {"instruction": "what", "output": "a cat"},
+        {
+            "messages": [
+                {"role": "user", "content": "what"},
+                {"role": "assistant", "content": "a cat"},
+            ],
+            "system": "be brief",
+        },
+    ],
+)
+def test_records_of_other_shapes_get_columns_that_are_read(
+    score: Callable[..., Rows], tmp_path: Path, row: dict[str, Any]
+) -> None:
+    (before,) = load_records([row])
+    (scored,) = score([row])
+    assert scored.items() >= row.items()
+    assert scored["rewards"] == [5.0]
+    (after,) = load_records(tmp_path / "out.jsonl")
+    assert (after.prompt, after.responses) == (before.prompt, before.responses)
+    assert after.rewards == [5.0]
+
+
 def test_several_models_give_their_mean_and_each_reward(score: Callable[..., Rows]) -> None:
     def doubled(prompts: Any, completions: Any, **_: Any) -> list[float]:
         return [2 * one for one in length(prompts, completions)]
