@@ -160,7 +160,7 @@ def test_another_run_in_a_used_folder_ends_before_it_begins(
     for value in ("auto", "True", str(out / "checkpoint-1")):
         assert main(flags(folder, *saving, *resumed, value)) == 2
         assert 'loss is "sft", was "rao"' in capsys.readouterr().err
-    monkeypatch.setattr("rao_kernels.cli.train._load", lambda *_: pytest.fail("data was loaded"))
+    monkeypatch.setattr("rao_kernels.cli.train.load_data", lambda *_: pytest.fail("data was loaded"))
     assert main(flags(folder, *saving, "--loss", "sft")) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "checkpoint-1, checkpoint-2" in error
