@@ -141,7 +141,7 @@ def test_before_training_and_in_other_commands(
     def press(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rao_kernels.cli.train._load", press)
+    monkeypatch.setattr("rao_kernels.cli.train.load_data", press)
     assert main(flags(folder, "out")) == 130
     assert "before training began; the same command" in capsys.readouterr().err
     command = ModuleType("command")
