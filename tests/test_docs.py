@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PARTS = "losses hf train data refcache generation"
+PARTS = "losses hf train data refcache generation rewards"
 PACKAGES = ("rao_kernels", *(f"rao_kernels.{name}" for name in PARTS.split()))
 
 

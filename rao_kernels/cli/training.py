@@ -74,11 +74,12 @@ def run_training(
         if stop.interrupted:
             raise KeyboardInterrupt
         trainer.save_model()
+        conclusion = trainer.conclude()
         trainer.mark_finished()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_where_it_stopped(folder, trainer, asked)) from None
     if trainer.is_world_process_zero():
-        print(_summary(trainer))
+        print("\n".join(text for text in (_summary(trainer), conclusion) if text))
     trainer.end()  # type: ignore[no-untyped-call]
 
 

@@ -59,6 +59,7 @@ def make_record(where: str, row: Mapping[str, Any], shape: Shape, options: Shape
         reward_ensemble=_ensemble(where, row, count),
         tools=None if is_absent(row.get("tools")) else parse_objects(where, "tools", row["tools"]),
         sampled=_sampled(where, row, count),
+        margin=_optional_number(where, row, "margin"),
     )
 
 

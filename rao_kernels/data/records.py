@@ -47,6 +47,7 @@ class Record:
     gold, gold_reward: the gold answer (GRAO, TPO), and its reward where it is known.
     ref_rewards: rewards of responses that the reference sampled to this prompt (QRPO, A*-PO).
     reward_ensemble: per reward model, one reward per response (pessimistic RPO).
+    margin: of a pair, by how much a reward model is to prefer the chosen response.
     tools: descriptions of functions, for the chat template.
     sampled: the tokens that a policy sampled; they are trained on as they are, and the texts of the
         responses are not encoded again.
@@ -63,6 +64,7 @@ class Record:
     reward_ensemble: list[list[float]] | None = None
     tools: list[dict[str, Any]] | None = None
     sampled: SampledTokens | None = None
+    margin: float | None = None
 
 
 class Repeats:

@@ -86,10 +86,6 @@ def _scored(where: str, row: Columns, prompt: object, answers: Mapping[str, obje
         scores = [to_python(row.get(name)) for name in names]
         if any(score is not None for score in scores):
             return Draft(prompt, answers, scores, [True, False])
-    if not is_absent(row.get("margin")):
-        problem = "`margin` is a difference of rewards, which would be lost"
-        fix = "Give `score_chosen` and `score_rejected`, or rename the column with `columns`."
-        raise DataError(where, problem, fix)
     return Draft(prompt, answers, preferred=[True, False])
 
 

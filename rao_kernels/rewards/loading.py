@@ -54,6 +54,8 @@ def _merged(kind: Kind, name: str, dtype: Dtype) -> nn.Module:
         import peft
     except ImportError as error:
         raise MissingDependencyError("peft", "train") from error
+    if not (Path(name) / "adapter_model.safetensors").is_file():
+        raise OSError(f"{name} holds no adapter_model.safetensors")
     auto: Any = getattr(peft, f"AutoPeftModelFor{kind}")
     labels = {"num_labels": 1} if kind == "SequenceClassification" else {}
     merged: nn.Module = auto.from_pretrained(name, dtype=dtype, **labels).merge_and_unload()

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import DataError, InputError
 from ..refcache import model_fingerprint
 from .encode import encode, right_padded, score_once
+from .head import use_fp32_head
 from .interface import Candidate, Scorer, attempt, checked
 from .loading import Dtype, load, load_tokenizer, longest_input, ready
 
@@ -56,7 +57,8 @@ class RewardModelScorer:
             raise InputError("tokenizer", "the tokenizer of the model that is given", None)
         _check_head(model, tokenizer, self.name, missing)
         self.tokenizer, self.batch_size = tokenizer, batch_size
-        frozen: Any = _with_fp32_head(ready(model, device))
+        use_fp32_head(model)
+        frozen: Any = ready(model, device)
         self.model, self._pad = frozen, frozen.config.get_text_config().pad_token_id
         self._weights = model_fingerprint(frozen)
 
@@ -149,11 +151,3 @@ def _check_head(
             f"{what}, a {type(model).__name__} that reads prompt and response in a way of its own",
             "Call it in a rule: --rule package.module:function.",
         )
-
-
-def _with_fp32_head(model: nn.Module) -> nn.Module:
-    heads = [one for one in model.modules() if isinstance(one, nn.Linear) and one.out_features == 1]
-    for head in heads:
-        head.float()
-        head.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
-    return model

@@ -164,6 +164,10 @@ class RunTrainer(Trainer):
     def before_training(self) -> None:
         """Report what training will ask of the model; called once the run is known to be valid."""
 
+    def conclude(self) -> str:
+        """Report on the trained model; return what a command prints of it."""
+        return ""
+
     def training_context(self) -> AbstractContextManager[None]:
         """Return the context that training runs in."""
         return nullcontext()

@@ -36,8 +36,8 @@ def prepare_model(
     if not isinstance(model, nn.Module):
         model = load_model(fspath(model), torch.float32)
     if peft_config is not None:
-        model = _add_adapter(_merged(model), peft_config, seed)
-    _disable_dropout(model)
+        model = add_adapter(_merged(model), peft_config, seed)
+    disable_dropout(model)
     return attach_fused_head(model)
 
 
@@ -55,7 +55,7 @@ def load_model(name: str, dtype: torch.dtype, argument: str = "model") -> nn.Mod
 
     argument: names the model in errors.
     """
-    with _named(name, argument):
+    with named(name, argument):
         if _is_adapter(name):
             return _load_adapter(name, dtype, argument)
         model: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
@@ -67,7 +67,7 @@ def add_value_head(model: nn.Module, name: str) -> None:
     if name == "head":
         attach_value_head(model)
         return
-    with _named(name, "value_model"):
+    with named(name, "value_model"):
         values, report = AutoModelForTokenClassification.from_pretrained(
             name, num_labels=1, dtype=torch.float32, output_loading_info=True
         )
@@ -76,7 +76,7 @@ def add_value_head(model: nn.Module, name: str) -> None:
     for key, parameter in values.named_parameters():
         if key in missing:
             nn.init.zeros_(parameter)
-    _disable_dropout(values)
+    disable_dropout(values)
     attach_value_head(model, values)
 
 
@@ -91,7 +91,7 @@ def find_tokenizer(model: str | PathLike[str] | nn.Module) -> PreTrainedTokenize
     if isinstance(model, nn.Module):
         return load_tokenizer(name_of(model))
     name = fspath(model)
-    with _named(name, "model"):
+    with named(name, "model"):
         if _is_adapter(name) and not _has_file(name, "tokenizer_config.json"):
             from peft import PeftConfig
 
@@ -101,13 +101,13 @@ def find_tokenizer(model: str | PathLike[str] | nn.Module) -> PreTrainedTokenize
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub."""
-    with _named(name, "model"):
+    with named(name, "model"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     return tokenizer
 
 
 @contextlib.contextmanager
-def _named(name: str, argument: str) -> Iterator[None]:
+def named(name: str, argument: str) -> Iterator[None]:
     """Turn the errors of transformers about a missing model into one `InputError` of one line."""
     try:
         yield
@@ -169,7 +169,7 @@ def _merged(model: Any) -> nn.Module:
     return cast(nn.Module, model.merge_and_unload())
 
 
-def _add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
+def add_adapter(model: Any, peft_config: PeftConfig, seed: int) -> nn.Module:
     try:
         import peft
     except ImportError as error:
@@ -208,7 +208,7 @@ def _misfit(layers: list[str], problem: str) -> InputError:
     )
 
 
-def _disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Set every dropout to 0: noise in the log-probs would be an error in every log-ratio."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

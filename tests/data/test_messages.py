@@ -102,7 +102,6 @@ LOST = {
         [{"role": "system", "content": "be kind"}, user("q")], []
     )
     | {"system": "be brief"},
-    "`margin`": PAIR | {"margin": 0.5},
     "`chat_template_kwargs`": PAIR | {"chat_template_kwargs": {"enable_thinking": False}},
     "`rewards` beside `chosen`": PAIR | {"rewards": [1, 0]},
     "`responses` beside `chosen`": GOOD | PAIR,

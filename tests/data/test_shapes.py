@@ -130,7 +130,8 @@ def test_columns_are_renamed() -> None:
     safer = next(case.row for case in CASES if case.shape == "safe_rlhf")
     swapped = one(safer, columns={"safer_response_id": "better_response_id"})
     assert swapped.preferred == [True, False]
-    assert one({**PAIR, "margin": 1.0}, columns={"margin": "unused"}).preferred == [True, False]
+    assert one({**PAIR, "margin": "large"}, columns={"margin": "unused"}).margin is None
+    assert one({**PAIR, "margin": 0.5}).margin == 0.5
 
 
 def test_a_shape_can_be_forced() -> None:
@@ -157,7 +158,7 @@ def test_options_are_checked() -> None:
 
 
 REFUSED = {
-    "`margin` is a difference": {**PAIR, "margin": 2.0},
+    "`margin` is 'large'": {**PAIR, "margin": "large"},
     "`overall_preference` is 0": {**HELPSTEER3, "overall_preference": 0},
     "`context` would be ignored": {**PAIR, "context": "a text"},
     "`history` would be ignored": {"prompt": "q", "completion": "x", "history": [["a", "b"]]},

@@ -63,6 +63,9 @@ def test_an_adapter_is_the_policy(tmp_path: Path) -> None:
     )
     assert one.abs().min() > 1e-3
     torch.testing.assert_close(one, other)
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"`implicit`.*no adapter_model\.safetensors"):
+        ImplicitScorer(tmp_path / "adapter", base, device="cpu")
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,334 @@
+"""Records keep all they had and get their rewards; what is killed or interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rao_kernels.data import load_records
+from rao_kernels.errors import DataError, InputError
+from rao_kernels.rewards import AnnotateOptions, JudgeScorer, RewardEnsemble, RuleScorer, annotate
+from rao_kernels.train import RAOConfig, RAOTrainer
+from tests.train.tiny import save_tiny, write_jsonl
+
+from .annotated import run
+from .models import StubJudge
+
+ROOT = Path(__file__).parents[2]
+Rows = list[dict[str, Any]]
+PAIR = {"prompt": "say what", "chosen": "a long one", "rejected": "short", "id": 7}
+
+
+def length(prompts: Any, completions: Sequence[Any], **_: Any) -> list[float]:
+    """The length of a text, or of all contents of messages."""
+    return [
+        float(len(one) if isinstance(one, str) else sum(len(turn["content"]) for turn in one))
+        for one in completions
+    ]
+
+
+def unscored(count: int) -> Rows:
+    return [
+        {
+            "prompt": f"ask {number}",
+            "responses": ["x" * (number + 1), "y" * (2 * number + 1)],
+            "source": {"nested": [number, None, 0.1]},
+        }
+        for number in range(count)
+    ]
+
+
+def read(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def score(tmp_path: Path) -> Callable[..., Rows]:
+    """Annotates rows with a scorer, by default the lengths, and returns what was written."""
+
+    def write(rows: Sequence[Any], scorer: Any = None, samples: Any = None, **options: Any) -> Rows:
+        data = write_jsonl(tmp_path / "data.jsonl", list(rows))
+        given = None if samples is None else write_jsonl(tmp_path / "samples.jsonl", samples)
+        out = tmp_path / "out.jsonl"
+        scorer = RuleScorer(length) if scorer is None else scorer
+        annotate(data, out, scorer, AnnotateOptions(**options), ref_samples=given)
+        return read(out)
+
+    return write
+
+
+def test_every_column_is_kept_and_rewards_are_added(score: Callable[..., Rows]) -> None:
+    rows = unscored(5)
+    scored = score(rows, batch_size=2)
+    described = RuleScorer(length).describe()
+    assert scored == [
+        row | {"rewards": [n + 1.0, 2 * n + 1.0], "scorer": described} for n, row in enumerate(rows)
+    ]
+
+
+def test_pairs_get_the_scores_that_are_read_back(
+    score: Callable[..., Rows], tmp_path: Path
+) -> None:
+    (scored,) = score([PAIR])
+    assert scored == PAIR | {
+        "score_chosen": 10.0,
+        "score_rejected": 5.0,
+        "scorer": RuleScorer(length).describe(),
+    }
+    (record,) = load_records(tmp_path / "out.jsonl")
+    assert record.rewards == [10.0, 5.0]
+    assert record.preferred == [True, False]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "what", "completion": "a cat", "label": True},
+        {"instruction": "what", "output": "a cat"},
+        {
+            "messages": [
+                {"role": "user", "content": "what"},
+                {"role": "assistant", "content": "a cat"},
+            ],
+            "system": "be brief",
+        },
+    ],
+)
+def test_records_of_other_shapes_get_columns_that_are_read(
+    score: Callable[..., Rows], tmp_path: Path, row: dict[str, Any]
+) -> None:
+    (before,) = load_records([row])
+    (scored,) = score([row])
+    assert scored.items() >= row.items()
+    assert scored["rewards"] == [5.0]
+    (after,) = load_records(tmp_path / "out.jsonl")
+    assert (after.prompt, after.responses) == (before.prompt, before.responses)
+    assert after.rewards == [5.0]
+
+
+def test_several_models_give_their_mean_and_each_reward(score: Callable[..., Rows]) -> None:
+    def doubled(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [2 * one for one in length(prompts, completions)]
+
+    ensemble = RewardEnsemble([RuleScorer(length), RuleScorer(doubled)])
+    row, pair = score([unscored(2)[1], PAIR], ensemble)
+    assert row["reward_ensemble"] == [[2.0, 3.0], [4.0, 6.0]]
+    assert row["rewards"] == [3.0, 4.5]
+    assert pair["reward_ensemble"] == [[10.0, 5.0], [20.0, 10.0]]
+    assert (pair["score_chosen"], pair["score_rejected"]) == (15.0, 7.5)
+
+
+def test_gold_answers_are_scored_where_they_are(score: Callable[..., Rows]) -> None:
+    rows = unscored(2)
+    rows[1]["gold"] = "the best answer"
+    plain, gold = score(rows, gold=True)
+    assert "gold_reward" not in plain
+    assert gold["gold_reward"] == 15.0
+    assert gold["rewards"] == [2.0, 3.0]
+
+
+def test_samples_of_the_reference_give_ref_rewards(score: Callable[..., Rows]) -> None:
+    rows: Rows = [*unscored(2), unscored(3)[2] | {"rewards": [0.5, 0.25]}]
+    samples: Rows = [
+        {"prompt": "ask 1", "responses": ["aaaa"]},
+        {"prompt": "ask 0", "responses": ["b", "bb"]},
+        {"prompt": [{"role": "user", "content": "ask 1"}], "responses": ["a"]},
+        {"prompt": "ask 2", "responses": ["ccc", "cc", "c"]},
+    ]
+    scored = score(rows, samples=samples)
+    assert [row["ref_rewards"] for row in scored] == [[1.0, 2.0], [4.0, 1.0], [3.0, 2.0, 1.0]]
+    assert [row["rewards"] for row in scored] == [[1.0, 1.0], [2.0, 3.0], [0.5, 0.25]]
+
+
+def test_a_prompt_without_samples_is_named(score: Callable[..., Rows], tmp_path: Path) -> None:
+    samples: Rows = [{"prompt": "ask 0", "responses": ["b", "bb"]}]
+    with pytest.raises(DataError, match=r"data\.jsonl:2: no sample"):
+        score(unscored(2), samples=samples)
+    assert len(read(tmp_path / "out.jsonl")) == 1
+
+
+def test_ref_rewards_of_another_scorer_are_refused(score: Callable[..., Rows]) -> None:
+    rows = [unscored(1)[0] | {"rewards": [1, 2], "scorer": {"kind": "rule", "function": "other"}}]
+    samples: Rows = [{"prompt": "ask 0", "responses": ["b"]}]
+    with pytest.raises(InputError, match=r"`ref_samples`.*same scorer.*other"):
+        score(rows, samples=samples)
+    (scored,) = score(rows, samples=samples, overwrite=True)
+    assert (scored["rewards"], scored["ref_rewards"]) == ([1.0, 1.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        (unscored(1)[0] | {"rewards": [1, 2]}, {}),
+        (PAIR | {"score_chosen": 1.0, "score_rejected": 0.0}, {}),
+        (unscored(1)[0] | {"gold": "g", "gold_reward": 3.0}, {"gold": True}),
+    ],
+)
+def test_rewards_are_replaced_only_if_asked(
+    score: Callable[..., Rows], tmp_path: Path, row: dict[str, Any], options: dict[str, bool]
+) -> None:
+    with pytest.raises(InputError, match=r"data\.jsonl:1 with them.*--overwrite"):
+        score([row], **options)
+    (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row], overwrite=True, **options)
+    changed = {name for name in row if scored[name] != row[name]}
+    assert changed <= {"rewards", "score_chosen", "score_rejected", "gold_reward"} and changed
+
+
+def test_rules_see_the_other_columns_and_what_was_cut(score: Callable[..., Rows]) -> None:
+    seen: list[Any] = []
+
+    def watch(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.append(columns)
+        return [0.0] * len(completions)
+
+    row = unscored(1)[0] | {"answer": "4", "finished": [True, False]}
+    score([row], RuleScorer(watch))
+    assert seen == [
+        {"source": [row["source"]] * 2, "answer": ["4", "4"], "finished": [True, False]}
+    ]
+
+
+def judged(*unreadable: str) -> JudgeScorer:
+    """A judge that counts letters, and has no number for some responses."""
+
+    def answer(asked: str) -> str:
+        return "no idea" if asked in unreadable else f"Score: {len(asked)}"
+
+    return JudgeScorer(StubJudge(answer), template="{response}")
+
+
+def test_an_unscored_record_stops_behind_those_before_it(
+    score: Callable[..., Rows], tmp_path: Path
+) -> None:
+    rows = unscored(6)
+    bad = rows[4]["responses"][1]
+    with pytest.raises(DataError, match=r"data\.jsonl:5: the judge's answer.*no idea"):
+        score(rows, judged(bad), batch_size=3)
+    assert len(read(tmp_path / "out.jsonl")) == 4
+    scorer = judged()
+    assert len(score(rows, scorer, batch_size=3)) == 6
+    assert scorer.judge.asked == [*rows[4]["responses"], *rows[5]["responses"]]  # type: ignore[attr-defined]
+
+
+def test_unscored_records_are_skipped_once(score: Callable[..., Rows], tmp_path: Path) -> None:
+    rows: list[Any] = [*unscored(7)]
+    bad = rows[4]["responses"][1]
+    rows[2] = {"prompt": "no answers"}
+    options = {"batch_size": 2, "bad_rows": "skip"}
+    scored = score(rows, judged(bad), **options)
+    kept = [row["prompt"] for n, row in enumerate(rows) if n not in (2, 4)]
+    assert [row["prompt"] for row in scored] == kept
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Stopped behind the third record: the skipped one is not scored again.
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text("".join(lines[:3]) + lines[3][:10])
+    scorer = judged(bad)
+    report = annotate(
+        tmp_path / "data.jsonl",
+        tmp_path / "out.jsonl",
+        scorer,
+        AnnotateOptions(**options),  # type: ignore[arg-type]
+    )
+    assert read(tmp_path / "out.jsonl") == scored
+    assert scorer.judge.asked == [*rows[5]["responses"], *rows[6]["responses"]]  # type: ignore[attr-defined]
+    assert [one.partition(": ")[0].rpartition(":")[2] for one in report.skipped] == ["5", "3"]
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    rows = unscored(14)
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    texts = [text for row in rows for text in row["responses"]]
+    code = "import sys; from pathlib import Path; from tests.rewards.annotated import run; "
+    code += "run(Path(sys.argv[1]), 'killed.jsonl', 'calls', die_at=3)"
+    killed = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    written = read(tmp_path / "killed.jsonl")
+    assert len(written) == 6
+    with open(tmp_path / "killed.jsonl", "a") as file:
+        file.write('{"prompt": "torn')
+    run(tmp_path, "killed.jsonl", "calls", die_at=0)
+    run(tmp_path, "whole.jsonl", "whole", die_at=0)
+    assert read(tmp_path / "killed.jsonl") == read(tmp_path / "whole.jsonl")
+    # The batch that was being scored is asked for again; what was written is not.
+    asked = (tmp_path / "calls").read_text().split()
+    assert asked == texts[:18] + texts[12:]
+
+
+def test_another_scorer_or_other_data_do_not_go_on(
+    score: Callable[..., Rows], tmp_path: Path
+) -> None:
+    rows = unscored(2)
+    score(rows)
+    with pytest.raises(InputError, match="`output`.*scorer is"):
+        score(rows, judged())
+    with pytest.raises(InputError, match="`output`.*data is"):
+        score(unscored(3))
+    assert len(score(rows)) == 2
+
+
+def test_interrupted_says_what_is_written(tmp_path: Path) -> None:
+    calls = 0
+
+    def rule(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return length(prompts, completions)
+
+    data = write_jsonl(tmp_path / "data.jsonl", unscored(9))
+    scorer, options = RuleScorer(rule), AnnotateOptions(batch_size=2)
+    with pytest.raises(KeyboardInterrupt, match=r"4 records are in .*out\.jsonl; the same command"):
+        annotate(data, tmp_path / "out.jsonl", scorer, options)
+    annotate(data, tmp_path / "out.jsonl", scorer, options)
+    assert [row["prompt"] for row in read(tmp_path / "out.jsonl")] == [
+        f"ask {number}" for number in range(9)
+    ]
+
+
+def test_scored_records_train_as_they_are(score: Callable[..., Rows], tmp_path: Path) -> None:
+    scored = score(unscored(4))
+    config = RAOConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    model = save_tiny(tmp_path / "model")
+    trainer = RAOTrainer(str(model), args=config, train_dataset=str(tmp_path / "out.jsonl"))
+    found = [row.rewards for row in trainer.train_dataset.rows]
+    assert found == [row["rewards"] for row in scored]
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [({"batch_size": 0}, "`batch_size`"), ({"limit": 0}, "`limit`")],
+)
+def test_options_out_of_range(
+    score: Callable[..., Rows], wrong: dict[str, int], match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        score(unscored(1), **wrong)
+
+
+def test_the_output_is_not_the_data(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", unscored(1))
+    with pytest.raises(InputError, match="another file than the data"):
+        annotate(data, data, RuleScorer(length))
+    assert read(data) == unscored(1)
