@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 NOUNS = (
@@ -30,6 +31,12 @@ class Task:
         first, second, third = self.words
         return f"Write one short sentence that contains the words {first}, {second} and {third}."
 
+    @property
+    def answer(self) -> str:
+        """A sentence with all three words."""
+        first, second, third = self.words
+        return f"The {first} and the {second} are near the {third}."
+
 
 def make_tasks(count: int, seed: int) -> list[Task]:
     """Return `count` tasks with different words; the same seed gives the same tasks."""
@@ -47,3 +54,17 @@ def reward(task: Task, answer: str, finished: bool) -> float:
     if not finished or len(found) > LONGEST:
         return 0.0
     return sum(word in found for word in task.words) / len(task.words)
+
+
+def share_of_words(
+    completions: Sequence[str],
+    words: Sequence[tuple[str, str, str]],
+    finished: Sequence[bool],
+    **_: object,
+) -> list[float]:
+    """Return `reward` of each completion: a rule for `rao-kernels annotate`, `online` and `eval`.
+
+    Records of the data have the column `words`.
+    """
+    given = zip(completions, words, finished, strict=True)
+    return [reward(Task((a, b, c)), text, done) for text, (a, b, c), done in given]
