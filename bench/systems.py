@@ -161,7 +161,7 @@ FILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "logged_samples": (
         ("prompts",),
         (
-            f"generate --model {{model}} --data {{prompts}} --output {{this}} --responses 4 "
+            "generate --model {model} --data {prompts} --output {this} --responses 4 "
             "--max_new_tokens 32 --old_logps --seed 1",
         ),
     ),
