@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rao_kernels.cli.main import main
-from rao_kernels.data import Record, load
+from rao_kernels.data import Record, RecordSource, load, load_records, split_records
+from rao_kernels.errors import InputError
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
 RECORDS = 150
@@ -110,3 +112,29 @@ def test_a_bad_record_is_reported_once(folder: Path, capsys: pytest.CaptureFixtu
     assert (said.out + said.err).count("1 bad records skipped") == 1
     assert said.out.count("training data: ") == said.out.count("evaluation data: ") == 1
     assert said.out.count("shapes: native") == 2
+
+
+@pytest.mark.parametrize("command", ["reward-model", "online"])
+def test_streaming_is_refused_where_data_stay_in_memory(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (folder / "rule.py").write_text(
+        "def f(completions, **_):\n    return [0.0] * len(completions)\n"
+    )
+    rule = ("--rule", f"{folder}/rule.py:f") if command == "online" else ()
+    arguments = [command, "--model", str(folder / "model"), "--data", str(folder / "data.jsonl")]
+    arguments += ["--output_dir", str(folder / "out"), "--use_cpu", "--streaming", *rule]
+    assert main(arguments) == 2
+    assert "`streaming`" in capsys.readouterr().err
+
+
+def test_a_source_has_its_own_options() -> None:
+    source = RecordSource(tiny_rows(20), limit=10, part="train", eval_fraction=0.4)
+    train, held_out = split_records(load_records(tiny_rows(10)), 0.4)
+    assert load_records(source) == train
+    assert load_records(replace(source, part="held_out")) == held_out
+    with pytest.raises(InputError, match="beside a RecordSource"):
+        load_records(source, limit=3)
+    for wrong in ({"limit": 0}, {"part": "some"}, {"eval_fraction": 1.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            RecordSource([], **wrong)  # type: ignore[arg-type]
