@@ -18,6 +18,7 @@ from ..rewards import AnnotateOptions, annotate, summarize
 from ..rewards.summary import draw
 from .options import parse_options
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
+from .shape_options import ShapeArguments
 
 
 @dataclass
@@ -54,9 +55,8 @@ class AnnotateArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, score, and print what the rewards are like."""
-    arguments, source = parse_options(
-        "rao-kernels annotate", [AnnotateArguments, ScorerOptions], argv
-    )
+    types = [AnnotateArguments, ShapeArguments, ScorerOptions]
+    arguments, shapes, source = parse_options("rao-kernels annotate", types, argv)
     check_scorer(source)
     if Path(arguments.output).suffix != ".jsonl":
         expected = "a file whose name ends with .jsonl"
@@ -67,6 +67,7 @@ def run(argv: Sequence[str]) -> None:
         limit=arguments.limit,
         bad_rows=arguments.bad_rows,
         batch_size=arguments.batch_size,
+        shapes=shapes.options(),
     )
     report = annotate(
         arguments.data,
@@ -78,6 +79,7 @@ def run(argv: Sequence[str]) -> None:
     )
     for skipped in report.skipped:
         print(f"skipped {skipped}", file=sys.stderr)
+    print(f"data: {report.describe()}")
     print(f"{report.rows} records are in {arguments.output}")
     summary = summarize(arguments.output)
     if summary is not None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..data import DataReport, Record, load_records, split_records
+from ..data import Conversion, RecordSource
 from ..errors import InputError, MissingDependencyError
-from ..train.config import RunConfig
+from .shape_options import ShapeArguments
 
 
 @dataclass
@@ -96,25 +94,20 @@ def lora_config(arguments: ModelArguments, task_type: str = "CAUSAL_LM") -> Any:
     )
 
 
-def read_data(arguments: DataArguments, config: RunConfig) -> tuple[list[Record], list[Record]]:
-    """Read the training and the held-out records.
+def record_sources(
+    data: DataArguments, shapes: ShapeArguments, convert: Conversion | None = None
+) -> tuple[RecordSource, RecordSource | None]:
+    """Return the training and the held-out records, which are read as they are used.
 
-    Without `eval_data`, `eval_fraction` of the prompts are held out, which may be none.
+    Without `eval_data`, `eval_fraction` of the prompts are held out; None where that is 0.
+
+    convert: changes each record.
     """
-    report = DataReport()
-    read = functools.partial(load_records, bad_rows=config.bad_rows, report=report)
-    records = read(arguments.data, limit=arguments.limit)
-    held_out = read(arguments.eval_data) if arguments.eval_data else None
-    for skipped in report.skipped:
-        print(f"skipped {skipped}", file=sys.stderr)
-    if held_out is not None:
-        return records, held_out
-    train, held_out = split_records(records, arguments.eval_fraction)
-    if not train:
-        raise InputError(
-            "eval_fraction",
-            "a share that leaves records to train on",
-            f"{arguments.eval_fraction:g}, which holds out all {len(records)}",
-            "Pass --eval_fraction 0, or --eval_data with the held-out records.",
-        )
-    return train, held_out
+    options, fraction = shapes.options(), data.eval_fraction
+    train = RecordSource(data.data, options, data.limit, convert=convert)
+    if data.eval_data is not None:
+        return train, RecordSource(data.eval_data, options, convert=convert)
+    if fraction == 0.0:
+        return train, None
+    train = replace(train, part="train", eval_fraction=fraction)
+    return train, replace(train, part="held_out")

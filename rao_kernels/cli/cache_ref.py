@@ -15,21 +15,22 @@ from ..errors import InputError
 from ..train import RAOConfig
 from ..train.output_folder import check_writable
 from ..train.prepare import each_dataset, say
-from .arguments import DataArguments, ModelArguments, ReferenceArguments, read_data
+from .arguments import DataArguments, ModelArguments, ReferenceArguments, record_sources
 from .loss_trainer import make_loss_trainer
 from .options import parse_options
+from .shape_options import ShapeArguments
 
-TYPES = [ModelArguments, DataArguments, ReferenceArguments, RAOConfig]
+TYPES = [ModelArguments, DataArguments, ShapeArguments, ReferenceArguments, RAOConfig]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, fill the cache, and print where it is and how much was added."""
-    model, data, reference, config = parse_options("rao-kernels cache-ref", TYPES, argv)
+    model, data, shapes, reference, config = parse_options("rao-kernels cache-ref", TYPES, argv)
     root = _checked(config)
     # The trainer creates its output folder, and this command needs no other than the cache's.
     config.output_dir, config.report_to = str(root), []
     before, start = _files(root), time.monotonic()
-    records = read_data(data, config)
+    records = record_sources(data, shapes)
     trainer = make_loss_trainer(model, data, config, records, ref_model=reference.ref_model)
     written = {
         path: size

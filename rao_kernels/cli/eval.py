@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import DataReport, load_records
+from ..data import DataReport, RecordSource
 from ..errors import InputError
-from ..generation import SamplingOptions, read_prompts
+from ..generation import PromptRow, SamplingOptions, read_prompts
 from ..generation.text import check_sampling
 from ..rewards import Scorer
 from ..train import RAOConfig
@@ -39,6 +39,7 @@ from ..train.output_folder import check_writable
 from .options import parse_options
 from .sampling_options import SamplingArguments, option
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
+from .shape_options import ShapeArguments
 
 
 @dataclass
@@ -91,8 +92,8 @@ class Results:
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, evaluate, print a table, and write eval.json and eval.png."""
-    types = [EvalArguments, SamplingArguments, ScorerOptions, EvalConfig]
-    arguments, sampling, source, config = parse_options("rao-kernels eval", types, argv)
+    types = [EvalArguments, ShapeArguments, SamplingArguments, ScorerOptions, EvalConfig]
+    arguments, shapes, sampling, source, config = parse_options("rao-kernels eval", types, argv)
     options = sampling.sampling(arguments.samples)
     scored = source != ScorerOptions()
     if scored:
@@ -101,9 +102,10 @@ def run(argv: Sequence[str]) -> None:
     folder = Path(str(config.output_dir))
     check_writable(folder)
     scorer = make_scorer(source) if scored else None
-    results = _evaluate(arguments, options, config, scorer)
+    data = RecordSource(arguments.data, shapes.options(), arguments.limit)
+    results = _evaluate(arguments, data, options, config, scorer)
     print("\n".join(_table(results)))
-    _write(folder / "eval.json", arguments, sampling, config, scorer, results)
+    _write(folder / "eval.json", arguments, shapes, sampling, config, scorer, results)
     draw_evaluation(
         folder / "eval.png",
         metrics=results.metrics,
@@ -138,24 +140,19 @@ def _check(
 
 def _evaluate(
     arguments: EvalArguments,
+    data: RecordSource,
     options: SamplingOptions,
     config: EvalConfig,
     scorer: Scorer | None,
 ) -> Results:
-    results, report, rows = Results(), DataReport(), None
-    given: dict[str, Any] = {"limit": arguments.limit, "bad_rows": config.bad_rows}
-    if arguments.samples:
-        rows = read_prompts(arguments.data, report=report, **given)
+    results, rows = Results(), _prompts(data, config) if arguments.samples else None
     tokenizer = load_tokenizer(arguments.model)
     model = _load(arguments.model, "model", config)
     reference = None
     if arguments.ref_model is not None:
         reference = _load(arguments.ref_model, "ref_model", config)
     if config.loss:
-        records = load_records(arguments.data, report=report, **given)
-        results.metrics = loss_metrics(model, reference, records, config, tokenizer)
-    for skipped in dict.fromkeys(report.skipped):
-        print(f"skipped {skipped}", file=sys.stderr)
+        results.metrics = loss_metrics(model, reference, data, config, tokenizer)
     if rows is None:
         return results
     progress = not config.disable_tqdm
@@ -179,6 +176,17 @@ def _evaluate(
         rewards = _score(results, "against", scorer, sampled)
         results.comparison = compare_rewards(own, rewards, config.seed)
     return results
+
+
+def _prompts(data: RecordSource, config: EvalConfig) -> list[PromptRow]:
+    """Read the prompts, and print what was loaded unless the loss, which reads it too, does."""
+    report = DataReport()
+    rows = read_prompts(data, bad_rows=config.bad_rows, report=report)
+    if not config.loss:
+        print(f"data: {report.describe()}")
+        for skipped in report.skipped:
+            print(f"skipped {skipped}", file=sys.stderr)
+    return rows
 
 
 def _load(name: str, argument: str, config: EvalConfig) -> nn.Module:
@@ -217,12 +225,14 @@ def _table(results: Results) -> list[str]:
 def _write(
     path: Path,
     arguments: EvalArguments,
+    shapes: ShapeArguments,
     sampling: SamplingArguments,
     config: EvalConfig,
     scorer: Scorer | None,
     results: Results,
 ) -> None:
-    settings = {**asdict(arguments), **asdict(sampling), "loss": config.loss, "seed": config.seed}
+    given = {**asdict(arguments), **asdict(shapes), **asdict(sampling)}
+    settings = {**given, "loss": config.loss, "seed": config.seed}
     if config.loss:
         settings["hyperparameters"] = config.hyperparameters()
     if scorer is not None:

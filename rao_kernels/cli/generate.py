@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data import PromptFormat
+from ..data import DataReport, PromptFormat, RecordSource
 from ..data.appending import ResumableOutput
 from ..errors import InputError
 from ..generation import (
@@ -33,6 +33,7 @@ from ..refcache import model_fingerprint, template_fingerprint, tokenizer_finger
 from ..train.model import load_model, load_tokenizer
 from .options import parse_options
 from .sampling_options import SamplingArguments, default_device, option
+from .shape_options import ShapeArguments
 
 
 @dataclass
@@ -66,15 +67,18 @@ class GenerateArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, sample what the output lacks, and say where it is."""
-    types = [GenerateArguments, SamplingArguments]
-    arguments, sampling = parse_options("rao-kernels generate", types, argv)
+    types = [GenerateArguments, ShapeArguments, SamplingArguments]
+    arguments, shapes, sampling = parse_options("rao-kernels generate", types, argv)
     if arguments.old_logps and arguments.engine == "vllm":
         expected = "'transformers' with --old_logps, which need the model's own forward"
         raise InputError("engine", expected, "'vllm'")
     if arguments.old_logps and not sampling.temperature > 0:
         expected = "a number above 0 with --old_logps"
         raise InputError("temperature", expected, sampling.temperature)
-    rows = read_prompts(arguments.data, limit=arguments.limit)
+    report = DataReport()
+    source = RecordSource(arguments.data, shapes.options(), arguments.limit)
+    rows = read_prompts(source, report=report)
+    print(f"data: {report.describe()}")
     if not arguments.overwrite:
         refuse_responses(rows)
     tokenizer = load_tokenizer(arguments.model)

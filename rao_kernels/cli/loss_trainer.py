@@ -11,12 +11,13 @@ from torch import nn
 from transformers import IntervalStrategy
 from transformers.trainer_utils import SaveStrategy
 
-from ..data import PreferenceDataset, Record
+from ..data import PreferenceDataset, RecordSource
 from ..data.collate import Example
+from ..data.records import NoRowsError
 from ..errors import InputError
 from ..train import RAOConfig, RAOTrainer
 from ..train.model import load_model, load_tokenizer
-from ..train.prepare import Datasets, NoRowsError, prepare_dataset
+from ..train.prepare import Datasets, prepare_dataset
 from .arguments import DataArguments, ModelArguments, lora_config
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def make_loss_trainer(
     model: ModelArguments,
     data: DataArguments,
     config: RAOConfig,
-    records: tuple[list[Record], list[Record]],
+    records: tuple[RecordSource, RecordSource | None],
     *,
     ref_model: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -35,7 +36,7 @@ def make_loss_trainer(
 ) -> RAOTrainer:
     """Load the model and make its trainer.
 
-    records: those to train on and those held out, of `arguments.read_data`.
+    records: those to train on and those held out, of `arguments.record_sources`.
     """
     train, held_out = records
     tokenizer = load_tokenizer(model.model)
@@ -80,7 +81,7 @@ class UnscoredTrainer(RAOTrainer):
 
 
 def _held_out_part(
-    rows: list[Record],
+    records: RecordSource | None,
     arguments: DataArguments,
     config: RAOConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -90,19 +91,17 @@ def _held_out_part(
     Raises:
         InputError: none is usable, and the settings need evaluations.
     """
-    if arguments.eval_fraction == 0.0:
+    if records is None:
         if config.eval_strategy != IntervalStrategy.NO:
             got = repr(IntervalStrategy(config.eval_strategy).value)
             raise InputError(
                 "eval_strategy", "'no' without held-out records", got, "Give --eval_data."
             )
         return None
-    reason = "none of the prompts fell into it"
-    if rows:
-        try:
-            return prepare_dataset(rows, "evaluation data", config, tokenizer)
-        except NoRowsError as error:
-            reason = str(error).rstrip(".")
+    try:
+        return prepare_dataset(records, "evaluation data", config, tokenizer)
+    except NoRowsError as error:
+        reason = str(error).rstrip(".")
     if config.load_best_model_at_end or config.save_strategy == SaveStrategy.BEST:
         expected = "records for the evaluations that load_best_model_at_end and save_strategy need"
         raise InputError("eval_fraction", expected, f"{arguments.eval_fraction:g}: {reason}")

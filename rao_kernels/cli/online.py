@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainerCallback
 
+from ..data import RecordSource
 from ..errors import InputError
 from ..train import OnlineConfig, OnlineTrainer
 from ..train.model import find_tokenizer, load_model
 from .arguments import ModelArguments, ReferenceArguments, lora_config
 from .options import parse_options
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
+from .shape_options import ShapeArguments
 from .training import run_training
 
 
@@ -34,14 +36,19 @@ class PromptArguments:
     )
 
 
-TYPES = [ModelArguments, PromptArguments, ScorerOptions, ReferenceArguments, OnlineConfig]
+TYPES = [
+    *(ModelArguments, PromptArguments, ShapeArguments),
+    *(ScorerOptions, ReferenceArguments, OnlineConfig),
+]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
-    model, prompts, rewards, reference, config = parse_options("rao-kernels online", TYPES, argv)
+    parsed = parse_options("rao-kernels online", TYPES, argv)
+    model, prompts, shapes, rewards, reference, config = parsed
+    options, held_out = shapes.options(), prompts.eval_data
     check_scorer(rewards)
-    if prompts.eval_data is None and config.eval_strategy != "no":
+    if held_out is None and config.eval_strategy != "no":
         got = repr(config.eval_strategy.value)
         raise InputError("eval_strategy", "'no' without held-out prompts", got, "Give --eval_data.")
 
@@ -51,8 +58,8 @@ def run(argv: Sequence[str]) -> None:
             reference.ref_model,
             config,
             scorer=make_scorer(rewards),
-            train_dataset=prompts.data,
-            eval_dataset=prompts.eval_data,
+            train_dataset=RecordSource(prompts.data, options),
+            eval_dataset=None if held_out is None else RecordSource(held_out, options),
             processing_class=find_tokenizer(model.model),
             peft_config=lora_config(model),
             callbacks=callbacks,

@@ -12,26 +12,28 @@ from collections.abc import Sequence
 
 from transformers import IntervalStrategy, PreTrainedTokenizerBase, TrainerCallback
 
-from ..data import Record
+from ..data import RecordSource
+from ..data.records import NoRowsError
 from ..errors import InputError
 from ..train import RewardConfig, RewardTrainer
 from ..train.model import load_tokenizer
-from ..train.prepare import NoRowsError
 from ..train.reward_data import PairDataset, as_format, prepare_pairs
 from ..train.reward_trainer import load_reward_model
-from .arguments import DataArguments, ModelArguments, RunArguments, lora_config, read_data
+from .arguments import DataArguments, ModelArguments, RunArguments, lora_config, record_sources
 from .options import parse_options
+from .shape_options import ShapeArguments
 from .training import run_training
 
-TYPES = [ModelArguments, DataArguments, RunArguments, RewardConfig]
+TYPES = [ModelArguments, DataArguments, ShapeArguments, RunArguments, RewardConfig]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
-    model, data, how, config = parse_options("rao-kernels reward-model", TYPES, argv)
+    model, data, shapes, how, config = parse_options("rao-kernels reward-model", TYPES, argv)
+    records = record_sources(data, shapes)
 
     def make(callbacks: Sequence[TrainerCallback]) -> RewardTrainer:
-        return _make_trainer(model, data, config, callbacks)
+        return _make_trainer(model, data, config, records, callbacks)
 
     run_training("reward-model", config, make, argv=argv, dry_run=how.dry_run)
 
@@ -40,9 +42,10 @@ def _make_trainer(
     model: ModelArguments,
     data: DataArguments,
     config: RewardConfig,
+    records: tuple[RecordSource, RecordSource | None],
     callbacks: Sequence[TrainerCallback],
 ) -> RewardTrainer:
-    train, held_out = read_data(data, config)
+    train, held_out = records
     tokenizer = load_tokenizer(model.model)
     evaluation = _evaluation(held_out, data, config, as_format(tokenizer, config))
     if evaluation is None:
@@ -61,7 +64,7 @@ def _make_trainer(
 
 
 def _evaluation(
-    records: list[Record],
+    records: RecordSource | None,
     arguments: DataArguments,
     config: RewardConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -69,7 +72,7 @@ def _evaluation(
     """Return the held-out pairs; None and a warning if the data left none."""
     needed = config.load_best_model_at_end or config.eval_strategy != IntervalStrategy.NO
     problem = "the data left no record for it"
-    if records:
+    if records is not None:
         try:
             found = prepare_pairs(records, "evaluation data", config, tokenizer)
         except NoRowsError as error:
@@ -82,6 +85,6 @@ def _evaluation(
     if needed:
         fix = "Give --eval_data, or a larger --eval_fraction."
         raise InputError("eval_fraction", "held-out pairs to evaluate with", problem, fix)
-    if arguments.eval_fraction:
+    if records is not None:
         print(f"warning: training goes on without evaluation: {problem}", file=sys.stderr)
     return None

@@ -17,9 +17,10 @@ from transformers import TrainerCallback
 from ..data import Record
 from ..errors import DataError
 from ..train import RAOConfig, RAOTrainer
-from .arguments import DataArguments, ModelArguments, RunArguments, read_data
+from .arguments import DataArguments, ModelArguments, RunArguments, record_sources
 from .loss_trainer import UnscoredTrainer, make_loss_trainer
 from .options import parse_options
+from .shape_options import ShapeArguments
 from .training import run_training
 
 Choice = Literal["all", "best"]
@@ -66,23 +67,25 @@ class SFTConfig(RAOConfig):
     )
 
 
-TYPES = [ModelArguments, DataArguments, ResponseArguments, RunArguments, SFTConfig]
+TYPES = [
+    *(ModelArguments, DataArguments, ShapeArguments),
+    *(ResponseArguments, RunArguments, SFTConfig),
+]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
-    model, data, chosen, how, config = parse_options(
+    model, data, shapes, chosen, how, config = parse_options(
         "rao-kernels sft", TYPES, argv, without=NOT_OF_SFT
     )
+    records = record_sources(data, shapes, KeepResponses(chosen.responses))
 
     def make(callbacks: Sequence[TrainerCallback]) -> RAOTrainer:
-        records = read_data(data, config)
-        train, held_out = (keep_responses(part, chosen.responses) for part in records)
         return make_loss_trainer(
             model,
             data,
             config,
-            (train, held_out),
+            records,
             callbacks=callbacks,
             trainer_class=UnscoredTrainer if how.dry_run else RAOTrainer,
         )
@@ -90,13 +93,23 @@ def run(argv: Sequence[str]) -> None:
     run_training("sft", config, make, argv=argv, dry_run=how.dry_run)
 
 
-def keep_responses(records: Sequence[Record], which: Choice) -> list[Record]:
-    """Return the records with the responses to learn, without rewards and marks.
+@dataclass(frozen=True)
+class KeepResponses:
+    """Leaves a record the responses to learn, without rewards and marks."""
 
-    Raises:
-        DataError: "all" would learn rejected responses, or "best" has nothing to choose by.
-    """
-    return [_all_of(one) if which == "all" else _best_of(one) for one in records]
+    which: Choice
+
+    @property
+    def name(self) -> str:
+        return f"{self.which} responses"
+
+    def __call__(self, record: Record) -> Record:
+        """Return the changed record.
+
+        Raises:
+            DataError: "all" would learn rejected responses, or "best" has nothing to choose by.
+        """
+        return _all_of(record) if self.which == "all" else _best_of(record)
 
 
 def _all_of(record: Record) -> Record:

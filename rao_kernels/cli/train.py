@@ -13,24 +13,36 @@ from collections.abc import Sequence
 from transformers import TrainerCallback
 
 from ..train import RAOConfig, RAOTrainer
-from .arguments import DataArguments, ModelArguments, ReferenceArguments, RunArguments, read_data
+from .arguments import (
+    DataArguments,
+    ModelArguments,
+    ReferenceArguments,
+    RunArguments,
+    record_sources,
+)
 from .loss_trainer import UnscoredTrainer, make_loss_trainer
 from .options import parse_options
+from .shape_options import ShapeArguments
 from .training import run_training
 
-TYPES = [ModelArguments, DataArguments, ReferenceArguments, RunArguments, RAOConfig]
+TYPES = [
+    *(ModelArguments, DataArguments, ShapeArguments),
+    *(ReferenceArguments, RunArguments, RAOConfig),
+]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
-    model, data, reference, how, config = parse_options("rao-kernels train", TYPES, argv)
+    parsed = parse_options("rao-kernels train", TYPES, argv)
+    model, data, shapes, reference, how, config = parsed
+    records = record_sources(data, shapes)
 
     def make(callbacks: Sequence[TrainerCallback]) -> RAOTrainer:
         return make_loss_trainer(
             model,
             data,
             config,
-            read_data(data, config),
+            records,
             ref_model=reference.ref_model,
             callbacks=callbacks,
             trainer_class=UnscoredTrainer if how.dry_run else RAOTrainer,

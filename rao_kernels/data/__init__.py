@@ -14,6 +14,7 @@ from .load import iter_raw, iter_records, load_records, parse_record
 from .messages import Message, Prompt, Response
 from .numbers import MAX_REWARD
 from .prefix import check_shared_start, shared_start
+from .record_source import Conversion, RecordSource
 from .records import BadRows, DataReport, Record, SampledTokens, split_records
 from .shapes import ShapeOptions
 from .statistics import Statistics, Summary, dataset_statistics
@@ -28,6 +29,7 @@ __all__ = [
     "ROLLOUT_FIELDS",
     "BadRows",
     "Collator",
+    "Conversion",
     "DataReport",
     "Example",
     "JoinedRows",
@@ -36,6 +38,7 @@ __all__ = [
     "Prompt",
     "PromptFormat",
     "Record",
+    "RecordSource",
     "Reference",
     "Response",
     "SampledTokens",

@@ -78,8 +78,10 @@ class Example:
 class PreferenceDataset(Dataset[Example]):
     """Tokenized records, with their reference log-probabilities once these are known.
 
-    rows: in memory, or `StoredRows` on disk.
+    rows: in memory, or `StoredRows` on disk. reported: whether what was loaded was printed.
     """
+
+    reported = False
 
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self.rows = rows

@@ -167,7 +167,19 @@ def _sampled(where: str, row: Mapping[str, Any], count: int) -> SampledTokens | 
     _check_count(where, "old_logps", len(old_logps), "responses", count)
     for number, (ids, logps) in enumerate(zip(response_ids, old_logps, strict=True)):
         _check_count(where, f"old_logps[{number}]", len(logps), "tokens", len(ids))
-    return SampledTokens(prompt_ids, response_ids, old_logps)
+    temperature = _logp_temperature(where, row.get("generator"))
+    return SampledTokens(prompt_ids, response_ids, old_logps, temperature)
+
+
+def _logp_temperature(where: str, generator: object) -> float:
+    """Return the temperature of the log-probs; files of others name that of sampling only."""
+    said = to_python(generator)
+    if not isinstance(said, Mapping):
+        return 1.0
+    for name in ("logp_temperature", "temperature"):
+        if said.get(name) is not None:
+            return parse_number(where, f"`generator.{name}`", said[name])
+    return 1.0
 
 
 def _ids(where: str, name: str, given: object) -> list[int]:

@@ -10,13 +10,14 @@ from typing import Any
 from ..errors import DataError, InputError
 from .fields import make_record
 from .groups import Line, join_groups
-from .records import BadRows, DataReport, Record, keep_good
+from .record_source import RecordSource
+from .records import BadRows, DataReport, NoRowsError, Record, keep_good
 from .shapes import ShapeOptions, find_shape, rename_columns
 from .sources import Row, read_rows
 
 
 def load_records(
-    source: str | Path | Iterable[Any],
+    source: str | Path | Iterable[Any] | RecordSource,
     *,
     limit: int | None = None,
     bad_rows: BadRows = "raise",
@@ -27,7 +28,8 @@ def load_records(
 
     Args:
         source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` path, a list of such paths, a
-            `datasets` object, a data frame of pandas, or any iterable of mappings.
+            `datasets` object, a data frame of pandas, or any iterable of mappings; or a
+            `RecordSource`, which says itself how records are read, and how many.
         limit: return at most this many records; None: all.
         bad_rows: "raise" a `DataError` at the first bad record, or "skip" it and note it in
             `report`.
@@ -47,7 +49,7 @@ def load_records(
 
 
 def iter_records(
-    source: str | Path | Iterable[Any],
+    source: str | Path | Iterable[Any] | RecordSource,
     *,
     limit: int | None = None,
     bad_rows: BadRows = "raise",
@@ -60,7 +62,7 @@ def iter_records(
 
 
 def iter_raw(
-    source: str | Path | Iterable[Any],
+    source: str | Path | Iterable[Any] | RecordSource,
     *,
     limit: int | None = None,
     bad_rows: BadRows = "raise",
@@ -81,14 +83,15 @@ def iter_raw(
     Raises:
         DataError, InputError: as `load_records` does.
     """
-    if limit is not None and limit < 1:
-        raise InputError("limit", "at least 1 record, or None for all", limit)
     if bad_rows not in ("raise", "skip"):
         raise InputError("bad_rows", "'raise' or 'skip'", repr(bad_rows))
     report = DataReport() if report is None else report
-    reading = ShapeOptions() if options is None else options
-    lines = keep_good(read_rows(source), lambda row: _read(row, reading), report, bad_rows)
-    return _counted(islice(join_groups(lines), limit), report, source)
+    given = _as_source(source, options, limit)
+    # A record that cannot be read belongs to neither part: the training part reports it.
+    bad = DataReport() if given.part == "held_out" else report
+    rows = read_rows(given.source)
+    lines = keep_good(rows, lambda row: _read(row, given.options), bad, bad_rows)
+    return _taken(islice(join_groups(lines), given.limit), given, report, bad.skipped)
 
 
 def parse_record(where: str, row: object, options: ShapeOptions | None = None) -> Record:
@@ -108,22 +111,50 @@ def parse_record(where: str, row: object, options: ShapeOptions | None = None) -
     return _parse(where, row, ShapeOptions() if options is None else options).record
 
 
-def _counted(
-    lines: Iterator[Line], report: DataReport, source: object
+def _as_source(source: Any, options: ShapeOptions | None, limit: int | None) -> RecordSource:
+    if not isinstance(source, RecordSource):
+        return RecordSource(source, ShapeOptions() if options is None else options, limit)
+    if limit is not None or options is not None:
+        expected = "None beside a RecordSource, which has its own"
+        raise InputError("options" if limit is None else "limit", expected, options or limit)
+    return source
+
+
+def _taken(
+    lines: Iterator[Line], source: RecordSource, report: DataReport, skipped: list[str]
 ) -> Iterator[tuple[Mapping[str, Any], Record]]:
-    """Count each record; raise if there is none."""
-    before = len(report.skipped)
-    empty = True
+    """Yield the records of the part and count them; raise if there is none.
+
+    skipped: what reading the lines adds to.
+    """
+    before = len(skipped)
+    read = taken = 0
     for line in lines:
-        empty = False
-        report.count(line.shape.name, line.record)
-        yield line.columns, line.record
-    if empty:
-        skipped = report.skipped[before:]
-        if not skipped:
-            raise DataError(_name(source), "holds no usable record: it is empty")
-        problem = f"holds no usable record: all {len(skipped)} are bad"
-        raise DataError(_name(source), problem, f"The first is {skipped[0]}")
+        read += 1
+        if source.takes(line.record):
+            taken += 1
+            report.count(line.shape.name, line.record)
+            convert = source.convert
+            yield line.columns, line.record if convert is None else convert(line.record)
+    if not taken:
+        raise _none_taken(source, read, skipped[before:])
+
+
+def _none_taken(source: RecordSource, read: int, skipped: list[str]) -> DataError | InputError:
+    name = _name(source.source)
+    if read and source.part == "held_out":
+        return NoRowsError(name, "none of the prompts fell into the held-out part")
+    if read:
+        return InputError(
+            "eval_fraction",
+            "a share that leaves records to train on",
+            f"{source.eval_fraction:g}, which holds out all {read}",
+            "Pass --eval_fraction 0, or --eval_data with the held-out records.",
+        )
+    if not skipped:
+        return DataError(name, "holds no usable record: it is empty")
+    problem = f"holds no usable record: all {len(skipped)} are bad"
+    return DataError(name, problem, f"The first is {skipped[0]}")
 
 
 def _name(source: object) -> str:

@@ -20,16 +20,22 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+class NoRowsError(DataError):
+    """None of the records can be used; the reasons were reported."""
+
+
 @dataclass(frozen=True)
 class SampledTokens:
     """Token ids of a prompt and of each response, as a policy sampled them.
 
     old_logps: per response, the log-prob of each of its tokens under that policy, in nats.
+    logp_temperature: what divided the logits that these are of.
     """
 
     prompt_ids: list[int]
     response_ids: list[list[int]]
     old_logps: list[list[float]] | None = None
+    logp_temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class DataReport:
     def describe(self) -> str:
         """Return the counts as one line for the log."""
         parts = [f"{self.rows} prompts with {self.responses} responses"]
-        if self.shapes and not self.rows:
+        if self.shapes and not self.responses:
             parts = [f"{self.shapes.total()} records read"]
         notes = {
             "responses dropped (do not fit max_length)": self.responses_dropped,
@@ -193,15 +199,19 @@ def split_records(
     Raises:
         InputError: `eval_fraction` is out of range.
     """
-    if not 0.0 <= eval_fraction < 1.0:
-        raise InputError("eval_fraction", "a number in [0, 1)", eval_fraction)
-    held_out = [_prompt_position(record.prompt) < eval_fraction for record in records]
+    check_fraction(eval_fraction)
+    held_out = [is_held_out(record.prompt, eval_fraction) for record in records]
     train = [record for record, out in zip(records, held_out, strict=True) if not out]
     return train, [record for record, out in zip(records, held_out, strict=True) if out]
 
 
-def _prompt_position(prompt: Prompt) -> float:
-    return _hash(prompt) / 2**64
+def check_fraction(eval_fraction: float) -> None:
+    if not 0.0 <= eval_fraction < 1.0:
+        raise InputError("eval_fraction", "a number in [0, 1)", eval_fraction)
+
+
+def is_held_out(prompt: Prompt, eval_fraction: float) -> bool:
+    return _hash(prompt) / 2**64 < eval_fraction
 
 
 def _hash(value: object) -> int:

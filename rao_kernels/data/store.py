@@ -26,7 +26,7 @@ from .tokenized import TokenizedRow
 
 # Records of a batch: what is in memory while a store is written.
 BATCH_ROWS = 32
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class StoredRows(Sequence[TokenizedRow]):
@@ -204,6 +204,7 @@ def _columns(arrow: Any) -> list[tuple[str, Any]]:
         ("ref_rewards", numbers),
         ("reward_ensemble", listed(numbers)),
         ("kl_responses", listed(ids)),
+        ("logp_temperature", arrow.float64()),
     ]
 
 

@@ -163,7 +163,11 @@ def _sampled_row(
     row = _row(record, _ids(prompt), [_ids(ids) for ids in sampled.response_ids])
     if sampled.old_logps is not None:
         values = [torch.tensor(logps, dtype=torch.float32) for logps in sampled.old_logps]
-        row = replace(row, token_inputs={"old_token_logps": values})
+        row = replace(
+            row,
+            token_inputs={"old_token_logps": values},
+            logp_temperature=sampled.logp_temperature,
+        )
     if record.gold is None:
         return row
     encoded = _encode(record, [record.gold], tokenizer, options)

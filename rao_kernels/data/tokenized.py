@@ -24,6 +24,7 @@ class TokenizedRow:
         where it is known.
     gold_marks: True for the response that is the gold answer, once it is one of `responses`.
     ref_rewards, reward_ensemble: as of a `Record`.
+    logp_temperature: what divided the logits that `old_token_logps` are of.
     kl_responses: per response, the response to another prompt that KTO pairs this prompt with.
     """
 
@@ -41,6 +42,7 @@ class TokenizedRow:
     ref_rewards: list[float] | None = None
     reward_ensemble: list[list[float]] | None = None
     kl_responses: list[Tensor] | None = None
+    logp_temperature: float = 1.0
 
 
 def take_responses(row: TokenizedRow, kept: Sequence[int]) -> TokenizedRow:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..data import BadRows, DataReport, PromptFormat, Record, ShapeOptions, iter_raw
+from ..data import BadRows, DataReport, PromptFormat, Record, RecordSource, iter_raw
 from ..data.messages import is_absent, one_line
 from ..errors import DataError, InputError
 
@@ -63,8 +63,12 @@ def read_prompts(
         DataError: a record is bad, has no prompt, or there is none.
         InputError: `limit` is less than 1.
     """
-    options = ShapeOptions(responses_required=False)
-    given = iter_raw(source, limit=limit, bad_rows=bad_rows, report=report, options=options)
+    if not isinstance(source, RecordSource):
+        source = RecordSource(source, limit=limit)
+    elif limit is not None:
+        raise InputError("limit", "None beside a RecordSource, which has its own", limit)
+    source = replace(source, options=replace(source.options, responses_required=False))
+    given = iter_raw(source, bad_rows=bad_rows, report=report)
     return [_row(*one) for one in given]
 
 

@@ -71,5 +71,9 @@ class ResponseSampler:
             **row.columns,
             "responses": [one.text for one in group],
             "finished": [one.finished for one in group],
-            "generator": {**self.generator, **settings, "seed": self.seed},
+            "generator": {**self.generator, **settings, "seed": self.seed, **self._of_logps()},
         }
+
+    def _of_logps(self) -> dict[str, float]:
+        """Return the temperature of `old_logps`, where these are kept."""
+        return {} if self.logps_model is None else {"logp_temperature": self.options.temperature}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from ..data import BadRows, DataReport, Prompt, Record, Response, iter_raw
+from ..data import BadRows, DataReport, Prompt, Record, Response, ShapeOptions, iter_raw
 from ..data.appending import ResumableOutput
 from ..data.messages import is_absent
 from ..errors import DataError, InputError
@@ -19,6 +19,8 @@ from .reward_model import RewardEnsemble, mean_of
 
 # Columns that hold the texts; the others reach rules.
 _TEXTS = ("prompt", "responses", "chosen", "rejected", "completion", "messages")
+# Columns whose turns are in the prompt, where it is written as a whole.
+_OF_PROMPTS = ("history", "context")
 Samples = Mapping[str, list[Response]]
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -33,6 +35,7 @@ class AnnotateOptions:
     limit: take the first so many records; None: all.
     bad_rows: "raise" at a bad record or one that gets no reward, or "skip" and report it.
     batch_size: records that are scored and written at once.
+    shapes: how columns are read.
     """
 
     gold: bool = False
@@ -40,6 +43,7 @@ class AnnotateOptions:
     limit: int | None = None
     bad_rows: BadRows = "raise"
     batch_size: int = 32
+    shapes: ShapeOptions = field(default_factory=ShapeOptions)
 
 
 def annotate(
@@ -89,6 +93,7 @@ def annotate(
         "scorer": scorer.describe(),
         "gold": options.gold,
         "overwrite": options.overwrite,
+        "shapes": asdict(options.shapes),
     }
     with ResumableOutput(output, identity) as out:
         work = _Annotation(out, scorer, options, samples, report, identity)
@@ -146,6 +151,7 @@ class _Annotation:
             limit=self.options.limit,
             bad_rows=self.options.bad_rows,
             report=self.report,
+            options=self.options.shapes,
         )
         for number, (columns, record) in enumerate(lines):
             bar.update()
@@ -235,7 +241,10 @@ class _Annotation:
         for name, values in found.items():
             means = [mean_of(one) for one in values]
             if name == "rewards":
-                line |= _with_rewards(item, means)
+                rewarded = _with_rewards(item, means)
+                if "prompt" in rewarded:
+                    line = {key: value for key, value in line.items() if key not in _OF_PROMPTS}
+                line |= rewarded
                 if len(self.sources) > 1:
                     line["reward_ensemble"] = [list(member) for member in zip(*values, strict=True)]
             else:
@@ -269,8 +278,7 @@ def _with_rewards(item: _Item, rewards: Sequence[Any]) -> dict[str, Any]:
         return {"score_chosen": rewards[0], "score_rejected": rewards[1]}
     if not is_absent(columns.get("responses")):
         return {"rewards": list(rewards)}
-    prompt = columns["prompt"] if not is_absent(columns.get("prompt")) else record.prompt
-    return {"prompt": prompt, "responses": record.responses, "rewards": list(rewards)}
+    return {"prompt": record.prompt, "responses": record.responses, "rewards": list(rewards)}
 
 
 def _candidate(item: _Item, name: str, number: int) -> Candidate:

@@ -45,6 +45,8 @@ def check_online(args: OnlineConfig) -> None:
     if args.fsdp or args.deepspeed:
         expected = "None: sampling needs the whole weights on each device (DDP)"
         raise InputError("fsdp" if args.fsdp else "deepspeed", expected, "a configuration")
+    if args.streaming:
+        raise InputError("streaming", "False: prompts and rounds are kept in memory", True)
     if args.dataloader_num_workers:
         expected = "0: micro-batches are made of the round that is in memory"
         raise InputError("dataloader_num_workers", expected, args.dataloader_num_workers)

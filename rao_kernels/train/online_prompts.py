@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data import DataReport, PreferenceDataset, Prompt, TokenizedRow
-from ..data.records import keep_good
+from ..data.records import NoRowsError, keep_good
 from ..errors import DataError
 from ..generation import PromptRow, prompt_ids, read_prompts
 from .online_config import OnlineConfig
-from .prepare import NoRowsError, logger, say
+from .prepare import logger, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,8 +75,7 @@ def load_prompts(
         logger.warning("skipped %s", skipped)
     if not prompts:
         raise NoRowsError(name, "holds no usable prompt")
-    note = f"; {len(report.skipped)} bad records skipped" if report.skipped else ""
-    say(args, f"{name}: {len(prompts)} prompts{note}")
+    say(args, f"{name}: {len(prompts)} prompts of {report.describe()}")
     return PromptDataset(prompts)
 
 

@@ -108,6 +108,8 @@ class RoundSampler:
         """Return the columns that say how a round was sampled and rewarded."""
         names = ("temperature", "top_p", "top_k", "max_new_tokens")
         settings = {name: getattr(self.args, name) for name in names}
+        # The log-probs are of the temperature of the loss, which may be another than of sampling.
+        settings["logp_temperature"] = self.args.sampled_temperature
         generator = {"policy": f"at the start of round {number}", **settings}
         return {"generator": generator, "scorer": self.scorer.describe()}
 

@@ -26,7 +26,8 @@ from ..data import (
     iter_tokenized,
     shared_start,
 )
-from ..errors import DataError, InputError, OneSidedTargetsWarning
+from ..data.records import NoRowsError
+from ..errors import InputError, OneSidedTargetsWarning
 from ..hf import attach_fused_head
 from ..losses import Loss, fit_log_z0
 from ..losses.rao import LogZ0Estimate
@@ -54,10 +55,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-
-class NoRowsError(DataError):
-    """The loss can use none of the records; the reasons were reported."""
 
 
 Datasets = PreferenceDataset | dict[str, PreferenceDataset] | None
@@ -127,7 +124,9 @@ def prepare_dataset(
     else:
         rows = list(prepared())
     _report(rows, name, config, report)
-    return PreferenceDataset(rows)
+    dataset = PreferenceDataset(rows)
+    dataset.reported = True
+    return dataset
 
 
 def _tokenized(
@@ -151,7 +150,8 @@ def _as_loss_reads(dataset: PreferenceDataset, name: str, config: RAOConfig) -> 
     given, originals = tee(dataset.rows)
     read = rows_for_loss(given, config, counts)
     if all(row is original for row, original in zip_longest(read, originals)):
-        _report(dataset.rows, name, config, counts)
+        if not dataset.reported:
+            _report(dataset.rows, name, config, counts)
         return dataset
     counts = DataReport(counts.rows, counts.responses)
     rows = list(rows_for_loss(dataset.rows, config, counts))

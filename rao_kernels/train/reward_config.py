@@ -42,6 +42,9 @@ class RewardConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.streaming:
+            fix = "Its pairs stay in memory."
+            raise InputError("streaming", "False for a reward model", True, fix)
         if not 0.0 <= self.center_rewards_coefficient < math.inf:
             got = self.center_rewards_coefficient
             raise InputError("center_rewards_coefficient", "a finite number from 0 on", got)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import DataReport, PreferenceDataset, Record, TokenizedRow, as_pairs, load_records
-from ..data.records import keep_good
+from ..data import DataReport, PreferenceDataset, Record, TokenizedRow, as_pairs, iter_records
+from ..data.records import NoRowsError, keep_good
 from ..errors import DataError, InputError
 from ..rewards.encode import encode
-from .prepare import NoRowsError, say
+from .prepare import say
 from .reward_config import RewardConfig
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _pairs(
 ) -> PairDataset:
     report = DataReport()
     if not (isinstance(source, list) and source and isinstance(source[0], Record)):
-        source = load_records(source, bad_rows=config.bad_rows, report=report)
+        source = iter_records(source, bad_rows=config.bad_rows, report=report)
 
     def convert(record: Record) -> list[TokenizedRow]:
         pairs = as_pairs([_tokenize(record, config, tokenizer, report)], report)

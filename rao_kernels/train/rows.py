@@ -119,6 +119,11 @@ def _check_need(row: TokenizedRow, need: str, config: RAOConfig) -> None:
         lacks = need in _COLUMNS and getattr(row, need) is None
     if lacks:
         raise _lacking(row, need, config)
+    if need == "old_token_logps" and row.logp_temperature != 1.0:
+        problem = f"its `old_logps` are of temperature {row.logp_temperature:g}, and the loss "
+        problem += f"{config.loss!r} compares them with the model's at 1"
+        fix = "Sample with --temperature 1, or train with `rao-kernels online`, at any temperature."
+        raise DataError(row.where, problem, fix)
 
 
 def _lacking(row: TokenizedRow, need: str, config: RAOConfig) -> DataError:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import DataReport, StoredRows, TokenizedRow, open_rows, store_rows
+from ..data import DataReport, RecordSource, StoredRows, TokenizedRow, open_rows, store_rows
 from ..refcache import template_fingerprint, tokenizer_fingerprint
 from .config import RAOConfig
 from .rows import kl_block, row_needs
@@ -36,14 +36,15 @@ def stored_rows(
         prepared: prepares the records, and adds to `report`.
     """
     folder = Path(str(config.output_dir)) / "data"
-    files = _files(source)
+    given = source if isinstance(source, RecordSource) else RecordSource(source)
+    files = _files(given.source)
     # Ranks of a machine share its files: the first one writes them.
     with config.main_process_first(desc="preparing the data"):
         if files is None:
             rows = store_rows(folder, {"source": secrets.token_hex(8)}, prepared(), report)
             weakref.finalize(rows, _remove, rows.path, os.getpid())
             return rows, report
-        parts = _parts(files, config, tokenizer)
+        parts = _parts(files, given, config, tokenizer)
         found = open_rows(folder, parts)
         return found or (store_rows(folder, parts, prepared(), report), report)
 
@@ -61,7 +62,10 @@ def _files(source: Any) -> list[Path] | None:
 
 
 def _parts(
-    files: list[Path], config: RAOConfig, tokenizer: PreTrainedTokenizerBase
+    files: list[Path],
+    source: RecordSource,
+    config: RAOConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, str]:
     """Return everything that the prepared records depend on.
 
@@ -72,6 +76,7 @@ def _parts(
     return {
         "version": version("rao-kernels"),
         "files": json.dumps(states),
+        "reading": json.dumps(source.describe()),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template_fingerprint(tokenizer),
         "max_length": str(config.max_length),

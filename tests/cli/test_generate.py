@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rao_kernels.cli.generate import run
+from rao_kernels.data import load_records
 from rao_kernels.errors import DataError, InputError
 from rao_kernels.generation import Sample, SamplingOptions, TransformersSampler
 from rao_kernels.hf import attach_fused_head
@@ -198,3 +199,23 @@ def test_training_reads_the_records_once_they_have_rewards(folder: Path, loss: s
         (entry,) = [one for one in trainer.state.log_history if "loss" in one]
         assert entry["ratio/mean"] == pytest.approx(1, abs=1e-5)
         assert entry["clip_ratio/high_mean"] == entry["clip_ratio/low_mean"] == 0
+
+
+@pytest.mark.parametrize(("temperature", "ratio"), [("1", True), ("0.7", False)])
+def test_files_say_the_temperature_of_their_logps(
+    folder: Path, temperature: str, ratio: bool
+) -> None:
+    run(flags(folder, "out.jsonl", "--old_logps", "--temperature", temperature))
+    for one in load_records(folder / "out.jsonl"):
+        assert one.sampled is not None
+        assert one.sampled.logp_temperature == float(temperature)
+    found = records(folder / "out.jsonl")
+    scored = [{**one, "rewards": [float(len(r)) for r in one["responses"]]} for one in found]
+    data = str(write_jsonl(folder / "scored.jsonl", scored))
+    args = RAOConfig(output_dir=str(folder / "run"), loss="grpo", use_cpu=True, disable_tqdm=True)
+    given: Any = {"args": args, "train_dataset": data, "processing_class": tiny_tokenizer()}
+    if ratio:
+        RAOTrainer(tiny_model(), **given)
+        return
+    with pytest.raises(DataError, match=r"scored\.jsonl:1: its `old_logps` are of temperature"):
+        RAOTrainer(tiny_model(), **given)

@@ -148,7 +148,7 @@ def test_before_training_and_in_other_commands(
     def press(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rao_kernels.cli.train.read_data", press)
+    monkeypatch.setattr("rao_kernels.cli.train.make_loss_trainer", press)
     assert main(flags(folder, "out")) == 130
     assert "before training began" in (said := capsys.readouterr().err)
     assert "the same command starts again" in said

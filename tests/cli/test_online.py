@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rao_kernels.cli.main import main
+from rao_kernels.data import load_records
 from tests.train.tiny import save_tiny, write_jsonl
 
 RULE = """
@@ -65,3 +66,20 @@ def test_what_is_missing_is_one_line(folder: Path, capsys: pytest.CaptureFixture
     assert "exactly one of" in capsys.readouterr().err
     assert main(flags(folder, "--eval_strategy", "epoch")) == 2
     assert "Give --eval_data." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("grpo", 0.7), ("kimi", 1.0)])
+def test_rounds_say_the_temperature_of_their_logps(
+    folder: Path, capsys: pytest.CaptureFixture[str], loss: str, expected: float
+) -> None:
+    """A loss without a ratio has log-probs of temperature 1, whatever the sampling's is."""
+    more = ("--rounds", "1", "--temperature", "0.7", "--loss", loss)
+    assert main(flags(folder, *more, "--refresh_reference_every", "1")) == 0
+    path = folder / "out" / "rollouts" / "round-00000.jsonl"
+    sampled = [one.sampled for one in load_records(path)]
+    assert all(one and one.old_logps and one.logp_temperature == expected for one in sampled)
+    arguments = ["train", "--model", str(folder / "model"), "--data", str(path), "--loss", "grpo"]
+    arguments += ["--output_dir", str(folder / "again"), "--max_steps", "1", "--report_to", "none"]
+    status = main([*arguments, "--use_cpu", "--eval_fraction", "0"])
+    assert status == (0 if expected == 1.0 else 2)
+    assert ("are of temperature 0.7" in capsys.readouterr().err) == bool(status)

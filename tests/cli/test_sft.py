@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rao_kernels.cli.main import main
-from rao_kernels.cli.sft import NOT_OF_SFT, Choice, keep_responses
+from rao_kernels.cli.sft import NOT_OF_SFT, Choice, KeepResponses
 from rao_kernels.data import Record, load_records
 from rao_kernels.data.records import SampledTokens
 from rao_kernels.errors import DataError
@@ -73,32 +73,32 @@ def test_a_loss_that_is_not_for_fine_tuning_is_refused(
 @pytest.mark.parametrize(("which", "expected"), [("all", ["a", "b", "c"]), ("best", ["b", "c"])])
 def test_responses_by_reward(which: Choice, expected: list[str]) -> None:
     row = {"prompt": "p", "responses": ["a", "b", "c"], "rewards": [0, 1, 1]}
-    (record,) = keep_responses(load_records([row]), which)
+    (record,) = map(KeepResponses(which), load_records([row]))
     assert record.responses == expected
     assert record.rewards is None and record.preferred is None
 
 
 def test_pairs_are_learnt_only_when_the_chosen_one_is_asked_for() -> None:
     pairs = load_records([{"prompt": "p", "chosen": "good", "rejected": "bad"}])
-    (record,) = keep_responses(pairs, "best")
+    (record,) = map(KeepResponses("best"), pairs)
     assert record.responses == ["good"]
     with pytest.raises(DataError, match="rejected response.*--responses best"):
-        keep_responses(pairs, "all")
+        KeepResponses("all")(pairs[0])
 
 
 def test_responses_without_rewards() -> None:
     one = Record("p", ["a"], None, "x:1")
     two = Record("p", ["a", "b"], None, "x:2")
-    assert keep_responses([one], "best")[0].responses == ["a"]
-    assert keep_responses([two], "all")[0].responses == ["a", "b"]
+    assert KeepResponses("best")(one).responses == ["a"]
+    assert KeepResponses("all")(two).responses == ["a", "b"]
     with pytest.raises(DataError, match="x:2: has 2 responses and no rewards"):
-        keep_responses([two], "best")
+        KeepResponses("best")(two)
 
 
 def test_sampled_tokens_stay_with_their_responses() -> None:
     sampled = SampledTokens([1], [[2], [3, 4], [5]], [[-0.1], [-0.2, -0.3], [-0.4]])
     record = Record("p", ["a", "b", "c"], [0.0, 2.0, 1.0], "x:1", sampled=sampled)
-    (best,) = keep_responses([record], "best")
+    best = KeepResponses("best")(record)
     assert best.sampled == SampledTokens([1], [[3, 4]], [[-0.2, -0.3]])
-    (same,) = keep_responses([record], "all")
+    same = KeepResponses("all")(record)
     assert same.sampled == sampled

@@ -214,7 +214,7 @@ def test_another_run_in_a_used_folder_ends_before_it_begins(
         assert main(flags(folder, *saving, *resumed, value)) == 2
         assert 'loss is "sft", was "rao"' in capsys.readouterr().err
     monkeypatch.setattr(
-        "rao_kernels.cli.train.read_data", lambda *_: pytest.fail("data was loaded")
+        "rao_kernels.cli.train.make_loss_trainer", lambda *_, **__: pytest.fail("data was loaded")
     )
     for other in (("--loss", "sft"), ("--learning_rate", "0.5")):
         assert main(flags(folder, *saving, *other)) == 2

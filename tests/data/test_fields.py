@@ -138,3 +138,20 @@ def test_a_system_column_becomes_the_system_turn() -> None:
                     load_records([row])
             else:
                 assert load_records([row])[0].prompt == expected
+
+
+@pytest.mark.parametrize(
+    ("generator", "expected"),
+    [
+        (None, 1.0),
+        ("a model's name", 1.0),
+        ({"model": "m"}, 1.0),
+        ({"temperature": 0.7}, 0.7),
+        ({"temperature": 0.7, "logp_temperature": 1.0}, 1.0),
+        ({"temperature": 1.0, "logp_temperature": 0.5}, 0.5),
+    ],
+)
+def test_temperature_of_old_logps_is_the_generators(generator: Any, expected: float) -> None:
+    (record,) = load_records([PAIR | SAMPLED | {"generator": generator}])
+    assert record.sampled is not None
+    assert record.sampled.logp_temperature == expected

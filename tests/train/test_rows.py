@@ -128,3 +128,22 @@ def test_prepared_dataset_is_taken_as_it_is(tmp_path: Path) -> None:
         settings = RAOConfig(output_dir=str(tmp_path), loss=loss, use_cpu=True, disable_tqdm=True)
         dataset = prepare_training(given, settings, tiny_tokenizer())
         assert prepare_training(dataset, settings, tiny_tokenizer()) is dataset
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_old_logps_of_another_temperature_make_no_ratio(tmp_path: Path, streaming: bool) -> None:
+    """Losses without a ratio read the record; its temperature stays with it, on disk too."""
+    one = sampled(4)
+    assert one.sampled is not None
+    warm = replace(one, sampled=replace(one.sampled, logp_temperature=0.7))
+    said = r"f\.jsonl:4: its `old_logps` are of temperature 0\.7.*--temperature 1.*online"
+    with pytest.raises(DataError, match=said):
+        read(tmp_path, "grpo", [sampled(3), warm], streaming=streaming)
+    rows = read(tmp_path, "rao", [sampled(3), warm], streaming=streaming)
+    assert [row.logp_temperature for row in rows] == [1.0, 0.7]
+    with pytest.raises(DataError, match=said):
+        prepare_training(
+            PreferenceDataset(rows),
+            RAOConfig(output_dir=str(tmp_path), loss="grpo", use_cpu=True),
+            tiny_tokenizer(),
+        )
