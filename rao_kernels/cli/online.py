@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from ..errors import InputError
 from ..train import OnlineConfig, OnlineTrainer
 from ..train.model import find_tokenizer, load_model
-from .arguments import ModelArguments, ReferenceArguments, lora_config
+from .arguments import ModelArguments, ReferenceArguments, RunArguments, lora_config
+from .dry_run_online import report
 from .options import parse_options
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
 from .training import run_training
@@ -34,12 +35,21 @@ class PromptArguments:
     )
 
 
-TYPES = [ModelArguments, PromptArguments, ScorerOptions, ReferenceArguments, OnlineConfig]
+TYPES = [
+    ModelArguments,
+    PromptArguments,
+    ScorerOptions,
+    ReferenceArguments,
+    RunArguments,
+    OnlineConfig,
+]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
-    model, prompts, rewards, reference, config = parse_options("rao-kernels online", TYPES, argv)
+    model, prompts, rewards, reference, how, config = parse_options(
+        "rao-kernels online", TYPES, argv
+    )
     check_scorer(rewards)
     if prompts.eval_data is None and config.eval_strategy != "no":
         got = repr(config.eval_strategy.value)
@@ -58,4 +68,4 @@ def run(argv: Sequence[str]) -> None:
             callbacks=callbacks,
         )
 
-    run_training("online", config, make, argv=argv)
+    run_training("online", config, make, argv=argv, dry_run=how.dry_run, report=report)
