@@ -6,7 +6,7 @@ that are not finite, a model card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class RunTrainer(Trainer):
     _tag_names = ["rao-kernels"]  # noqa: RUF012
     args: RunConfig
     processing_class: Any
-    data_collator: Any
+    data_collator: Callable[[Sequence[Example]], dict[str, Any]]
     train_dataset: Any
     eval_dataset: Any
     # The command that made the trainer, if one did, for the model card.

@@ -332,10 +332,19 @@ class OnlineTrainer(RAOTrainer):
 
     def data_facts(self) -> Iterator[tuple[str, str]]:
         yield from super().data_facts()
-        if self._first_reward is not None and self._round.rollouts:
-            last = describe_round(self._round.rollouts)["reward/mean"]
-            text = f"{self._first_reward:.6g} in the first round, {last:.6g} in the last"
+        if text := self._mean_rewards():
             yield "mean reward", text
+
+    def conclude(self) -> str:
+        text = self._mean_rewards()
+        return f"mean reward: {text}" if text else ""
+
+    def _mean_rewards(self) -> str:
+        """Say the mean rewards of the first and the last round; empty before the first one."""
+        if self._first_reward is None or not self._round.rollouts:
+            return ""
+        last = describe_round(self._round.rollouts)["reward/mean"]
+        return f"{self._first_reward:.6g} in the first round, {last:.6g} in the last"
 
 
 @dataclasses.dataclass(frozen=True)
