@@ -67,13 +67,10 @@ class UnscoredTrainer(RAOTrainer):
         super()._add_references(*given)
         self._scorer = scorer
 
-    @property
-    def reference(self) -> nn.Module | None:
-        """The reference, if the loss reads one."""
+    def trial_reference(self) -> nn.Module | None:
         return None if self._scorer is None else self._scorer.model
 
-    def examples(self, indices: Sequence[int]) -> list[Example]:
-        """Return records of the training set as the collator takes them."""
+    def trial_examples(self, indices: Sequence[int]) -> list[Example]:
         sample = PreferenceDataset([self.train_dataset[index].row for index in indices])
         if self._scorer is not None:
             self._scorer.attach(sample, self._prefix_length or 1)

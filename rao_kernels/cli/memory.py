@@ -48,12 +48,14 @@ def estimate(trainer: RunTrainer, reference: nn.Module | None, rows: int) -> dic
     name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     states = next((each for start, each in _STATES.items() if name.startswith(start)), None)
     gradients = _bytes(iter(trained))
-    return {
+    found: dict[str, int | None] = {
         "weights": weights,
         "gradients": gradients,
         f"states of {name}": None if states is None else round(states * gradients),
-        "workspace of the head": _workspace(trainer, rows),
     }
+    if (head := model.get_output_embeddings()) is not None:
+        found["workspace of the head"] = _workspace(trainer, head, rows)
+    return found
 
 
 def peak_memory() -> int:
@@ -64,12 +66,9 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _workspace(trainer: RunTrainer, rows: int) -> int | None:
-    """Return the logits that the op keeps for backward; None for a model without a head."""
+def _workspace(trainer: RunTrainer, head: Any, rows: int) -> int:
+    """Return the bytes that the op keeps of the logits for backward."""
     model: Any = trainer.model
-    head = model.get_output_embeddings()
-    if head is None:
-        return None
     vocabulary, size = head.weight.shape
     dtype, device = run_dtype(trainer.args, model), head.weight.device
     return engine.make_plan(

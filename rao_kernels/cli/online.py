@@ -17,7 +17,8 @@ from ..data import RecordSource
 from ..errors import InputError
 from ..train import OnlineConfig, OnlineTrainer
 from ..train.model import find_tokenizer, load_model
-from .arguments import ModelArguments, ReferenceArguments, lora_config
+from .arguments import ModelArguments, ReferenceArguments, RunArguments, lora_config
+from .dry_run_online import report
 from .options import parse_options
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
 from .shape_options import ShapeArguments
@@ -37,15 +38,15 @@ class PromptArguments:
 
 
 TYPES = [
-    *(ModelArguments, PromptArguments, ShapeArguments),
-    *(ScorerOptions, ReferenceArguments, OnlineConfig),
+    *(ModelArguments, PromptArguments, ShapeArguments, ScorerOptions),
+    *(ReferenceArguments, RunArguments, OnlineConfig),
 ]
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the options, train, and print a summary."""
     parsed = parse_options("rao-kernels online", TYPES, argv)
-    model, prompts, shapes, rewards, reference, config = parsed
+    model, prompts, shapes, rewards, reference, how, config = parsed
     options, held_out = shapes.options(), prompts.eval_data
     check_scorer(rewards)
     if held_out is None and config.eval_strategy != "no":
@@ -65,4 +66,4 @@ def run(argv: Sequence[str]) -> None:
             callbacks=callbacks,
         )
 
-    run_training("online", config, make, argv=argv)
+    run_training("online", config, make, argv=argv, dry_run=how.dry_run, report=report)

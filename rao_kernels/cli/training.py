@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -27,6 +27,7 @@ _SUMMARY = (
 )
 
 MakeTrainer = Callable[[Sequence[TrainerCallback]], RunTrainer]
+Report = Callable[[RunTrainer], Iterator[str]]
 
 
 def run_training(
@@ -36,6 +37,7 @@ def run_training(
     *,
     argv: Sequence[str] = (),
     dry_run: bool = False,
+    report: Report = report,
 ) -> None:
     """Train, save the model and print a summary; go on if the output folder holds this run.
 
@@ -46,6 +48,7 @@ def run_training(
             be usable.
         argv: the command's arguments, which the model card repeats.
         dry_run: print what would be trained instead.
+        report: gives the lines that a dry run prints.
 
     Raises:
         InputError: the output folder holds another run, or cannot be written to.
@@ -59,7 +62,7 @@ def run_training(
     else:
         find(asked, folder)
     if dry_run:
-        _dry_run(config, make_trainer)
+        _dry_run(config, make_trainer, report)
         return
     check_writable(folder)
     stop, trainer = StopOnInterrupt(), None
@@ -83,7 +86,7 @@ def run_training(
     trainer.end()  # type: ignore[no-untyped-call]
 
 
-def _dry_run(config: RunConfig, make_trainer: MakeTrainer) -> None:
+def _dry_run(config: RunConfig, make_trainer: MakeTrainer, report: Report) -> None:
     """Print what would be trained; all that is written goes to a folder that is removed."""
     if config.world_size > 1:
         fix = "Leave torchrun out."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,17 +55,16 @@ class Statistics:
     truncated: float | None = None
     dropped: float | None = None
 
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Yield names and texts of the statistics that are known, for a table."""
+        for name, summary in self._summaries():
+            yield name, str(summary)
+        if self.equal_rewards is not None:
+            yield "prompts whose rewards are all equal", f"{self.equal_rewards:.1%}"
+
     def describe(self) -> str:
         """Return the statistics as lines for the log."""
-        lines = [
-            f"{name}: {summary}"
-            for name, summary in (
-                ("prompt tokens", self.prompt_tokens),
-                ("response tokens", self.response_tokens),
-                ("rewards", self.rewards),
-            )
-            if summary is not None
-        ]
+        lines = [f"{name}: {summary}" for name, summary in self._summaries()]
         shares = {
             "of the prompts have equal rewards": self.equal_rewards,
             "of the responses are cut": self.truncated,
@@ -73,6 +72,14 @@ class Statistics:
         }
         found = [f"{share:.1%} {what}" for what, share in shares.items() if share]
         return "\n".join([*lines, *([", ".join(found)] if found else [])])
+
+    def _summaries(self) -> Iterator[tuple[str, Summary]]:
+        known = {
+            "prompt tokens": self.prompt_tokens,
+            "response tokens": self.response_tokens,
+            "rewards": self.rewards,
+        }
+        yield from ((name, one) for name, one in known.items() if one is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the statistics by name, each summary as a dict, for JSON."""

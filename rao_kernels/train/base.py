@@ -6,7 +6,7 @@ that are not finite, a model card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import TrainOutput
 
-from ..data import PreferenceDataset
+from ..data import Example, PreferenceDataset, dataset_statistics
 from ..errors import InputError, NotYetError
 from ..sequence import SequenceBatch
 from . import checkpoints, identity
@@ -46,10 +46,13 @@ class RunTrainer(Trainer):
     _tag_names = ["rao-kernels"]  # noqa: RUF012
     args: RunConfig
     processing_class: Any
+    data_collator: Callable[[Sequence[Example]], dict[str, Any]]
     train_dataset: Any
     eval_dataset: Any
     # The command that made the trainer, if one did, for the model card.
     command: Sequence[str] = ()
+    # What batch sizes count.
+    units = "prompts"
 
     def __init__(self, *, callbacks: Any = None, **given: Any) -> None:
         _check_reporting(given["args"])
@@ -89,6 +92,22 @@ class RunTrainer(Trainer):
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield names and values of what the model card says about the data and the method."""
         raise NotImplementedError
+
+    def data_facts(self) -> Iterator[tuple[str, str]]:
+        """Yield names and statistics of the training data, for the model card."""
+        if self.train_dataset is not None:
+            yield from dataset_statistics(self.train_dataset.rows).named()
+
+    def trial_examples(self, indices: Sequence[int]) -> list[Example]:
+        """Return examples of the training data as the collator takes them, for a dry run.
+
+        What training computes for them beforehand is computed for them alone; no file is written.
+        """
+        return [self.train_dataset[index] for index in indices]
+
+    def trial_reference(self) -> nn.Module | None:
+        """Return the reference if training computes log-probs with it that are not known yet."""
+        return None
 
     def run_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights, as JSON."""

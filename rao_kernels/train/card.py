@@ -57,9 +57,10 @@ def write_model_card(trainer: RunTrainer, folder: Path) -> None:
 def _facts(trainer: RunTrainer) -> Iterator[tuple[str, str]]:
     args = trainer.args
     yield from trainer.facts()
+    yield from trainer.data_facts()
     yield "steps", f"{trainer.state.global_step}"
     micro_batches = args.gradient_accumulation_steps * args.world_size
-    yield "prompts per step", f"{args.train_batch_size * micro_batches}"
+    yield f"{trainer.units} per step", f"{args.train_batch_size * micro_batches}"
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     yield "learning rate", f"{args.learning_rate:g}, {schedule}"
     yield "optimizer", str(getattr(args.optim, "value", args.optim))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ..data import PreferenceDataset
+from ..data import Example, PreferenceDataset
 from ..errors import InputError
 from ..generation import Sampler, TransformersSampler
 from ..hf import attach_fused_head
@@ -24,7 +24,7 @@ from .checks import check_rows
 from .guards import RisingLoss
 from .identity import Identity, describe
 from .model import prepare_reference
-from .online_checks import SETTINGS, check_online, method_items, needs_reference
+from .online_checks import check_online, method_items, needs_reference, settings_read
 from .online_config import OnlineConfig
 from .online_loader import round_loader
 from .online_metrics import describe_round, describe_samples
@@ -136,6 +136,7 @@ class OnlineTrainer(RAOTrainer):
         self._files = RoundFiles(Path(str(self.args.output_dir)))
         self._given_hyper = dict(self.hyper)
         self._round = RoundData([], [], "")
+        self._first_reward: float | None = None
         self._resumed_sha: str | None = None
         rows = [row for one in (self.train_dataset, self.eval_dataset) if one for row in one.rows]
         if rows:
@@ -144,13 +145,13 @@ class OnlineTrainer(RAOTrainer):
             check_rows(checked, model, self.processing_class, self.args.max_length)
             self._prefix_length = find_prefix_length(rows, self.args, None)
         collator = make_collator(self.processing_class, self._prefix_length or 1)
-        self._collator = dataclasses.replace(collator, packing=self.args.packing)
+        self.data_collator = dataclasses.replace(collator, packing=self.args.packing)
         self._rollouts = RoundSampler(
             model,
             self._given_sampler or TransformersSampler(model, self.processing_class),
             self._rewards,
             self._reference,
-            self._collator,
+            self.data_collator,
             self._scoring,
             self.accelerator,
             self.args,
@@ -216,17 +217,20 @@ class OnlineTrainer(RAOTrainer):
         """Sample this rank's share of a round, and write the shares of all ranks to one file."""
         if self._reference is not None:
             self._reference.begin(number)
-        rank, prompts = self.args.process_index, self.train_dataset.prompts
-        chosen = schedule.prompts_of(number)
-        own = [prompts[chosen[position]] for position in schedule.share(rank)]
-        seed = schedule.sampling_seed(number, rank)
-        sampled = self._rollouts.sample(own, self.args.responses_per_prompt, seed)
-        rollouts = self._rollouts.score(sampled)
+        rank, chosen = self.args.process_index, schedule.prompts_of(number)
+        own = [chosen[position] for position in schedule.share(rank)]
+        rollouts = self._sampled(own, schedule.sampling_seed(number, rank))
         if self.args.world_size > 1:
             rollouts = gather_object(rollouts)
         if self.args.should_save:
             self._files.write(number, rollouts, self._rollouts.describe(number))
         self.accelerator.wait_for_everyone()
+
+    def _sampled(self, indices: Sequence[int], seed: int) -> list[Rollout]:
+        """Sample responses to these prompts of the data; reward and score them."""
+        prompts = [self.train_dataset.prompts[index] for index in indices]
+        sampled = self._rollouts.sample(prompts, self.args.responses_per_prompt, seed)
+        return self._rollouts.score(sampled)
 
     def _take_round(self, number: int, rollouts: list[Rollout], sha: str) -> None:
         """Make the round's examples; estimate log_z0 where the reference has sampled the round."""
@@ -234,21 +238,40 @@ class OnlineTrainer(RAOTrainer):
         self._round = RoundData(rollouts, examples, sha)
         every = self.args.refresh_reference_every
         if number == 0 or (every and number % every == 0):
-            rows = PreferenceDataset([one.example.row for one in examples])
-            self.hyper = estimate_log_z0(self.spec, self._given_hyper, [rows], self.args)
+            self._fit_log_z0(examples)
         weight = torch.ones((), device=self.args.device)
+        found = describe_round(rollouts)
+        if number == 0:
+            self._first_reward = found["reward/mean"]
         metrics = {
-            name: torch.tensor(value, device=self.args.device)
-            for name, value in describe_round(rollouts).items()
+            name: torch.tensor(value, device=self.args.device) for name, value in found.items()
         }
         self._meters["train"].update(metrics, weight)
+
+    def _fit_log_z0(self, examples: Sequence[RoundExample]) -> None:
+        rows = PreferenceDataset([one.example.row for one in examples])
+        self.hyper = estimate_log_z0(self.spec, self._given_hyper, [rows], self.args)
+
+    def trial_examples(self, indices: Sequence[int]) -> list[Example]:
+        """Sample responses to these prompts as round 0 does; return those that can be learnt from.
+
+        If there are none, the examples that have the weight 0.
+        """
+        if self._reference is not None:
+            self._reference.begin(0, keep=False)
+        examples = examples_of(self._sampled(indices, self.schedule.sampling_seed(0, 0)), self.args)
+        self._fit_log_z0(examples)
+        return [one.example for one in examples if one.counted] or [one.example for one in examples]
+
+    def trial_reference(self) -> nn.Module | None:
+        return None if self._reference is None else self._reference.given
 
     def collate(self, examples: Sequence[RoundExample]) -> dict[str, Any]:
         """Collate the examples that count; if there is none, one with the weight 0."""
         counted = [one.example for one in examples if one.counted]
         if counted:
-            return self._collator(counted)
-        batch = self._collator([examples[0].example])
+            return self.data_collator(counted)
+        batch = self.data_collator([examples[0].example])
         return batch | {"fresh": torch.tensor(False)}
 
     # Evaluation.
@@ -289,11 +312,13 @@ class OnlineTrainer(RAOTrainer):
         """Report nothing: what the loss is trained on is sampled later."""
 
     def run_state(self) -> dict[str, Any]:
-        return {**super().run_state(), "round_sha256": self._round.sha256}
+        own = {"round_sha256": self._round.sha256, "first_reward": self._first_reward}
+        return {**super().run_state(), **own}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore log_z0, which the round that the reference sampled may have set."""
         self._resumed_sha = state["round_sha256"]
+        self._first_reward = state.get("first_reward")
         if isinstance(state.get("log_z0"), float):
             self.hyper = {k: v for k, v in self._given_hyper.items() if "log_z0" not in k}
             self.hyper["log_z0"] = state["log_z0"]
@@ -303,8 +328,23 @@ class OnlineTrainer(RAOTrainer):
         yield "hyperparameters of the loss", hyper or "none"
         if self.train_dataset is not None:
             yield "training data", f"{len(self.train_dataset)} prompts, and responses sampled"
-        for name in SETTINGS:
-            yield name, str(getattr(self.args, name))
+        yield from ((name, str(value)) for name, value in settings_read(self.args).items())
+
+    def data_facts(self) -> Iterator[tuple[str, str]]:
+        yield from super().data_facts()
+        if text := self._mean_rewards():
+            yield "mean reward", text
+
+    def conclude(self) -> str:
+        text = self._mean_rewards()
+        return f"mean reward: {text}" if text else ""
+
+    def _mean_rewards(self) -> str:
+        """Say the mean rewards of the first and the last round; empty before the first one."""
+        if self._first_reward is None or not self._round.rollouts:
+            return ""
+        last = describe_round(self._round.rollouts)["reward/mean"]
+        return f"{self._first_reward:.6g} in the first round, {last:.6g} in the last"
 
 
 @dataclasses.dataclass(frozen=True)

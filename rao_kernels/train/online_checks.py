@@ -17,6 +17,15 @@ SETTINGS = (
     *("top_p", "top_k", "refresh_reference_every", "mask_truncated_completions", "kl_coef"),
     *("gamma", "gae_lambda", "whiten_advantages", "sampling_batch_size"),
 )
+# Those that only losses with estimated advantages read.
+_OF_ADVANTAGES = ("kl_coef", "gamma", "gae_lambda", "whiten_advantages")
+
+
+def settings_read(args: OnlineConfig) -> dict[str, Any]:
+    """Return the settings that the loss reads, for the model card."""
+    unread = () if args.estimates_advantages else _OF_ADVANTAGES
+    found = {name: getattr(args, name) for name in SETTINGS if name not in unread}
+    return found | {"prompts_per_round": args.round_size}
 
 
 def method_items(args: OnlineConfig, reference: nn.Module | None) -> Identity:

@@ -132,15 +132,18 @@ class RoundReference:
         """Whether the reference of a round is the policy that samples in it."""
         return self.every == 1
 
-    def begin(self, number: int) -> None:
-        """Keep the policy's weights if it becomes the reference in round `number`."""
+    def begin(self, number: int, *, keep: bool = True) -> None:
+        """Keep the policy's weights if it becomes the reference in round `number`.
+
+        keep: write them to the output folder too, to resume from.
+        """
         if self.every < 2:
             return
         start = number - number % self.every
         if start == number:
             weights = _trained(self.model)
             self._round, self._start = number, StartWeights(weights)
-            if self.args.should_save:
+            if keep and self.args.should_save:
                 self._write(number, weights)
         elif self._round != start:
             self._round, self._start = start, StartWeights(self._read(start))

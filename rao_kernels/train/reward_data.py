@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import DataReport, PreferenceDataset, Record, TokenizedRow, as_pairs, iter_records
+from ..data import (
+    DataReport,
+    PreferenceDataset,
+    Record,
+    TokenizedRow,
+    as_pairs,
+    dataset_statistics,
+    iter_records,
+)
 from ..data.records import NoRowsError, keep_good
 from ..errors import DataError, InputError
 from ..rewards.encode import encode
@@ -49,6 +57,15 @@ def prepare_pairs(
     return _pairs(source, name, config, tokenizer)
 
 
+def pair_statistics(pairs: PairDataset) -> Iterator[tuple[str, str]]:
+    """Yield names and statistics of the lengths of pairs, and of their margins if they have any."""
+    margins = (
+        replace(row, rewards=None if row.rewards is None else row.rewards[:1]) for row in pairs.rows
+    )
+    for name, text in dataset_statistics(margins).named():
+        yield "margins" if name == "rewards" else name, text
+
+
 def as_format(tokenizer: PreTrainedTokenizerBase, config: RewardConfig) -> PreTrainedTokenizerBase:
     """Return the tokenizer that writes as `config.prompt_format` says, with a padding token.
 
@@ -84,14 +101,17 @@ def _pairs(
 
     found = keep_good(source, convert, report, config.bad_rows)
     rows = [row for pairs in found for row in pairs]
+    pairs = PairDataset(rows)
     _check_margins(rows)
     report.rows, report.responses = len(rows), 2 * len(rows)
     say(config, f"{name}: {report.describe()}")
+    for what, text in pair_statistics(pairs):
+        say(config, f"  {what}: {text}")
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
     if not rows:
         raise NoRowsError(name, "no record holds a pair of a better and a worse response")
-    return PairDataset(rows)
+    return pairs
 
 
 def _tokenize(

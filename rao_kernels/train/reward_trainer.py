@@ -28,7 +28,7 @@ from .model import add_adapter, disable_dropout, load_tokenizer, name_of, named
 from .output_folder import check_writable
 from .prepare import each_dataset, make_collator
 from .reward_config import RewardConfig
-from .reward_data import as_format, prepare_pairs
+from .reward_data import as_format, pair_statistics, prepare_pairs
 from .reward_report import RewardReport, measure, write_report
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RewardTrainer(RunTrainer):
     """
 
     _tag_names = ["reward-model", "rao-kernels"]  # noqa: RUF012
+    units = "pairs"
     args: RewardConfig
 
     def __init__(
@@ -268,7 +269,13 @@ class RewardTrainer(RunTrainer):
     def facts(self) -> Iterator[tuple[str, str]]:
         yield "center_rewards_coefficient", f"{self.args.center_rewards_coefficient:g}"
         if self.train_dataset is not None:
+            has_margins = any(row.rewards is not None for row in self.train_dataset.rows[:1])
+            yield "margin", self.args.margin if has_margins else "none"
             yield "training data", f"{len(self.train_dataset)} pairs"
+
+    def data_facts(self) -> Iterator[tuple[str, str]]:
+        if self.train_dataset is not None:
+            yield from pair_statistics(self.train_dataset)
 
 
 def load_reward_model(name: str, dtype: str, seed: int) -> nn.Module:

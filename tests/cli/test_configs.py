@@ -12,6 +12,11 @@ from rao_kernels.cli.main import main
 from rao_kernels.cli.options import parse_options
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
 
+RULE = """
+def correct(prompts, completions, **columns):
+    return [float("a" in completion) for completion in completions]
+"""
+
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
 
@@ -32,7 +37,7 @@ NAMES = [
 
 
 def test_there_are_files() -> None:
-    assert {"sft", "rao", "dpo"} <= set(NAMES)
+    assert {"sft", "rao", "dpo", "reward-model", "online"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +48,12 @@ def test_a_file_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_tiny(tmp_path / "model")
     rows = tiny_rows(12, responses=(1,) if name == "sft" else (2, 3))
     data = write_jsonl(tmp_path / "data.jsonl", rows)
-    given = ["--model", "model", "--data", str(data), "--max_steps", "1", "--use_cpu"]
+    given = ["--model", "model", "--data", str(data), "--use_cpu"]
+    if name == "online":
+        (tmp_path / "rules.py").write_text(RULE)
+        given += ["--rounds", "1", "--max_new_tokens", "4"]
+    else:
+        given += ["--max_steps", "1"]
     if "eval_data" in path.read_text():
         given += ["--eval_data", str(data)]
     assert main([command_of(path), "--config", str(path), *given, "--disable_tqdm", "true"]) == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from rao_kernels.cli import dry_run as dry_runs
 from rao_kernels.cli import training
 from rao_kernels.cli.main import main
 from rao_kernels.train.base import RunTrainer
@@ -40,7 +43,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("train",),
         ("train", "--lora_r", "2", "--bf16"),
         ("train", "--loss", "dpo", "--gradient_checkpointing"),
+        ("train", "--packing"),
         ("sft",),
+        ("reward-model",),
     ],
     ids=" ".join,
 )
@@ -62,6 +67,76 @@ def test_tells_what_is_then_trained(
     assert int(evaluations) == sum('"eval_loss"' in line for line in lines)
 
 
+RULE = """
+def letters(prompts, completions, **columns):
+    return [completion.count("a") / 6 for completion in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--loss", "grpo"), ("--loss", "rao", "--refresh_reference_every", "2"), ("--loss", "dpo")],
+    ids=" ".join,
+)
+def test_online_samples_what_the_first_round_samples(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    (folder / "rule.py").write_text(RULE)
+    rows: list[dict[str, object]] = [{"prompt": f"say {one}"} for one in "bcdefghi"]
+    data = str(write_jsonl(folder / "prompts.jsonl", rows))
+    arguments = [
+        *("online", "--model", str(folder / "model"), "--data", data, "--eval_data", data),
+        *("--rule", f"{folder / 'rule.py'}:letters", "--max_new_tokens", "6", "--rounds", "3"),
+        *("--eval_strategy", "epoch", "--output_dir", str(folder / "out"), "--use_cpu"),
+        *("--prompts_per_round", "8", "--report_to", "none", "--disable_tqdm", "true", *more),
+    ]
+    before = contents(folder)
+    assert main([*arguments, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert contents(folder) == before
+    assert not (folder / "out").exists()
+    assert "rounds: 3 of 8 prompts, 8 responses of at most 6 tokens to each" in said
+    assert "sampled 8 responses to each of 8 prompts" in said
+    for part in ("sampling, with rewards and log-probs", "training", "in all", "memory", "peak"):
+        assert re.search(rf"^{part}", said, re.M), part
+    assert main(arguments) == 0
+    entries = (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    assert re.findall(r"^evaluations: (\d+)", said, re.M) == [
+        str(sum('"eval_reward/mean"' in line for line in entries))
+    ]
+    (steps,) = re.findall(r"^steps: (\d+), 2 per round", said, re.M)
+    assert (folder / "out" / f"checkpoint-{steps}").is_dir()
+    lines = (folder / "out" / "rollouts" / "round-00000.jsonl").read_text().splitlines()
+    lengths = {len(ids) for line in lines for ids in json.loads(line)["response_ids"]}
+    shown = re.findall(r"response \d+, (\d+) tokens, reward ([\d.]+)", said)
+    assert len(shown) == (4 if "dpo" in more else 16)
+    assert {int(length) for length, _ in shown} <= lengths
+    if "dpo" not in more:
+        sampled = [f"{r:g}" for line in lines[:2] for r in json.loads(line)["rewards"]]
+        assert [reward for _, reward in shown] == sampled
+
+
+def test_pairs_are_shown_with_their_margin(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": "ask", "responses": ["no.", "yes"], "rewards": [0.5, 1]},
+        {"prompt": "ask", "responses": ["yes", "a"], "rewards": [0.75, 0.5]},
+    ]
+    write_jsonl(folder / "data.jsonl", rows)
+    given = ("--eval_fraction", "0", "--margin", "rewards", "--center_rewards_coefficient", "0.01")
+    assert main([*flags(folder, "reward-model", *given), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert '  response 1, 4 tokens, margin 0.5, preferred: "yes</s>"' in said
+    assert '  response 2, 4 tokens, not preferred: "no.</s>"' in said
+    assert "training data: 2 pairs, 30 tokens with responses" in said
+    assert "pairs per step: 4 (4 x 1 micro-batches)" in said
+    assert "center_rewards_coefficient: 0.01" in said and "margin: rewards" in said
+    assert "margins: mean 0.375, sd 0.125" in said
+    # There is no head over the vocabulary.
+    assert "workspace" not in said
+
+
 def test_records_are_shown_as_the_model_reads_them(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,9 +145,9 @@ def test_records_are_shown_as_the_model_reads_them(
     assert main([*flags(folder, "train", "--eval_fraction", "0"), "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert said.count("data.jsonl:") == 2
-    assert '  prompt, 4 tokens: "<s> a s k"' in said
-    assert '  response 1, 4 tokens, reward 1: "y e s </s>"' in said
-    assert '  response 2, 4 tokens, reward 0.5: "n o . </s>"' in said
+    assert '  prompt, 4 tokens: "<s>ask"' in said
+    assert '  response 1, 4 tokens, reward 1: "yes</s>"' in said
+    assert '  response 2, 4 tokens, reward 0.5: "no.</s>"' in said
     assert "training data: 4 prompts, 64 tokens" in said
 
 
@@ -126,16 +201,18 @@ def test_weights_stay_and_the_reference_scores_only_what_is_tried(
 
     monkeypatch.setattr(prepare, "score_batch", counted)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    report = training.report
+    dry_run = training._dry_run
 
-    def watched(trainer: RunTrainer) -> object:
+    def watched(trainer: RunTrainer) -> Iterator[str]:
         weight = next(trainer.model.parameters())  # type: ignore[union-attr]
         start = weight.detach().clone()
-        yield from report(trainer)
+        yield from dry_runs.report(trainer)
         seen.append((start, weight))
         assert weight.grad is None
 
-    monkeypatch.setattr(training, "report", watched)
+    monkeypatch.setattr(
+        training, "_dry_run", lambda config, make, _: dry_run(config, make, watched)
+    )
     write_jsonl(folder / "data.jsonl", tiny_rows(60))
     assert main([*flags(folder, "train"), "--dry_run"]) == 0
     assert torch.equal(*seen[0])

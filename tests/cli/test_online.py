@@ -43,8 +43,12 @@ def test_the_reward_rises_and_rounds_are_training_data(
     more = ["--rounds", "7", "--lr_scheduler_type", "constant", "--eval_strategy", "epoch"]
     more += ["--eval_on_start", "true", "--eval_data", str(folder / "prompts.jsonl")]
     assert main(flags(folder, *more)) == 0
-    assert "reward/mean" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reward/mean" in said
     entries = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").open()]
+    sampled = [entry["reward/mean"] for entry in entries if "reward/mean" in entry]
+    text = f"mean reward: {sampled[0]:.6g} in the first round, {sampled[-1]:.6g} in the last"
+    assert text in said.splitlines()
     means = [entry["eval_reward/mean"] for entry in entries if "eval_reward/mean" in entry]
     assert len(means) == 8 and means[-1] > means[0] + 0.2
     AutoModelForCausalLM.from_pretrained(folder / "out")

@@ -7,7 +7,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 
+from rao_kernels.data import dataset_statistics
 from rao_kernels.train import RAOTrainer
+from tests.train import online_tools, test_reward_trainer
 from tests.train.test_trainer import config, trainer
 from tests.train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer
 
@@ -113,3 +115,58 @@ def test_statistics_of_tokens_are_among_the_metrics(tmp_path: Path) -> None:
     assert "`eval_mean_token_accuracy`" in text and "`eval_entropy`" in text
     for other in ("eval_runtime", "eval_steps_per_second", "`epoch`", "learning_rate`"):
         assert other not in text
+
+
+def table(folder: Path) -> dict[str, str]:
+    lines = (folder / "README.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {one[0]: one[1] for one in cells if len(one) == 2}
+
+
+def test_statistics_of_the_data(tmp_path: Path) -> None:
+    rows = tiny_rows(7)
+    run = trainer(tmp_path, rows)
+    run.save_model()
+    shown, found = table(tmp_path), dataset_statistics(run.train_dataset.rows)
+    rewards = [value for row in rows for value in row["rewards"]]  # type: ignore[attr-defined]
+    mean, most = sum(rewards) / len(rewards), max(rewards)
+    assert shown["rewards"].startswith(f"mean {mean:.6g}, ")
+    assert shown["rewards"].endswith(f", {most:.6g}")
+    assert shown["prompt tokens"] == str(found.prompt_tokens)
+    assert shown["response tokens"] == str(found.response_tokens)
+    assert shown["prompts whose rewards are all equal"] == f"{found.equal_rewards:.1%}"
+
+
+def test_statistics_of_pairs_are_those_of_their_margins(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "say b", "chosen": "ab", "rejected": "c", "margin": 0.5},
+        {"prompt": "say d", "chosen": "ef", "rejected": "ghij", "margin": 1.5},
+    ]
+    run = test_reward_trainer.trainer(tmp_path / "with", rows)
+    run.save_model()
+    shown = table(tmp_path / "with" / "out")
+    assert shown["margins"].startswith("mean 1, sd 0.5; ") and "rewards" not in shown
+    assert shown["pairs per step"] == f"{run.args.train_batch_size}"
+    assert shown["training data"] == "2 pairs" and "response tokens" in shown
+    bare = [{key: value for key, value in row.items() if key != "margin"} for row in rows]
+    test_reward_trainer.trainer(tmp_path / "without", bare).save_model()
+    shown = table(tmp_path / "without" / "out")
+    assert "margins" not in shown and shown["margin"] == "none"
+
+
+def test_mean_rewards_of_the_first_and_the_last_round(tmp_path: Path) -> None:
+    run = online_tools.make(tmp_path, rounds=3, save_strategy="steps", save_steps=4)
+    run.save_model(str(tmp_path / "before"))
+    assert "mean reward" not in table(tmp_path / "before")
+    run.train()
+    run.save_model()
+    means = online_tools.logged(run, "reward/mean")
+    # Two steps are logged of each round, whose first has the mean of the round.
+    text = f"{means[0]:.6g} in the first round, {means[-1]:.6g} in the last"
+    assert table(tmp_path)["mean reward"] == text
+    assert means[0] != means[-1]
+    (tmp_path / "rollouts" / "round-00000.jsonl").unlink()
+    again = online_tools.make(tmp_path, rounds=3, save_strategy="steps", save_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    again.save_model()
+    assert table(tmp_path)["mean reward"] == text
