@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data import PreferenceDataset, Record
 from ..data.collate import Example
+from ..data.transforms import SingleRecordError
 from ..errors import InputError
 from ..train import RAOConfig, RAOTrainer
 from ..train.model import load_model, load_tokenizer
@@ -101,7 +102,7 @@ def _held_out_part(
     if rows:
         try:
             return prepare_dataset(rows, "evaluation data", config, tokenizer)
-        except NoRowsError as error:
+        except (NoRowsError, SingleRecordError) as error:
             reason = str(error).rstrip(".")
     if config.load_best_model_at_end or config.save_strategy == SaveStrategy.BEST:
         expected = "records for the evaluations that load_best_model_at_end and save_strategy need"
