@@ -16,6 +16,7 @@ from ..data.collate import Example
 from ..data.transforms import SingleRecordError
 from ..errors import InputError
 from ..train import RAOConfig, RAOTrainer
+from ..train.config import check_runnable
 from ..train.model import load_model, load_tokenizer
 from ..train.prepare import Datasets, NoRowsError, prepare_dataset
 from .arguments import DataArguments, ModelArguments, lora_config
@@ -38,6 +39,8 @@ def make_loss_trainer(
 
     records: those to train on and those held out, of `arguments.read_data`.
     """
+    # Before the held-out records are prepared: what they lack may be what this loss cannot have.
+    check_runnable(config)
     train, held_out = records
     tokenizer = load_tokenizer(model.model)
     evaluation: Any = held_out

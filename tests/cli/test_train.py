@@ -267,6 +267,8 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
         (("--output_dir", "/proc/nothing"), "`output_dir`"),
         (("--fp16",), "`fp16`: expected False on a CPU"),
         (("--learning_rat", "1"), "Did you mean --learning_rate?"),
+        (("--loss", "ppo"), "Train it with `rao-kernels online`"),
+        (("--loss", "grpo"), "with `rao-kernels generate --old_logps`"),
         (("--loss", "roa"), "Did you mean 'rao'?"),
         (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),
         (("--lora_r", "-1"), "`lora_r`"),
