@@ -57,7 +57,7 @@ class ReferenceArguments:
         default=None,
         metadata={
             "help": "Folder or name of the reference (default: the model as it is at the start, "
-            "without its adapter if it has one)."
+            "with the adapter it comes with)."
         },
     )
 

@@ -14,8 +14,10 @@ from transformers.trainer_utils import SaveStrategy
 from ..data import PreferenceDataset, RecordSource
 from ..data.collate import Example
 from ..data.records import NoRowsError
+from ..data.transforms import SingleRecordError
 from ..errors import InputError
 from ..train import RAOConfig, RAOTrainer
+from ..train.config import check_runnable
 from ..train.model import load_model, load_tokenizer
 from ..train.prepare import Datasets, prepare_dataset
 from .arguments import DataArguments, ModelArguments, lora_config
@@ -38,6 +40,8 @@ def make_loss_trainer(
 
     records: those to train on and those held out, of `arguments.record_sources`.
     """
+    # Before the held-out records are prepared: what they lack may be what this loss cannot have.
+    check_runnable(config)
     train, held_out = records
     tokenizer = load_tokenizer(model.model)
     evaluation: Any = held_out
@@ -97,7 +101,7 @@ def _held_out_part(
         return None
     try:
         return prepare_dataset(records, "evaluation data", config, tokenizer)
-    except NoRowsError as error:
+    except (NoRowsError, SingleRecordError) as error:
         reason = str(error).rstrip(".")
     if config.load_best_model_at_end or config.save_strategy == SaveStrategy.BEST:
         expected = "records for the evaluations that load_best_model_at_end and save_strategy need"

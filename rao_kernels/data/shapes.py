@@ -160,6 +160,10 @@ def find_shape(where: str, row: Columns, options: ShapeOptions) -> Shape:
             if shape.fits(row, columns):
                 return shape
     problem = f"no shape of records has its columns {show(list(row), 200)}"
+    if options.shape is None and _BY_NAME["prompt"].fits(row, told):
+        problem = f"has a prompt and no responses, among its columns {show(list(row), 200)}"
+        fix = "Sample some with `rao-kernels generate`; docs/data.md lists the names of columns."
+        raise DataError(where, problem, fix)
     if options.shape is not None:
         needs = ", ".join(_BY_NAME[options.shape].needs)
         problem = f"the shape {options.shape} has the columns {needs}; got {show(list(row), 200)}"

@@ -19,6 +19,10 @@ from .tokenize import TokenizeOptions
 from .tokenized import TokenizedRow, take_responses
 
 
+class SingleRecordError(DataError):
+    """A loss that reads responses to other prompts got a single record."""
+
+
 def as_pairs(rows: Iterable[TokenizedRow], report: DataReport) -> Iterator[TokenizedRow]:
     """Reduce each record to a pair: the preferred response, then the lowest-rewarded other one.
 
@@ -118,7 +122,7 @@ def pair_mismatched(
 
     Raises:
         InputError: `block` is below 2.
-        DataError: there is only one record.
+        SingleRecordError: there is only one record.
     """
     if block < 2:
         fix = "A block of one record has no other prompt's responses."
@@ -132,7 +136,9 @@ def pair_mismatched(
             held = held[block:]
     if len(held) == 1:
         problem = "it is the only record, and KTO's KL term needs the responses to another prompt"
-        raise DataError(held[0].where, problem, "Add records, or take a loss such as `bco`.")
+        raise SingleRecordError(
+            held[0].where, problem, "Add records, or take a loss such as `bco`."
+        )
     yield from _cycled(held, max_length)
 
 

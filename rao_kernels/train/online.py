@@ -51,8 +51,8 @@ class OnlineTrainer(RAOTrainer):
 
     Args:
         model: as of `RAOTrainer`.
-        ref_model: the reference, given as the model is; None: the model as it is at the start, its
-            base model under an adapter, or what `refresh_reference_every` makes it.
+        ref_model: the reference, given as the model is; None: the model as it is at the start, or
+            what `refresh_reference_every` makes it.
         args: the settings; None: the defaults, with output_dir="rao_output".
         scorer: gives the rewards.
         train_dataset, eval_dataset: prompts to sample responses to: a path or a list of paths, an

@@ -39,7 +39,8 @@ _COLUMNS = {
     ),
     "old_token_logps": (
         "no column `old_logps`",
-        "Sample the responses with `rao-kernels generate`, which writes it.",
+        "Sample the responses with `rao-kernels generate --old_logps`, or train on samples of the "
+        "current policy with `rao-kernels online`.",
     ),
 }
 

@@ -136,10 +136,10 @@ def test_a_run_that_ended_between_its_last_checkpoint_and_its_model_is_completed
     assert (out / "finished.json").is_file()
 
 
-def test_the_command_of_the_readme(folder: Path) -> None:
+def test_the_command_of_the_page_on_training(folder: Path) -> None:
     """Without a GPU too; --max_steps is all that is added."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    found = re.search(r"^rao-kernels (train --model DIR_OR_NAME .*)$", readme, re.MULTILINE)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    found = re.search(r"^rao-kernels (train --model DIR_OR_NAME .*)$", page, re.MULTILINE)
     assert found is not None
     words = {"DIR_OR_NAME": "model", "rows.jsonl": "data.jsonl", "out": "out"}
     command = [str(folder / words[w]) if w in words else w for w in found[1].split()]
@@ -174,6 +174,19 @@ def test_a_useless_automatic_split_only_warns(
     assert "without evaluation" in said.err
     assert "--eval_data" in said.err
     assert "eval_loss" not in (folder / "out" / "metrics.jsonl").read_text()
+
+
+def test_a_single_held_out_record_cannot_be_evaluated_by_kto(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its KL term reads the responses to another prompt; training has enough of them."""
+    rows = [{"prompt": f"ask {i}", "completion": "a", "label": i % 2 == 0} for i in range(30)]
+    train, held_out = split_records(load_records(rows), 0.3)
+    kept = [one.prompt for one in [*train, held_out[0]]]
+    write_jsonl(folder / "data.jsonl", [row for row in rows if row["prompt"] in kept])
+    assert main(flags(folder, "--loss", "kto", "--eval_fraction", "0.3", "--max_steps", "1")) == 0
+    said = capsys.readouterr().err
+    assert "without evaluation" in said and "only record" in said
 
 
 def test_useless_held_out_data_that_was_asked_for_is_an_error(
@@ -254,6 +267,8 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
         (("--output_dir", "/proc/nothing"), "`output_dir`"),
         (("--fp16",), "`fp16`: expected False on a CPU"),
         (("--learning_rat", "1"), "Did you mean --learning_rate?"),
+        (("--loss", "ppo"), "Train it with `rao-kernels online`"),
+        (("--loss", "grpo"), "with `rao-kernels generate --old_logps`"),
         (("--loss", "roa"), "Did you mean 'rao'?"),
         (("--limit", "1", "--eval_fraction", "1"), "`eval_fraction`"),
         (("--lora_r", "-1"), "`lora_r`"),

@@ -80,7 +80,8 @@ def test_paired_rows(row: dict[str, Any], rewards: list[float] | None) -> None:
 BAD = {
     "not valid JSON": '{"prompt": ',
     "a record must be an object": "[1]",
-    "no shape of records has its columns": {"prompt": "p", "answer": "a"},
+    "no shape of records has its columns": {"question_text": "p", "answer": "a"},
+    "has a prompt and no responses": {"prompt": "p", "answer": "a"},
     "`prompt` is missing": {"responses": ["a"], "rewards": [1]},
     "`prompt` is empty": GOOD | {"prompt": ""},
     "ends with an assistant turn": GOOD | {"prompt": [USER, ANSWER]},
