@@ -17,8 +17,8 @@ from ..data.records import NoRowsError
 from ..errors import InputError
 from ..train import RewardConfig, RewardTrainer
 from ..train.model import load_tokenizer
-from ..train.reward_data import PairDataset, as_format, prepare_pairs
-from ..train.reward_trainer import load_reward_model
+from ..train.reward.data import PairDataset, as_format, prepare_pairs
+from ..train.reward.trainer import load_reward_model
 from .arguments import DataArguments, ModelArguments, RunArguments, lora_config, record_sources
 from .options import parse_options
 from .shape_options import ShapeArguments

@@ -10,7 +10,7 @@ import torch
 
 from rao_kernels.data import load_records
 from rao_kernels.errors import InputError, NotYetError
-from rao_kernels.train.online_rollouts import Rollout, RoundFiles
+from rao_kernels.train.online.rollouts import Rollout, RoundFiles
 from tests.train.online_tools import PROMPTS, TOKENS, Letters, config, logged, make, weights
 from tests.train.tiny import tiny_model
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from rao_kernels.errors import DataError, InputError
-from rao_kernels.train.online_prompts import load_prompts
-from rao_kernels.train.online_returns import (
+from rao_kernels.train.online.prompts import load_prompts
+from rao_kernels.train.online.returns import (
     advantages_and_returns,
     token_rewards,
     whiten,
     win_rates,
 )
-from rao_kernels.train.online_rollouts import Rollout, RoundFiles
-from rao_kernels.train.online_rows import examples_of
-from rao_kernels.train.online_schedule import Schedule
+from rao_kernels.train.online.rollouts import Rollout, RoundFiles
+from rao_kernels.train.online.rows import examples_of
+from rao_kernels.train.online.schedule import Schedule
 from tests import seeds
 from tests.train.online_tools import config
 from tests.train.tiny import tiny_tokenizer

@@ -16,7 +16,7 @@ from rao_kernels.data import Record
 from rao_kernels.errors import DataError, InputError
 from rao_kernels.rewards import Candidate, RewardModelScorer
 from rao_kernels.train import RewardConfig, RewardTrainer
-from rao_kernels.train.reward_report import measure
+from rao_kernels.train.reward.report import measure
 from tests.rewards.models import last_token_rewards, save_tiny_reward_model, tiny_reward_model
 
 from .tiny import save_tiny, tiny_rows, tiny_tokenizer, write_jsonl

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from .online_config import OnlineConfig
+from .config import OnlineConfig
 
 # What a random order is for; the orders of two purposes are independent.
 _PROMPTS, _PASSES, _SAMPLES = range(3)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import _plot
-from ..losses import bradley_terry_loss
-from ..refcache import write_atomic
+from ... import _plot
+from ...losses import bradley_terry_loss
+from ...refcache import write_atomic
 
 REPORT_FILE = "reward_model.json"
 PICTURE_FILE = "reward_model.png"

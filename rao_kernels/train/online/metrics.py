@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .online_rollouts import Rollout
+from .rollouts import Rollout
 
 
 def describe_samples(rollouts: Sequence[Rollout]) -> dict[str, float]:

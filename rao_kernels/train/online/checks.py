@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InputError, NotYetError
-from ..refcache import model_fingerprint
-from .identity import Identity
-from .online_config import OnlineConfig
+from ...errors import InputError, NotYetError
+from ...refcache import model_fingerprint
+from ..identity import Identity
+from .config import OnlineConfig
 
 # Settings that the result depends on, beside those of any run.
 SETTINGS = (

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import DataReport, PreferenceDataset, Prompt, TokenizedRow
-from ..data.records import NoRowsError, keep_good
-from ..errors import DataError
-from ..generation import PromptRow, prompt_ids, read_prompts
-from .online_config import OnlineConfig
-from .prepare import logger, say
+from ...data import DataReport, PreferenceDataset, Prompt, TokenizedRow
+from ...data.records import NoRowsError, keep_good
+from ...errors import DataError
+from ...generation import PromptRow, prompt_ids, read_prompts
+from ..prepare import logger, say
+from .config import OnlineConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,20 +16,20 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..errors import InputError
-from ..losses import bradley_terry_loss
-from ..rewards.head import use_fp32_head
-from ..types import LossOutput
-from .base import RunTrainer
-from .checks import check_rows, check_run_arguments
-from .identity import describe
-from .metrics import drop_repeated
-from .model import add_adapter, disable_dropout, load_tokenizer, name_of, named
-from .output_folder import check_writable
-from .prepare import each_dataset, make_collator
-from .reward_config import RewardConfig
-from .reward_data import as_format, pair_statistics, prepare_pairs
-from .reward_report import RewardReport, measure, write_report
+from ...errors import InputError
+from ...losses import bradley_terry_loss
+from ...rewards.head import use_fp32_head
+from ...types import LossOutput
+from ..base import RunTrainer
+from ..checks import check_rows, check_run_arguments
+from ..identity import describe
+from ..metrics import drop_repeated
+from ..model import add_adapter, disable_dropout, load_tokenizer, name_of, named
+from ..output_folder import check_writable
+from ..prepare import each_dataset, make_collator
+from .config import RewardConfig
+from .data import as_format, pair_statistics, prepare_pairs
+from .report import RewardReport, measure, write_report
 
 if TYPE_CHECKING:
     from peft import PeftConfig

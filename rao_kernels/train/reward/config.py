@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import InputError
-from .config import RunConfig
+from ...errors import InputError
+from ..config import RunConfig
 
 Margin = Literal["column", "rewards", "none"]
 

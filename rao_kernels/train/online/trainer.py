@@ -15,28 +15,28 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ..data import Example, PreferenceDataset
-from ..errors import InputError
-from ..generation import Sampler, TransformersSampler
-from ..hf import attach_fused_head
-from ..rewards import Scorer
-from .checks import check_rows
-from .guards import RisingLoss
-from .identity import Identity, describe
-from .model import prepare_reference
-from .online_checks import check_online, method_items, needs_reference, settings_read
-from .online_config import OnlineConfig
-from .online_loader import round_loader
-from .online_metrics import describe_round, describe_samples
-from .online_prompts import PromptDataset, load_prompts
-from .online_rollouts import Rollout, RoundFiles
-from .online_rows import RoundExample, examples_of
-from .online_sampling import RoundSampler
-from .online_schedule import Schedule
-from .online_scores import RoundReference
-from .output_folder import OutputFolder
-from .prepare import estimate_log_z0, find_prefix_length, make_collator
-from .trainer import RAOTrainer
+from ...data import Example, PreferenceDataset
+from ...errors import InputError
+from ...generation import Sampler, TransformersSampler
+from ...hf import attach_fused_head
+from ...rewards import Scorer
+from ..checks import check_rows
+from ..guards import RisingLoss
+from ..identity import Identity, describe
+from ..model import prepare_reference
+from ..output_folder import OutputFolder
+from ..prepare import estimate_log_z0, find_prefix_length, make_collator
+from ..trainer import RAOTrainer
+from .checks import check_online, method_items, needs_reference, settings_read
+from .config import OnlineConfig
+from .loader import round_loader
+from .metrics import describe_round, describe_samples
+from .prompts import PromptDataset, load_prompts
+from .rollouts import Rollout, RoundFiles
+from .rows import RoundExample, examples_of
+from .sampling import RoundSampler
+from .schedule import Schedule
+from .scores import RoundReference
 
 if TYPE_CHECKING:
     from peft import PeftConfig

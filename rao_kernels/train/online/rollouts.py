@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import Prompt
-from ..errors import InputError
-from ..refcache import write_atomic
+from ...data import Prompt
+from ...errors import InputError
+from ...refcache import write_atomic
 
 FOLDER = "rollouts"
 Lists = list[list[float]]

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ..data import Collator, Example, TokenizedRow
-from ..errors import InputError
-from ..fused import Scoring
-from ..refcache import StartWeights, keep_start, reference_mode, write_atomic
-from ..sequence import SequenceBatch
-from ..sequence.model_inputs import model_inputs
-from . import checkpoints
-from .online_config import OnlineConfig
-from .online_rollouts import FOLDER, Lists, Rollout
+from ...data import Collator, Example, TokenizedRow
+from ...errors import InputError
+from ...fused import Scoring
+from ...refcache import StartWeights, keep_start, reference_mode, write_atomic
+from ...sequence import SequenceBatch
+from ...sequence.model_inputs import model_inputs
+from .. import checkpoints
+from .config import OnlineConfig
+from .rollouts import FOLDER, Lists, Rollout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

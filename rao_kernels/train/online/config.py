@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-from .config import RAOConfig
-from .config import _option as option
+from ...errors import InputError
+from ..config import RAOConfig
+from ..config import _option as option
 
 # Ranges of settings: name -> lowest value, whether that is excluded, and the highest.
 _RANGES: dict[str, tuple[float, bool, float]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import (
+from ...data import (
     DataReport,
     PreferenceDataset,
     Record,
@@ -19,11 +19,11 @@ from ..data import (
     dataset_statistics,
     iter_records,
 )
-from ..data.records import NoRowsError, keep_good
-from ..errors import DataError, InputError
-from ..rewards.encode import encode
-from .prepare import say
-from .reward_config import RewardConfig
+from ...data.records import NoRowsError, keep_good
+from ...errors import DataError, InputError
+from ...rewards.encode import encode
+from ..prepare import say
+from .config import RewardConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

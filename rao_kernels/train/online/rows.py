@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data import (
+from ...data import (
     DataReport,
     Example,
     Reference,
@@ -21,9 +21,9 @@ from ..data import (
     drop_unlabelled,
     mark_preferred,
 )
-from .online_config import OnlineConfig
-from .online_returns import advantages_and_returns, token_rewards, whiten, win_rates
-from .online_rollouts import Lists, Rollout
+from .config import OnlineConfig
+from .returns import advantages_and_returns, token_rewards, whiten, win_rates
+from .rollouts import Lists, Rollout
 
 # Kept as an input per token while responses are chosen; then it becomes the `Reference`.
 _REF = "ref_token_logps"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..data import Collator, Prompt
-from ..fused import Scoring
-from ..generation import Sampler, SamplingOptions
-from ..rewards import Candidate, Scorer
-from .online_config import OnlineConfig
-from .online_prompts import PromptRecord
-from .online_rollouts import Rollout
-from .online_scores import Pass, RoundReference, policy_mode
+from ...data import Collator, Prompt
+from ...fused import Scoring
+from ...generation import Sampler, SamplingOptions
+from ...rewards import Candidate, Scorer
+from .config import OnlineConfig
+from .prompts import PromptRecord
+from .rollouts import Rollout
+from .scores import Pass, RoundReference, policy_mode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

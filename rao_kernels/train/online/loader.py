@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from .online_rows import RoundExample
+from .rows import RoundExample
 
 if TYPE_CHECKING:
-    from .online import OnlineTrainer
+    from .trainer import OnlineTrainer
 
 
 def round_loader(trainer: OnlineTrainer) -> DataLoader[Any]:
