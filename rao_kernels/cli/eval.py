@@ -36,8 +36,8 @@ from ..train.evaluate import (
 from ..train.evaluate_plot import draw_evaluation
 from ..train.model import load_model, load_tokenizer
 from ..train.output_folder import check_writable
-from .options import parse_options
-from .sampling_options import SamplingArguments, option
+from .options import option, parse_options
+from .sampling_options import SamplingArguments
 from .scorer_options import ScorerOptions, check_scorer, make_scorer
 from .shape_options import ShapeArguments
 

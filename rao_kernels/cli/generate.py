@@ -31,8 +31,8 @@ from ..generation import (
 from ..generation.text import check_sampling
 from ..refcache import model_fingerprint, template_fingerprint, tokenizer_fingerprint
 from ..train.model import load_model, load_tokenizer
-from .options import parse_options
-from .sampling_options import SamplingArguments, default_device, option
+from .options import option, parse_options
+from .sampling_options import SamplingArguments, default_device
 from .shape_options import ShapeArguments
 
 

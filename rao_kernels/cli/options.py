@@ -17,6 +17,11 @@ from transformers import HfArgumentParser
 from ..errors import InputError, MissingDependencyError
 
 
+def option(default: Any, text: str) -> Any:
+    """Make a field of a dataclass of options, with its help."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 def parse_options(
     prog: str, types: Sequence[Any], argv: Sequence[str], *, without: Sequence[str] = ()
 ) -> tuple[Any, ...]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ..generation import SamplingOptions
-
-
-def option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from .options import option
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,51 +18,48 @@ from ..rewards import (
     RuleScorer,
     Scorer,
 )
+from .options import option
 
 _SOURCES = ("reward_model", "rule", "judge", "implicit")
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class ScorerOptions:
     """Where rewards come from: exactly one of reward_model, rule, judge and implicit."""
 
-    reward_model: list[str] | None = _option(
+    reward_model: list[str] | None = option(
         None,
         "Reward models (folders or names); of several the reward is the mean, and the single "
         "rewards are kept as reward_ensemble.",
     )
-    rule: str | None = _option(
+    rule: str | None = option(
         None,
         "Function f(prompts, completions, **columns) -> list of numbers, TRL's signature, as "
         "'package.module:function' or 'path/file.py:function'.",
     )
-    judge: str | None = _option(
+    judge: str | None = option(
         None,
         "Language model that is asked for a score: a folder or name, or the URL of an "
         "OpenAI-compatible endpoint (its key in OPENAI_API_KEY).",
     )
-    judge_model: str | None = _option(None, "Name of the model at the endpoint.")
-    judge_prompt: str | None = _option(
+    judge_model: str | None = option(None, "Name of the model at the endpoint.")
+    judge_prompt: str | None = option(
         None,
         "File with what the judge is asked, with {prompt}, {response} and, if wanted, {reference}; "
         "its answer must end with 'Score: N' (default: a score from 1 to 10).",
     )
-    implicit: str | None = _option(
+    implicit: str | None = option(
         None, "Policy whose implicit reward, beta times the log-ratio to implicit_ref, is taken."
     )
-    implicit_ref: str | None = _option(None, "Model that the policy was trained from.")
-    implicit_beta: float = _option(0.1, "Beta of the implicit reward, in reward per nat.")
-    reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+    implicit_ref: str | None = option(None, "Model that the policy was trained from.")
+    implicit_beta: float = option(0.1, "Beta of the implicit reward, in reward per nat.")
+    reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Dtype of the weights of models that score; auto: as they were saved."
     )
-    reward_device: str | None = _option(
+    reward_device: str | None = option(
         None, "Device of models that score (default: a GPU if there is one)."
     )
-    reward_batch_size: int = _option(
+    reward_batch_size: int = option(
         16, "Most responses of a forward pass, or requests under way at an endpoint."
     )
 

@@ -21,7 +21,6 @@ from tests.conftest import SHARED
 from tests.train.tiny import save_tiny, write_jsonl
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 STORIES = SHARED / "models" / "stories260k"
 THINGS = "sun dog cat bird fish tree house boat moon frog car bed".split()
 PLACES = "here there home far near back".split()
@@ -211,11 +210,15 @@ def test_an_adapter_is_trained_on_from_sft(
     assert abs(metrics["log_ratios/sequence_mean"]) > 1
 
 
-def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+def test_the_commands_of_the_documentation_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As they are written, with a tiny model, few steps and short responses."""
-    (block,) = re.findall(r"^```\n(rao-kernels sft.*?)^```$", README, re.M | re.S)
+    text = (ROOT / page).read_text()
+    (block,) = re.findall(r"^```(?:sh)?\n(rao-kernels sft.*?)^```$", text, re.M | re.S)
     commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
-    names = [command[0] for command in commands]
+    names = [command[0] for command in commands if command[0] != "cache-ref"]
     assert names == "sft reward-model generate annotate train online eval".split()
     save_tiny(tmp_path / "DIR_OR_NAME", seed=seeds.shifted(3))
     write_data(tmp_path)
@@ -224,6 +227,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     short = ("--max_new_tokens", "8", "--limit", "6")
     more = {
         **dict.fromkeys(("sft", "reward-model", "train"), steps),
+        "cache-ref": COMMON,
         "generate": short,
         "online": ("--max_new_tokens", "8", *steps),
         "eval": (*short, *COMMON),
@@ -231,6 +235,6 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     for command in commands:
         assert main([*command, *more.get(command[0], ())]) == 0, command
         if command[0] == "train":
-            for loss in re.findall(r"--loss ([a-z]+), ([a-z]+)", block)[0]:
+            for loss in ("dpo", "kto"):
                 other = [f"{one}_{loss}" if one == "rao" else one for one in command]
                 assert main([*other, "--loss", loss, *steps]) == 0

@@ -27,17 +27,11 @@ def command_of(path: Path) -> str:
     return found[1]
 
 
-def module_of(command: str) -> Path:
-    return Path(train.__file__).with_name(f"{command.replace('-', '_')}.py")
-
-
-NAMES = [
-    path.stem for path in sorted(CONFIGS.glob("*.yaml")) if module_of(command_of(path)).exists()
-]
+NAMES = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
 
 
 def test_there_are_files() -> None:
-    assert {"sft", "rao", "dpo", "reward-model", "online"} <= set(NAMES)
+    assert {"sft", "reward-model", "rao", "dpo", "online"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
