@@ -17,7 +17,7 @@ from ..hf import attach_fused_head
 from ..refcache import model_fingerprint, tokenizer_fingerprint
 from .encode import right_padded, score_once
 from .interface import Candidate, checked
-from .loading import Dtype, load_scorer_model, load_tokenizer, longest_input, ready
+from .loading import Dtype, load_model, load_tokenizer, longest_input, ready
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,8 +72,7 @@ class ImplicitScorer:
         _check_same(self.tokenizer, load_tokenizer(reference, "implicit_ref"), self.names)
         given = zip(self.names, ("implicit", "implicit_ref"), strict=True)
         loaded = [
-            ready(load_scorer_model("CausalLM", name, dtype, flag)[0], device)
-            for name, flag in given
+            ready(load_model("CausalLM", name, dtype, flag)[0], device) for name, flag in given
         ]
         self._weights = [model_fingerprint(model) for model in loaded]
         self.models: list[Any] = [attach_fused_head(model) for model in loaded]

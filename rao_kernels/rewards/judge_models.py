@@ -13,7 +13,7 @@ from ..data import Message
 from ..data.messages import one_line
 from ..errors import InputError, MissingDependencyError
 from ..refcache import model_fingerprint
-from .loading import Dtype, load_scorer_model, load_tokenizer, ready
+from .loading import Dtype, load_model, load_tokenizer, ready
 
 
 class LocalJudge:
@@ -46,7 +46,7 @@ class LocalJudge:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "left"
-        self.model: Any = ready(load_scorer_model("CausalLM", model, dtype, "judge")[0], device)
+        self.model: Any = ready(load_model("CausalLM", model, dtype, "judge")[0], device)
         self._weights = model_fingerprint(self.model)
 
     def describe(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Kind = Literal["CausalLM", "SequenceClassification"]
 
 
-def load_scorer_model(
+def load_model(
     kind: Kind, name: str | PathLike[str], dtype: Dtype, argument: str
 ) -> tuple[nn.Module, list[str]]:
     """Load a model from a folder or the hub; an adapter is merged into its base model.

@@ -14,7 +14,7 @@ from ..refcache import model_fingerprint
 from .encode import encode, right_padded, score_once
 from .head import use_fp32_head
 from .interface import Candidate, Scorer, attempt, checked
-from .loading import Dtype, load_scorer_model, load_tokenizer, longest_input, ready
+from .loading import Dtype, load_model, load_tokenizer, longest_input, ready
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,9 +52,7 @@ class RewardModelScorer:
         else:
             self.name = fspath(model)
             tokenizer = tokenizer or load_tokenizer(model, "reward_model")
-            model, missing = load_scorer_model(
-                "SequenceClassification", model, dtype, "reward_model"
-            )
+            model, missing = load_model("SequenceClassification", model, dtype, "reward_model")
         if tokenizer is None:
             raise InputError("tokenizer", "the tokenizer of the model that is given", None)
         _check_head(model, tokenizer, self.name, missing)
