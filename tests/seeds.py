@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy
 import torch
 
 VARIABLE = "RAO_KERNELS_TEST_SEED"  # how the option reaches processes that a test starts
@@ -17,6 +18,10 @@ def shifted(seed: int = 0) -> int:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(shifted(seed))
+
+
+def numpy_generator(seed: int = 0) -> numpy.random.Generator:
+    return numpy.random.default_rng(shifted(seed))
 
 
 def fixed_generator() -> torch.Generator:

@@ -259,9 +259,7 @@ class RAOTrainer(RunTrainer):
         if "kl_logps" not in self._needs:
             return {}
         logps = mismatched_logps(score, inputs)
-        if logps is None:
-            expected = "records with responses to other prompts (kl_responses)"
-            raise InputError("train_dataset", expected, "records without them")
+        assert logps is not None  # `prepare_dataset` has paired the records
         ratios = logps - inputs["ref_kl_logps"]
         sums = torch.stack([ratios.sum(), torch.ones_like(ratios).sum()])
         total, count = self._reduce(sums * inputs.get("fresh", 1), "sum").unbind()

@@ -25,7 +25,7 @@ def row(prompt: int, responses: list[int], rewards: list[float] | None) -> Token
 
 
 def test_numbers_are_those_of_numpy() -> None:
-    chance = np.random.default_rng(seeds.shifted())
+    chance = seeds.numpy_generator()
     rows = [
         row(int(p), chance.integers(0, 50, k).tolist(), chance.normal(3, 2, k).tolist())
         for p, k in zip(chance.integers(1, 90, 41), chance.integers(1, 4, 41), strict=True)

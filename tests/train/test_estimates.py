@@ -28,7 +28,7 @@ def test_means_and_their_errors_are_over_prompts() -> None:
 
 
 def test_error_of_a_ratio_is_the_spread_over_many_draws() -> None:
-    generator = numpy.random.default_rng(seeds.shifted(1))
+    generator = seeds.numpy_generator(1)
     values, errors = [], []
     for _ in range(400):
         counts = generator.integers(1, 9, 60)
@@ -79,7 +79,7 @@ def test_comparison_by_hand() -> None:
 
 
 def test_interval_holds_the_truth_as_often_as_it_says() -> None:
-    generator = numpy.random.default_rng(seeds.shifted(2))
+    generator = seeds.numpy_generator(2)
     inside = 0
     for number in range(40):
         own = generator.normal(0.3, 1, (80, 1)).tolist()

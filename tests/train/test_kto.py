@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from rao_kernels.data import PreferenceDataset, TokenizedRow
-from rao_kernels.errors import InputError
 from rao_kernels.train import RAOTrainer
 from tests.train.rich import rich_dataset
 from tests.train.test_trainer import config, dense_inputs, one_batch, trainer
@@ -163,7 +162,8 @@ def test_several_responses_to_a_prompt(tmp_path: Path) -> None:
     )
 
 
-def test_without_mismatched_responses_there_is_no_kto(tmp_path: Path) -> None:
+def test_mismatched_responses_are_made_where_a_dataset_has_none(tmp_path: Path) -> None:
     rows = [replace(row, kl_responses=None) for row in rich_dataset(4).rows]
-    with pytest.raises(InputError, match="responses to other prompts"):
-        trainer(tmp_path, PreferenceDataset(rows), loss="kto").train()
+    made = trainer(tmp_path, PreferenceDataset(rows), loss="kto").train_dataset.rows
+    given = zip(made, rows, strict=True)
+    assert all(len(one.kl_responses or ()) == len(row.responses) for one, row in given)
