@@ -32,8 +32,14 @@ def newest() -> dict[str, dict[str, Any]]:
 def shown(command: str) -> str:
     """Return a command with names for files, without the options that are only this run's."""
     named = command.replace("{model}", "MODEL").replace("{out}", "OUT")
-    named = re.sub(r"\{([\w -]+)\}", lambda found: found[1].replace(" ", "_"), named)
+    named = re.sub(r"\{([\w -]+)\}", lambda found: _name(found[1]), named)
     return _COMMON.sub("", f"rao-kernels {named}")
+
+
+def _name(name: str) -> str:
+    """Return the file of this name, or the folder of a system's model."""
+    models = [system.name for system in systems.SYSTEMS]
+    return name.replace(" ", "_") if name in models else f"{name}.jsonl"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -59,6 +65,8 @@ def figures() -> str:
     if accuracies:
         head = ["reward model", "accuracy, held-out pairs", "seconds", "reads"]
         text += f"\n\n{table(head, accuracies)}"
+    if any(row["curve"] for row in found.values()):
+        text += "\n\n![Mean reward of the samples of each round](systems.png)"
     return text
 
 
@@ -81,8 +89,10 @@ def commands() -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw the mean reward of the samples of each round, for the systems that sample."""
+    """Draw the mean reward of the samples of each round, if a system that samples was run."""
     curves = {row["title"]: row["curve"] for row in newest().values() if row["curve"]}
+    if not curves:
+        return
     columns = 4
     lines = -(-len(curves) // columns)
     figure = _plot.new_figure(2.6 * columns, 1.9 * lines, "train")
@@ -94,6 +104,11 @@ def draw(path: Path) -> None:
     _plot.save(figure, path)
 
 
+def filled(page: str) -> str:
+    """Return the page with the figures and the commands as they are now."""
+    return fill(fill(page, "figures", figures()), "commands", commands())
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Put `content` between the marks of this name."""
     begin, end = (f"<!-- {name}: {mark} -->" for mark in ("begin", "end"))
@@ -102,7 +117,5 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    page = PAGE.read_text(encoding="utf-8")
-    page = fill(page, "figures", figures())
-    PAGE.write_text(fill(page, "commands", commands()), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     draw(DOCS / "systems.png")

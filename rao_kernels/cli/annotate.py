@@ -53,10 +53,12 @@ class AnnotateArguments:
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bar."})
 
 
+TYPES = [AnnotateArguments, ShapeArguments, ScorerOptions]
+
+
 def run(argv: Sequence[str]) -> None:
     """Parse the options, score, and print what the rewards are like."""
-    types = [AnnotateArguments, ShapeArguments, ScorerOptions]
-    arguments, shapes, source = parse_options("rao-kernels annotate", types, argv)
+    arguments, shapes, source = parse_options("rao-kernels annotate", TYPES, argv)
     check_scorer(source)
     if Path(arguments.output).suffix != ".jsonl":
         expected = "a file whose name ends with .jsonl"

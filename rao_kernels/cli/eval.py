@@ -90,10 +90,12 @@ class Results:
     rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
+TYPES = [EvalArguments, ShapeArguments, SamplingArguments, ScorerOptions, EvalConfig]
+
+
 def run(argv: Sequence[str]) -> None:
     """Parse the options, evaluate, print a table, and write eval.json and eval.png."""
-    types = [EvalArguments, ShapeArguments, SamplingArguments, ScorerOptions, EvalConfig]
-    arguments, shapes, sampling, source, config = parse_options("rao-kernels eval", types, argv)
+    arguments, shapes, sampling, source, config = parse_options("rao-kernels eval", TYPES, argv)
     options = sampling.sampling(arguments.samples)
     scored = source != ScorerOptions()
     if scored:

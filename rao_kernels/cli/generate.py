@@ -65,10 +65,12 @@ class GenerateArguments:
     dtype: Literal["float32", "bfloat16"] = option("float32", "Dtype of the weights.")
 
 
+TYPES = [GenerateArguments, ShapeArguments, SamplingArguments]
+
+
 def run(argv: Sequence[str]) -> None:
     """Parse the options, sample what the output lacks, and say where it is."""
-    types = [GenerateArguments, ShapeArguments, SamplingArguments]
-    arguments, shapes, sampling = parse_options("rao-kernels generate", types, argv)
+    arguments, shapes, sampling = parse_options("rao-kernels generate", TYPES, argv)
     if arguments.old_logps and arguments.engine == "vllm":
         expected = "'transformers' with --old_logps, which need the model's own forward"
         raise InputError("engine", expected, "'vllm'")

@@ -22,6 +22,10 @@ def option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
+# Options of transformers for scripts that choose by them what to do; no command reads them.
+_UNUSED = ("do_train", "do_eval", "do_predict")
+
+
 def parse_options(
     prog: str, types: Sequence[Any], argv: Sequence[str], *, without: Sequence[str] = ()
 ) -> tuple[Any, ...]:
@@ -39,7 +43,7 @@ def parse_options(
     parser = HfArgumentParser(types, prog=prog, allow_abbrev=False, formatter_class=_Help)
     parser.add_argument("--config", metavar="YAML", help="File of options; flags override it.")
     for action in parser._actions:
-        if action.dest in without:
+        if action.dest in (*without, *_UNUSED):
             action.help = argparse.SUPPRESS
             for name in action.option_strings:
                 del parser._option_string_actions[name]

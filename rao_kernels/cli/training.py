@@ -82,7 +82,7 @@ def run_training(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_where_it_stopped(folder, trainer, asked)) from None
     if trainer.is_world_process_zero():
-        print("\n".join(text for text in (_summary(trainer), conclusion) if text))
+        print("\n".join(text for text in (conclusion, _summary(trainer)) if text))
     trainer.end()  # type: ignore[no-untyped-call]
 
 

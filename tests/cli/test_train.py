@@ -307,6 +307,7 @@ def test_help_begins_with_what_is_required_and_our_own(capsys: pytest.CaptureFix
     expected = [f"--{name}" for name in fields if name not in ("model", "data")]
     assert set(options_of(own)) == {"-h", *expected, "--config"}
     assert {"--output_dir", "--num_train_epochs", "--bf16"} <= set(options_of(inherited))
+    assert not {"--do_train", "--do_eval", "--do_predict"} & set(options_of(inherited))
 
 
 def options_of(text: str) -> list[str]:
