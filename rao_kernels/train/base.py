@@ -11,10 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import Example, PreferenceDataset, dataset_statistics
 from ..errors import InputError, NotYetError
@@ -22,7 +24,7 @@ from ..sequence import SequenceBatch
 from . import checkpoints, identity
 from .card import write_model_card
 from .guards import DivergenceGuard, RisingLoss, diverged
-from .metrics import Meter
+from .metrics import Meter, drop_repeated
 from .output_folder import OutputFolder, left_by_a_run
 from .plot import RunRecorder
 
@@ -116,6 +118,10 @@ class RunTrainer(Trainer):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `run_state` returned when the checkpoint was saved."""
 
+    def count_units(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the number of units of the loss in a collated micro-batch: prompts, pairs ..."""
+        raise NotImplementedError
+
     # Metrics.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -127,6 +133,37 @@ class RunTrainer(Trainer):
         """Join the values of all ranks by "sum" or "max"."""
         joined: Tensor = self.accelerator.gather(values[None])
         return joined.sum(0) if how == "sum" else joined.amax(0)
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> Tensor | None:
+        """Count the loss's units in the micro-batches of a step, on all ranks."""
+        if not batch_samples:
+            return None
+        batch_samples[-1] = drop_repeated(batch_samples[-1], self.accelerator)
+        counts = [self.count_units(batch) * batch.get("fresh", 1) for batch in batch_samples]
+        total = torch.stack(counts).sum(0).to(device)
+        return self._reduce(total, "sum").clamp(min=1)
+
+    def evaluation_means(self) -> dict[str, float]:
+        """Return the means of the evaluation that ends."""
+        return self._meters["eval"].pop(self._reduce)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        assert output.metrics is not None
+        means = self.evaluation_means().items()
+        output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in means})
+        return output
 
     def _prepare_input(self, data: Any) -> Any:
         """Move without casting: DeepSpeed's cast would round rewards and log-probs."""

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import LOSS_FIELDS, JoinedRows, PreferenceDataset, TokenizedRow
 from ..errors import InputError, OneSidedTargetsWarning
@@ -292,16 +290,8 @@ class RAOTrainer(RunTrainer):
             means, tokens = token_stats(inputs["sequences"], outputs)
             meter.update(means, tokens * seen)
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Any]], device: torch.device
-    ) -> Tensor | None:
-        """Count the loss's units in the micro-batches of a step, on all ranks."""
-        if not batch_samples:
-            return None
-        batch_samples[-1] = drop_repeated(batch_samples[-1], self.accelerator)
-        counts = [count_units(self.spec, batch) * batch.get("fresh", 1) for batch in batch_samples]
-        total = torch.stack(counts).sum(0).to(device)
-        return self._reduce(total, "sum").clamp(min=1)
+    def count_units(self, batch: Mapping[str, Any]) -> Tensor:
+        return count_units(self.spec, batch)
 
     # Metrics and evaluation.
 
@@ -320,21 +310,8 @@ class RAOTrainer(RunTrainer):
         self._record("eval", inputs, loss_inputs, result, outputs)
         return result.loss, None, None
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        means = total_loss(self.spec, self._meters["eval"].pop(self._reduce))
-        assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in means.items()})
-        return output
+    def evaluation_means(self) -> dict[str, float]:
+        return total_loss(self.spec, super().evaluation_means())
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `transformers.Trainer` does; new data is prepared and scored first."""

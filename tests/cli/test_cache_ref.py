@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from rao_kernels.cli.main import main
 from rao_kernels.train import prepare
+from tests.train.ranks import run_two_ranks
 from tests.train.tiny import save_tiny, tiny_rows, write_jsonl
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -79,18 +75,7 @@ def test_what_cannot_work_is_said_before_the_model_is_loaded(
 
 
 def test_processes_share_the_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "rao_kernels.cli", "cache-ref", *flags(folder)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("files written") == 1
+    printed = run_two_ranks("rao_kernels.cli", "cache-ref", *flags(folder))
+    assert printed.count("files written") == 1
     assert main(["cache-ref", *flags(folder)]) == 0
     assert ": 0 files written" in capsys.readouterr().out

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +9,12 @@ import pytest
 import torch
 
 from tests.train.ddp_run import FULL, OF_ONE_WINDOW, PARTIAL, run
-
-ROOT = Path(__file__).parents[2]
+from tests.train.ranks import run_two_ranks
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     losses = ["rao", "sigmoid", "sft"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "tests.train.ddp_run"),
-            *(str(tmp_path), ",".join([*losses, "kto"])),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_ranks("tests.train.ddp_run", str(tmp_path), ",".join([*losses, "kto"]))
     for rank, seen in ((0, "another process"), (1, "the first model.norm.weight")):
         diverged, used = torch.load(tmp_path / f"ends-rank{rank}.pt", weights_only=True)
         assert "diverged at step 2" in diverged and seen in diverged

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.train.online_ddp_run import CASES, RUNS, run
-
-ROOT = Path(__file__).parents[2]
+from tests.train.ranks import run_two_ranks
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "tests.train.online_ddp_run", str(tmp_path)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_ranks("tests.train.online_ddp_run", str(tmp_path))
     single = {loss: run(tmp_path / f"{loss}-single", loss, 4, 1) for loss in CASES}
     for loss, batch, windows in RUNS:
         label, expected = f"{loss}-{batch}-{windows}", single[loss]

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.train.ranks import run_two_ranks
 from tests.train.reward_ddp_run import run
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "tests.train.reward_ddp_run", str(tmp_path), "2"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_ranks("tests.train.reward_ddp_run", str(tmp_path), "2")
     single = run(tmp_path / "single", 4)
     assert len(single["steps"]) == 2
     for rank in (0, 1):

@@ -175,16 +175,8 @@ class RewardTrainer(RunTrainer):
         count = torch.tensor(len(rewards), device=rewards.device)
         self._meters[kind].update(metrics, count * inputs.get("fresh", 1))
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Any]], device: torch.device
-    ) -> Tensor | None:
-        """Count the pairs in the micro-batches of a step, on all ranks."""
-        if not batch_samples:
-            return None
-        batch_samples[-1] = drop_repeated(batch_samples[-1], self.accelerator)
-        counts = [len(batch["input_ids"]) // 2 * batch.get("fresh", 1) for batch in batch_samples]
-        total = torch.as_tensor(sum(counts), dtype=torch.int64, device=device)
-        return self._reduce(total, "sum").clamp(min=1)
+    def count_units(self, batch: Mapping[str, Any]) -> Tensor:
+        return torch.tensor(len(batch["input_ids"]) // 2)
 
     # Evaluation.
 
@@ -215,9 +207,6 @@ class RewardTrainer(RunTrainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        means = self._meters["eval"].pop(self._reduce)
-        assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in means.items()})
         if self._evaluated_at != self.state.global_step:
             self._evaluated, self._evaluated_at = {}, self.state.global_step
         self._evaluated[metric_key_prefix] = self._all_ranks(self._collected)
