@@ -51,19 +51,19 @@ def figures() -> str:
     """Return the table of the systems that were run, with where their figures are from."""
     found = newest()
     start = found["start"]
-    head = ["system", "mean reward, held out", "seconds", "reads"]
-    rows = [[start["title"], _reward(start), "", ""]]
+    head = ["system", "mean reward, held out", "reads"]
+    rows = [[start["title"], _reward(start), ""]]
     accuracies = []
     for system in systems.SYSTEMS:
         row = found.get(system.name)
         if row is None:
             continue
-        cells = [row["title"], _reward(row), f"{row['seconds']:.0f}", ", ".join(row["needs"])]
+        cells = [row["title"], _reward(row), ", ".join(row["needs"])]
         (rows if row["kind"] == "policy" else accuracies).append(cells)
     commits = ", ".join(sorted({row["commit"] for row in found.values()}))
     text = f"Commit {commits}; seed {systems.SEED}.\n\n{table(head, rows)}"
     if accuracies:
-        head = ["reward model", "accuracy, held-out pairs", "seconds", "reads"]
+        head = ["reward model", "accuracy, held-out pairs", "reads"]
         text += f"\n\n{table(head, accuracies)}"
     if any(row["curve"] for row in found.values()):
         text += "\n\n![Mean reward of the samples of each round](systems.png)"
