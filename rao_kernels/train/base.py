@@ -6,6 +6,7 @@ that are not finite, a model card.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 AUTOMATIC = "auto"
 
 
-class RunTrainer(Trainer):
+class RunTrainer(Trainer, ABC):
     """A `transformers.Trainer` of one run in one output folder.
 
     A subclass computes the loss, and calls `_begin_run` at the end of its `__init__`.
@@ -87,13 +88,13 @@ class RunTrainer(Trainer):
 
     # What a subclass describes.
 
+    @abstractmethod
     def method(self) -> str:
         """Return what the model is trained with, for the model card: "the loss `rao`"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield names and values of what the model card says about the data and the method."""
-        raise NotImplementedError
 
     def data_facts(self) -> Iterator[tuple[str, str]]:
         """Yield names and statistics of the training data, for the model card."""
@@ -118,9 +119,9 @@ class RunTrainer(Trainer):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `run_state` returned when the checkpoint was saved."""
 
+    @abstractmethod
     def count_units(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of units of the loss in a collated micro-batch: prompts, pairs ..."""
-        raise NotImplementedError
 
     # Metrics.
 
