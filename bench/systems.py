@@ -4,7 +4,8 @@
 
 The task: a sentence with three given words; the reward is the share of them in it. Each system
 starts from SmolLM2-135M-Instruct on the same prompts and adds one line to
-bench/results/systems.jsonl; systems that are there at this commit are left out.
+bench/results/systems.jsonl; systems that are there at this commit are left out. A system whose
+command fails is named at the end; the others go on.
 `docs/generate_systems.py` makes docs/systems.md of it.
 """
 
@@ -335,10 +336,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         mean = work.reward(work.paths["model"])
         figures = (mean["value"], mean["std_error"], 0.0)
         write(Result("start", "the start model", "", [], "policy", *figures, [], commit))
+    failed = []
     for system in SYSTEMS:
         asked = system.name in args.only if args.only else (system.name, commit) not in known
         if asked:
-            write(measure(system, work, commit))
+            try:
+                write(measure(system, work, commit))
+            except subprocess.CalledProcessError:
+                failed.append(system.name)
+    if failed:
+        sys.exit(f"a command failed, see above, of: {', '.join(failed)}")
 
 
 def write(result: Result) -> None:
