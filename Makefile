@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
 NATIVE_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh csrc/cpu/amx/* \
   csrc/include/rao/*.h python_bindings/*)
-TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h)
+TEST_SOURCES := $(wildcard tests/*/*.cpp tests/*/*/*.h tests/*/*/*.cu)
 
 .PHONY: demo test lint format docs clean
 

@@ -2,7 +2,11 @@
 //
 // The threads of a block are fibers that run in turn, in another order in each block, so that a
 // result that depends on it is wrong in some; a fiber that waits for others yields. When all of
-// them wait, the kernel would hang on a GPU: the program aborts.
+// them wait, the kernel would hang on a GPU: the program aborts. Blocks run in random order too.
+//
+// Compiled with -fsanitize=thread, ThreadSanitizer takes each fiber for a thread, and only
+// __syncthreads and the ends of a block order their accesses to memory: it reports every other two
+// accesses of one address, in whatever order they ran.
 #pragma once
 
 #include <math.h>
@@ -26,6 +30,12 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 #define __forceinline__ inline
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define EMULATION_UNCHECKED __attribute__((no_sanitize_thread))
+#else
+#define EMULATION_UNCHECKED
+#endif
 #define __CUDACC_VER_MAJOR__ 0
 #define __CUDACC_VER_MINOR__ 0
 #define __CUDACC_VER_BUILD__ 0
@@ -50,6 +60,51 @@ constexpr int kWarpSize = 32;
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStack = 128 * 1024;
 
+// Where a fiber, or the loop that runs them, goes on.
+#ifdef __SANITIZE_THREAD__
+struct Place {
+  ucontext_t context;
+  void* thread = nullptr;  // of ThreadSanitizer
+};
+
+EMULATION_UNCHECKED inline void prepare(Place& place) {
+  if (place.thread == nullptr) {
+    place.thread = __tsan_create_fiber(0);
+  }
+}
+
+EMULATION_UNCHECKED inline void go(Place& from, Place& to) {
+  __tsan_switch_to_fiber(to.thread, __tsan_switch_to_fiber_no_sync);
+  swapcontext(&from.context, &to.context);
+}
+
+EMULATION_UNCHECKED inline void release(void* order) { __tsan_release(order); }
+EMULATION_UNCHECKED inline void acquire(void* order) { __tsan_acquire(order); }
+EMULATION_UNCHECKED inline void* this_thread() { return __tsan_get_current_fiber(); }
+#else
+struct Place {
+  ucontext_t context;
+  jmp_buf jump;
+  bool entered = true;
+};
+
+inline void prepare(Place& place) { place.entered = false; }
+
+// setjmp and longjmp switch without a system call.
+inline void go(Place& from, Place& to) {
+  if (_setjmp(from.jump) == 0) {
+    if (to.entered) {
+      _longjmp(to.jump, 1);
+    }
+    to.entered = true;
+    setcontext(&to.context);
+  }
+}
+
+inline void release(void*) {}
+inline void acquire(void*) {}
+#endif
+
 struct Barrier {
   int waiting = 0;
   int generation = 0;
@@ -57,10 +112,14 @@ struct Barrier {
 
 class Block {
  public:
-  void run(int threads, const std::function<void()>& body) {
+  EMULATION_UNCHECKED void run(int threads, const std::function<void()>& body) {
     body_ = &body;
     threads_ = threads;
     running_ = threads;
+#ifdef __SANITIZE_THREAD__
+    scheduler_.thread = this_thread();
+#endif
+    release(&begun_);
     for (int i = 0; i < threads; ++i) {
       start(i);
     }
@@ -76,11 +135,20 @@ class Block {
         abort();
       }
     }
+    acquire(&ended_);
   }
 
-  void wait_for_block() { wait(block_, threads_); }
+  // Orders memory between the threads. Two marks in turn: a thread that has passed a barrier may
+  // reach the next before others have left this one.
+  EMULATION_UNCHECKED void wait_for_block() {
+    char* mark = &barrier_marks_[block_.generation % 2];
+    release(mark);
+    wait(block_, threads_);
+    acquire(mark);
+  }
 
-  float exchange(float value, int distance) {
+  // Does not order memory, as on a GPU.
+  EMULATION_UNCHECKED float exchange(float value, int distance) {
     const int warp = current_ / kWarpSize;
     values_[current_] = value;
     wait(warps_[warp], kWarpSize);
@@ -91,45 +159,39 @@ class Block {
 
  private:
   struct Fiber {
-    ucontext_t context;
-    jmp_buf place;
+    Place place;
     std::unique_ptr<char[]> stack;
-    bool started, done;
+    bool done;
   };
 
-  void start(int i) {
+  EMULATION_UNCHECKED void start(int i) {
     Fiber& fiber = fibers_[i];
     if (!fiber.stack) {
       fiber.stack.reset(new char[kStack]);
     }
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-    fiber.started = fiber.done = false;
+    ucontext_t& context = fiber.place.context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;
+    makecontext(&context, enter, 0);
+    prepare(fiber.place);
+    fiber.done = false;
   }
 
-  static void enter();
+  EMULATION_UNCHECKED static void enter();
 
-  // setjmp and longjmp switch without a system call.
-  void resume(int i) {
+  EMULATION_UNCHECKED void resume(int i) {
     Fiber& fiber = fibers_[i];
     if (fiber.done) {
       return;
     }
     current_ = i;
-    threadIdx = dim3(static_cast<unsigned>(i));
-    if (_setjmp(scheduler_) == 0) {
-      if (fiber.started) {
-        _longjmp(fiber.place, 1);
-      }
-      fiber.started = true;
-      setcontext(&fiber.context);
-    }
+    threadIdx.x = static_cast<unsigned>(i);
+    go(scheduler_, fiber.place);
   }
 
-  void wait(Barrier& barrier, int count) {
+  EMULATION_UNCHECKED void wait(Barrier& barrier, int count) {
     progress_ = true;
     const int generation = barrier.generation;
     if (++barrier.waiting == count) {
@@ -138,35 +200,37 @@ class Block {
       return;
     }
     while (barrier.generation == generation) {
-      if (_setjmp(fibers_[current_].place) == 0) {
-        _longjmp(scheduler_, 1);
-      }
+      go(fibers_[current_].place, scheduler_);
     }
   }
 
   const std::function<void()>* body_;
   int threads_, running_, current_;
   bool progress_;
-  jmp_buf scheduler_;
+  Place scheduler_;
   Barrier block_, warps_[kMaxThreads / kWarpSize];
+  char begun_, ended_, barrier_marks_[2];  // their addresses name orders of memory
   float values_[kMaxThreads];
   int order_[kMaxThreads];
   std::minstd_rand random_;
   Fiber fibers_[kMaxThreads];
 };
 
-inline Block& block() {
+EMULATION_UNCHECKED inline Block& block() {
   static Block the_one;
   return the_one;
 }
 
 inline void Block::enter() {
   Block& self = block();
+  acquire(&self.begun_);
   (*self.body_)();
-  self.fibers_[self.current_].done = true;
+  release(&self.ended_);
+  Fiber& fiber = self.fibers_[self.current_];
+  fiber.done = true;
   self.progress_ = true;
   --self.running_;
-  _longjmp(self.scheduler_, 1);
+  go(fiber.place, self.scheduler_);
 }
 
 }  // namespace emulation
@@ -195,11 +259,16 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
-                               const Arguments&... arguments) {
-  blockDim = config->blockDim;
-  for (unsigned x = 0; x < config->gridDim.x; ++x) {
-    blockIdx = dim3(x);
+EMULATION_UNCHECKED cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config,
+                                                   void (*kernel)(Parameters...),
+                                                   const Arguments&... arguments) {
+  blockDim.x = config->blockDim.x;
+  std::vector<unsigned> blocks(config->gridDim.x);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  static std::minstd_rand random;
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (unsigned x : blocks) {
+    blockIdx.x = x;
     emulation::block().run(static_cast<int>(blockDim.x), [&] { kernel(arguments...); });
   }
   return cudaSuccess;
