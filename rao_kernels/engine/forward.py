@@ -34,11 +34,12 @@ def score(
 def _arranged(head: Head, plan: Plan, order: Tensor | None) -> tuple[Head, tuple[Tile, ...]]:
     """Return the head and the tiles of a walk in this order.
 
-    On a CPU, where reading a result costs nothing, an identity takes the tiles as they are.
+    An identity takes the tiles as they are, so that no weights are gathered. One read on the host,
+    which on a GPU waits for the estimate of the order.
     """
     if order is None:
         return head, plan.tiles
-    identity = order.device.type == "cpu" and bool(sparsity.is_identity(order))
+    identity = bool(sparsity.is_identity(order))
     tiles = plan.tiles if identity else sparsity.tiles_in_order(plan, order)
     return sparsity.in_order(head, order), tiles
 
