@@ -103,7 +103,7 @@ SYSTEMS = (
         ("modelled",),
     ),
     offline("dpo", "DPO", "--beta 0.1"),
-    offline("ipo", "IPO", "--beta 0.1"),
+    offline("ipo", "IPO"),
     offline("simpo", "SimPO"),
     offline("kto", "KTO", "--beta 0.1"),
     offline("orpo", "ORPO"),

@@ -8,7 +8,8 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import ModuleType
 
@@ -64,11 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"rao-kernels: no command {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    # Without the source line that Python adds, which means nothing to a user.
-    warnings.formatwarning = lambda message, *_, **__: f"rao-kernels {name}: warning: {message}\n"
     try:
-        # Each command imports its own needs: `doctor` must run where transformers is missing.
-        _import_command(name).run(rest)
+        with _short_warnings(name):
+            # Each command imports its own needs: `doctor` must run where transformers is missing.
+            _import_command(name).run(rest)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _output_is_closed():
@@ -84,6 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nrao-kernels {name}: interrupted{where}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _short_warnings(name: str) -> Iterator[None]:
+    """Print warnings without the source line that Python adds, which means nothing to a user."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"rao-kernels {name}: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _output_is_closed() -> bool:

@@ -7,19 +7,18 @@ the held-out pairs, reward_model.json and reward_model.png.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from typing import Any
 
-from transformers import IntervalStrategy, PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
 from ..data import RecordSource
-from ..data.records import NoRowsError
-from ..errors import InputError
 from ..train import RewardConfig, RewardTrainer
 from ..train.model import load_tokenizer
-from ..train.reward.data import PairDataset, as_format, prepare_pairs
+from ..train.reward.data import as_format, prepare_pairs
 from ..train.reward.trainer import load_reward_model
 from .arguments import DataArguments, ModelArguments, RunArguments, lora_config, record_sources
+from .held_out import evaluation_data
 from .options import parse_options
 from .shape_options import ShapeArguments
 from .training import run_training
@@ -47,11 +46,11 @@ def _make_trainer(
 ) -> RewardTrainer:
     train, held_out = records
     tokenizer = load_tokenizer(model.model)
-    evaluation = _evaluation(held_out, data, config, as_format(tokenizer, config))
-    if evaluation is None:
-        config.eval_strategy, config.eval_on_start = IntervalStrategy.NO, False
-    elif config.eval_strategy == IntervalStrategy.NO:
-        config.eval_strategy, config.eval_on_start = IntervalStrategy.EPOCH, True
+
+    def prepare(records: RecordSource) -> Any:
+        return prepare_pairs(records, "evaluation data", config, as_format(tokenizer, config))
+
+    evaluation = evaluation_data(held_out, data, config, prepare)
     return RewardTrainer(
         load_reward_model(model.model, model.dtype, config.seed),
         args=config,
@@ -61,30 +60,3 @@ def _make_trainer(
         peft_config=lora_config(model, "SEQ_CLS"),
         callbacks=callbacks,
     )
-
-
-def _evaluation(
-    records: RecordSource | None,
-    arguments: DataArguments,
-    config: RewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> PairDataset | None:
-    """Return the held-out pairs; None and a warning if the data left none."""
-    needed = config.load_best_model_at_end or config.eval_strategy != IntervalStrategy.NO
-    problem = "the data left no record for it"
-    if records is not None:
-        try:
-            found = prepare_pairs(records, "evaluation data", config, tokenizer)
-        except NoRowsError as error:
-            if arguments.eval_data:
-                raise
-            problem = str(error).rstrip(".")
-        else:
-            assert isinstance(found, PairDataset)
-            return found
-    if needed:
-        fix = "Give --eval_data, or a larger --eval_fraction."
-        raise InputError("eval_fraction", "held-out pairs to evaluate with", problem, fix)
-    if records is not None:
-        print(f"warning: training goes on without evaluation: {problem}", file=sys.stderr)
-    return None

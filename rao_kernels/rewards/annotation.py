@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -145,14 +146,8 @@ class _Annotation:
     def pending(self, data: Sequence[str], progress: bool) -> Iterator[_Item]:
         """Yield the records that are neither written nor skipped yet."""
         skipped, left = self._skipped(), self.out.done
-        bar = _progress_bar(progress)
-        lines = iter_raw(
-            list(data),
-            limit=self.options.limit,
-            bad_rows=self.options.bad_rows,
-            report=self.report,
-            options=self.options.shapes,
-        )
+        bar = _progress_bar(self._count(data) if progress else None)
+        lines = self._lines(data, self.options.bad_rows, self.report)
         for number, (columns, record) in enumerate(lines):
             bar.update()
             if number in skipped:
@@ -166,6 +161,20 @@ class _Annotation:
             except DataError as error:
                 self._skip([(item, error)])
         bar.close()
+
+    def _lines(
+        self, data: Sequence[str], bad_rows: BadRows, report: DataReport
+    ) -> Iterator[tuple[Mapping[str, Any], Record]]:
+        limit, shapes = self.options.limit, self.options.shapes
+        return iter_raw(list(data), limit=limit, bad_rows=bad_rows, report=report, options=shapes)
+
+    def _count(self, data: Sequence[str]) -> int:
+        """Count the records that can be read; what is wrong with others is raised in its place."""
+        count = 0
+        with suppress(DataError, InputError):
+            for _ in self._lines(data, "skip", DataReport()):
+                count += 1
+        return count
 
     def _parts(self, columns: Mapping[str, Any], record: Record) -> dict[str, list[Response]]:
         """Return what is to be scored, by column."""
@@ -347,7 +356,8 @@ def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _progress_bar(show: bool) -> Any:
+def _progress_bar(total: int | None) -> Any:
+    """Return the bar of so many records; None: one that is not shown."""
     from tqdm.auto import tqdm
 
-    return tqdm(desc="annotate", unit="record", disable=not show)
+    return tqdm(desc="annotate", unit="record", total=total, disable=total is None)

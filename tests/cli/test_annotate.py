@@ -52,6 +52,15 @@ def test_rewards_of_a_rule_are_written_told_and_drawn(
     assert (folder / "scored.png").stat().st_size > 5000
 
 
+def test_the_progress_bar_knows_the_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records that cannot be read are not counted."""
+    with open("rows.jsonl", "a") as file:
+        file.write("{}\n")
+    given = ["--data", "rows.jsonl", "--output", "scored.jsonl", "--bad_rows", "skip"]
+    assert main(["annotate", *given, "--rule", "rule.py:f", "--limit", "9"]) == 0
+    assert "5/5 [" in capsys.readouterr().err
+
+
 def test_rewards_of_one_and_of_several_reward_models(folder: Path) -> None:
     models = [str(save_tiny_reward_model(folder / f"rm{n}", n)) for n in range(2)]
     single = annotated("--reward_model", models[0])

@@ -167,8 +167,7 @@ def test_a_useless_automatic_split_only_warns(
     prompts = [record.prompt for record in held_out]
     rows = [row | {"rewards": [1, 1]} if row["prompt"] in prompts else row for row in rows]
     write_jsonl(folder / "data.jsonl", rows)
-    more = ("--loss", "sigmoid", "--eval_fraction", fraction, "--eval_strategy", "epoch")
-    assert main(flags(folder, *more)) == 0
+    assert main(flags(folder, "--loss", "sigmoid", "--eval_fraction", fraction)) == 0
     said = capsys.readouterr()
     assert reason in said.err
     assert "without evaluation" in said.err
@@ -198,6 +197,8 @@ def test_useless_held_out_data_that_was_asked_for_is_an_error(
     best = ("--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "steps")
     assert main(flags(folder, "--eval_fraction", "1e-9", *best)) == 2
     assert "load_best_model_at_end" in capsys.readouterr().err
+    assert main(flags(folder, "--eval_fraction", "1e-9", "--eval_strategy", "epoch")) == 2
+    assert "eval_strategy 'epoch' needs" in capsys.readouterr().err
 
 
 def test_a_loss_that_overflows_saves_no_model(
@@ -261,7 +262,7 @@ def test_a_wrong_checkpoint_is_found_before_anything_is_loaded(
     ("more", "problem"),
     [
         (("--model", "/nope"), "`model`: expected a folder"),
-        (("--eval_fraction", "0", "--eval_strategy", "epoch"), "`eval_strategy`: expected 'no'"),
+        (("--eval_fraction", "0", "--eval_strategy", "epoch"), "that eval_strategy 'epoch' needs"),
         (("--limit", "3", "--eval_fraction", "0.999999"), "which holds out all 3"),
         (("--learning_rate", "-1"), "`learning_rate`"),
         (("--output_dir", "/proc/nothing"), "`output_dir`"),
