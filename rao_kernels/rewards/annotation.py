@@ -94,6 +94,7 @@ def annotate(
         "scorer": scorer.describe(),
         "gold": options.gold,
         "overwrite": options.overwrite,
+        "bad_rows": options.bad_rows,
         "shapes": asdict(options.shapes),
     }
     with ResumableOutput(output, identity) as out:
@@ -134,10 +135,7 @@ class _Annotation:
         self.sources = scorer.scorers if isinstance(scorer, RewardEnsemble) else [scorer]
         # Through JSON, so that it equals what a file gives back.
         self.described = json.loads(json.dumps(scorer.describe()))
-        self.skips: ResumableOutput | None = None
-        if options.bad_rows == "skip":
-            path = out.path.with_name(f"{out.path.stem}.skipped.jsonl")
-            self.skips = ResumableOutput(path, identity)
+        self.skips = _open_skips(out, identity) if options.bad_rows == "skip" else None
 
     def close(self) -> None:
         if self.skips is not None:
@@ -274,6 +272,19 @@ class _Annotation:
         lines = [json.loads(line) for line in self.skips.path.read_text().splitlines()]
         self.report.skipped += [line["problem"] for line in lines]
         return {line["record"] for line in lines}
+
+
+def _open_skips(out: ResumableOutput, identity: Mapping[str, Any]) -> ResumableOutput:
+    """Open the list of skipped records, which with the output says where to go on."""
+    path = out.path.with_name(f"{out.path.stem}.skipped.jsonl")
+    if out.done and not path.exists():
+        expected = f"a file with {path.name} beside it, which says what was skipped of its data"
+        fix = "Put that file back, or choose another output or remove this one to begin again."
+        raise InputError("output", expected, f"{out.path} without it", fix)
+    skips = ResumableOutput(path, identity)
+    if not out.done:
+        skips.clear()  # of an output that was removed
+    return skips
 
 
 def _is_error(value: object) -> bool:

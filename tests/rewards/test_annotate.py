@@ -243,6 +243,41 @@ def test_unscored_records_are_skipped_once(score: Callable[..., Rows], tmp_path:
     assert [one.partition(": ")[0].rpartition(":")[2] for one in report.skipped] == ["5", "3"]
 
 
+def test_what_to_do_with_bad_records_is_not_changed_on_the_way(
+    score: Callable[..., Rows], tmp_path: Path
+) -> None:
+    """The place to go on is found from both files; another rule would repeat and lose records."""
+    rows = unscored(5)
+    scorer = judged(rows[1]["responses"][1])
+    scored = score(rows, scorer, bad_rows="skip")
+    with pytest.raises(InputError, match="`output`.*bad_rows is"):
+        score(rows, scorer, bad_rows="raise")
+    (tmp_path / "out.skipped.jsonl").unlink()
+    with pytest.raises(InputError, match=r"`output`.*out\.skipped\.jsonl.*remove"):
+        score(rows, scorer, bad_rows="skip")
+    assert read(tmp_path / "out.jsonl") == scored
+    assert len(scored) == 4
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(DataError, match=r"data\.jsonl:2"):
+        score(rows, scorer, bad_rows="raise")
+    with pytest.raises(InputError, match="`output`.*bad_rows is"):
+        score(rows, scorer, bad_rows="skip")
+
+
+def test_without_the_output_all_is_scored_again(
+    score: Callable[..., Rows], tmp_path: Path
+) -> None:
+    """A list of skipped records that is left alone does not count: a judge may answer now."""
+    rows = unscored(5)
+    moody = iter(["no idea"])
+    judge = StubJudge(lambda _: next(moody, "Score: 1"))
+    scorer = JudgeScorer(judge, template="{response}")
+    assert len(score(rows, scorer, bad_rows="skip")) == 4
+    (tmp_path / "out.jsonl").unlink()
+    assert len(score(rows, scorer, bad_rows="skip")) == 5
+    assert read(tmp_path / "out.skipped.jsonl") == []
+
+
 def test_killed_and_started_again(tmp_path: Path) -> None:
     rows = unscored(14)
     write_jsonl(tmp_path / "data.jsonl", rows)
