@@ -114,6 +114,29 @@ def test_records_of_other_shapes_get_columns_that_are_read(
     assert after.rewards == [5.0]
 
 
+@pytest.mark.parametrize(
+    ("texts", "options"),
+    [
+        (
+            {"all_generated_responses": ["a cat", "no", "yes"], "all_rm_scores": [0.2, 0.1, 0.4]},
+            {"overwrite": True},
+        ),
+        ({"answers": [{"answer": "a cat", "rank": 1.0}, {"answer": "no", "rank": 2.0}]}, {}),
+    ],
+)
+def test_lists_of_responses_that_hold_a_pair_too_are_read_again(
+    score: Callable[..., Rows], tmp_path: Path, texts: dict[str, Any], options: dict[str, bool]
+) -> None:
+    row = {"prompt": "what", **texts, "chosen": "yes it is", "rejected": "no", "id": 7}
+    (scored,) = score([row | {"score_chosen": 3.0, "score_rejected": 1.0}], **options)
+    assert scored.items() >= {"prompt": "what", **texts, "id": 7}.items()
+    (before,) = load_records([row])
+    (after,) = load_records(tmp_path / "out.jsonl")
+    assert (after.prompt, after.responses) == (before.prompt, before.responses)
+    assert after.rewards == length([], before.responses)
+    assert not {"chosen", "rejected", "score_chosen", "score_rejected"} & set(scored)
+
+
 def test_several_models_give_their_mean_and_each_reward(score: Callable[..., Rows]) -> None:
     def doubled(prompts: Any, completions: Any, **_: Any) -> list[float]:
         return [2 * one for one in length(prompts, completions)]
@@ -158,7 +181,7 @@ def test_a_prompt_without_samples_is_named(score: Callable[..., Rows], tmp_path:
 def test_ref_rewards_of_another_scorer_are_refused(score: Callable[..., Rows]) -> None:
     rows = [unscored(1)[0] | {"rewards": [1, 2], "scorer": {"kind": "rule", "function": "other"}}]
     samples: Rows = [{"prompt": "ask 0", "responses": ["b"]}]
-    with pytest.raises(InputError, match=r"`ref_samples`.*same scorer.*other"):
+    with pytest.raises(InputError, match=r"`rewards`.*same scorer.*other.*--overwrite"):
         score(rows, samples=samples)
     (scored,) = score(rows, samples=samples, overwrite=True)
     assert (scored["rewards"], scored["ref_rewards"]) == ([1.0, 1.0], [1.0])
@@ -181,6 +204,54 @@ def test_rewards_are_replaced_only_if_asked(
     (scored,) = score([row], overwrite=True, **options)
     changed = {name for name in row if scored[name] != row[name]}
     assert changed <= {"rewards", "score_chosen", "score_rejected", "gold_reward"} and changed
+
+
+OTHER = {"kind": "rule", "function": "other"}
+SAMPLES = [{"prompt": "ask 0", "responses": ["bbbb"]}]
+
+
+def test_new_rewards_leave_no_old_ensemble(score: Callable[..., Rows], tmp_path: Path) -> None:
+    row = unscored(1)[0] | {"rewards": [1, 2], "reward_ensemble": [[1, 1], [1, 3]], "scorer": OTHER}
+    (scored,) = score([row], overwrite=True)
+    assert (scored["rewards"], scored["scorer"]) == ([1.0, 1.0], RuleScorer(length).describe())
+    assert "reward_ensemble" not in scored
+    (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row], RewardEnsemble([RuleScorer(length)] * 2), overwrite=True)
+    assert scored["reward_ensemble"] == [[1.0, 1.0]] * 2
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(InputError, match=r"without `reward_ensemble`.*--overwrite"):
+        score([{name: value for name, value in row.items() if name != "rewards"}])
+
+
+@pytest.mark.parametrize(
+    ("column", "flag", "again"),
+    [
+        ({"ref_rewards": [0.5]}, "--ref_samples", {"samples": SAMPLES}),
+        ({"gold": "best", "gold_reward": 0.0}, "--gold", {"gold": True}),
+    ],
+)
+def test_other_rewards_of_another_scorer_do_not_stay(
+    score: Callable[..., Rows],
+    tmp_path: Path,
+    column: dict[str, Any],
+    flag: str,
+    again: dict[str, Any],
+) -> None:
+    """`scorer` names one scorer for all rewards of a record."""
+    row = unscored(1)[0] | {"rewards": [1, 2], "scorer": OTHER} | column
+    name = list(column)[-1]
+    unrewarded = {key: value for key, value in row.items() if key != "rewards"}
+    for given, options in ((row, {"overwrite": True}), (unrewarded, {})):
+        with pytest.raises(InputError, match=rf"data\.jsonl:1, scored by .*other.*{flag}") as caught:
+            score([given], **options)
+        assert f"`{name}`" in str(caught.value)
+        (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row], overwrite=True, **again)
+    assert scored[name] == (4.0 if name == "gold_reward" else [4.0])
+    assert scored["scorer"] == RuleScorer(length).describe()
+    (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row | {"scorer": scored["scorer"]}], overwrite=True)
+    assert scored[name] == column[name]
 
 
 def test_rules_see_the_other_columns_and_what_was_cut(score: Callable[..., Rows]) -> None:
