@@ -48,6 +48,11 @@ class ScorerOptions:
         "File with what the judge is asked, with {prompt}, {response} and, if wanted, {reference}; "
         "its answer must end with 'Score: N' (default: a score from 1 to 10).",
     )
+    judge_max_new_tokens: int | None = option(
+        None,
+        "Most tokens of an answer of a judge on this machine (default: 512); one that is cut gives "
+        "no score.",
+    )
     implicit: str | None = option(
         None, "Policy whose implicit reward, beta times the log-ratio to implicit_ref, is taken."
     )
@@ -96,7 +101,8 @@ def check_scorer(options: ScorerOptions) -> None:
         raise InputError("reward_model", expected, " and ".join(named) or "none of them")
     if options.reward_batch_size < 1:
         raise InputError("reward_batch_size", "at least 1", options.reward_batch_size)
-    for name, needs in {"judge_prompt": "judge", "implicit_ref": "implicit"}.items():
+    needed = {"judge_prompt": "judge", "judge_max_new_tokens": "judge", "implicit_ref": "implicit"}
+    for name, needs in needed.items():
         if getattr(options, name) is not None and getattr(options, needs) is None:
             raise InputError(name, f"None without --{needs}", repr(getattr(options, name)))
     if options.implicit is not None and options.implicit_ref is None:
@@ -107,6 +113,9 @@ def check_scorer(options: ScorerOptions) -> None:
     if options.judge_model is not None and not at_endpoint:
         expected = "None without the URL of an endpoint as --judge"
         raise InputError("judge_model", expected, repr(options.judge_model))
+    if options.judge_max_new_tokens is not None and at_endpoint:
+        expected = "None with an endpoint, which limits answers itself"
+        raise InputError("judge_max_new_tokens", expected, options.judge_max_new_tokens)
 
 
 def _judge(options: ScorerOptions, common: dict[str, Any]) -> JudgeScorer:
@@ -118,7 +127,9 @@ def _judge(options: ScorerOptions, common: dict[str, Any]) -> JudgeScorer:
         concurrency = options.reward_batch_size
         judge = EndpointJudge(options.judge, options.judge_model, concurrency=concurrency)
     else:
-        judge = LocalJudge(options.judge, **common)
+        most = options.judge_max_new_tokens
+        given: dict[str, Any] = {} if most is None else {"max_new_tokens": most}
+        judge = LocalJudge(options.judge, **given, **common)
     return JudgeScorer(judge, template=template)
 
 
