@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data import PromptFormat
 from ..errors import InputError
 from ..rewards import (
     EndpointJudge,
@@ -58,6 +59,9 @@ class ScorerOptions:
     )
     implicit_ref: str | None = option(None, "Model that the policy was trained from.")
     implicit_beta: float = option(0.1, "Beta of the implicit reward, in reward per nat.")
+    implicit_prompt_format: PromptFormat = option(
+        "auto", "prompt_format that the policy was trained with: auto, chat or plain."
+    )
     reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Dtype of the weights of models that score; auto: as they were saved."
     )
@@ -89,8 +93,13 @@ def make_scorer(options: ScorerOptions) -> Scorer:
     if options.judge is not None:
         return _judge(options, common)
     assert options.implicit is not None and options.implicit_ref is not None
-    beta = options.implicit_beta
-    return ImplicitScorer(options.implicit, options.implicit_ref, beta=beta, **common)
+    return ImplicitScorer(
+        options.implicit,
+        options.implicit_ref,
+        beta=options.implicit_beta,
+        prompt_format=options.implicit_prompt_format,
+        **common,
+    )
 
 
 def check_scorer(options: ScorerOptions) -> None:

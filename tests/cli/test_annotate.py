@@ -182,5 +182,7 @@ def test_a_scorer_is_made_of_the_options(folder: Path) -> None:
     policy = str(save_tiny(folder / "policy"))
     implicit = make_scorer(ScorerOptions(implicit=policy, implicit_ref=policy))
     assert isinstance(implicit, ImplicitScorer)
+    plain = ScorerOptions(implicit=chat, implicit_ref=chat, implicit_prompt_format="plain")
+    assert make_scorer(plain).describe()["prompt_format"] == "plain"
     with pytest.raises(InputError):
         make_scorer(ScorerOptions(judge=policy))  # has no chat template
