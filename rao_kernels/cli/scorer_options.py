@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data import PromptFormat
 from ..errors import InputError
 from ..rewards import (
     EndpointJudge,
@@ -48,11 +49,19 @@ class ScorerOptions:
         "File with what the judge is asked, with {prompt}, {response} and, if wanted, {reference}; "
         "its answer must end with 'Score: N' (default: a score from 1 to 10).",
     )
+    judge_max_new_tokens: int | None = option(
+        None,
+        "Most tokens of an answer of a judge on this machine (default: 512); one that is cut gives "
+        "no score.",
+    )
     implicit: str | None = option(
         None, "Policy whose implicit reward, beta times the log-ratio to implicit_ref, is taken."
     )
     implicit_ref: str | None = option(None, "Model that the policy was trained from.")
     implicit_beta: float = option(0.1, "Beta of the implicit reward, in reward per nat.")
+    implicit_prompt_format: PromptFormat = option(
+        "auto", "prompt_format that the policy was trained with: auto, chat or plain."
+    )
     reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Dtype of the weights of models that score; auto: as they were saved."
     )
@@ -84,8 +93,13 @@ def make_scorer(options: ScorerOptions) -> Scorer:
     if options.judge is not None:
         return _judge(options, common)
     assert options.implicit is not None and options.implicit_ref is not None
-    beta = options.implicit_beta
-    return ImplicitScorer(options.implicit, options.implicit_ref, beta=beta, **common)
+    return ImplicitScorer(
+        options.implicit,
+        options.implicit_ref,
+        beta=options.implicit_beta,
+        prompt_format=options.implicit_prompt_format,
+        **common,
+    )
 
 
 def check_scorer(options: ScorerOptions) -> None:
@@ -96,7 +110,8 @@ def check_scorer(options: ScorerOptions) -> None:
         raise InputError("reward_model", expected, " and ".join(named) or "none of them")
     if options.reward_batch_size < 1:
         raise InputError("reward_batch_size", "at least 1", options.reward_batch_size)
-    for name, needs in {"judge_prompt": "judge", "implicit_ref": "implicit"}.items():
+    needed = {"judge_prompt": "judge", "judge_max_new_tokens": "judge", "implicit_ref": "implicit"}
+    for name, needs in needed.items():
         if getattr(options, name) is not None and getattr(options, needs) is None:
             raise InputError(name, f"None without --{needs}", repr(getattr(options, name)))
     if options.implicit is not None and options.implicit_ref is None:
@@ -107,6 +122,9 @@ def check_scorer(options: ScorerOptions) -> None:
     if options.judge_model is not None and not at_endpoint:
         expected = "None without the URL of an endpoint as --judge"
         raise InputError("judge_model", expected, repr(options.judge_model))
+    if options.judge_max_new_tokens is not None and at_endpoint:
+        expected = "None with an endpoint, which limits answers itself"
+        raise InputError("judge_max_new_tokens", expected, options.judge_max_new_tokens)
 
 
 def _judge(options: ScorerOptions, common: dict[str, Any]) -> JudgeScorer:
@@ -118,7 +136,9 @@ def _judge(options: ScorerOptions, common: dict[str, Any]) -> JudgeScorer:
         concurrency = options.reward_batch_size
         judge = EndpointJudge(options.judge, options.judge_model, concurrency=concurrency)
     else:
-        judge = LocalJudge(options.judge, **common)
+        most = options.judge_max_new_tokens
+        given: dict[str, Any] = {} if most is None else {"max_new_tokens": most}
+        judge = LocalJudge(options.judge, **given, **common)
     return JudgeScorer(judge, template=template)
 
 

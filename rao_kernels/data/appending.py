@@ -67,6 +67,12 @@ class ResumableOutput:
         os.fsync(self._file.fileno())
         self.done += len(records)
 
+    def clear(self) -> None:
+        """Remove all records."""
+        self._file.truncate(0)
+        os.fsync(self._file.fileno())
+        self.done = 0
+
     def close(self) -> None:
         self._file.close()
 

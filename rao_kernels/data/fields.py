@@ -26,7 +26,7 @@ from .messages import (
 )
 from .numbers import parse_number, parse_numbers, parse_rewards
 from .records import Record, SampledTokens
-from .shapes import Shape, ShapeOptions
+from .shapes import PAIR_COLUMNS, Shape, ShapeOptions
 
 # Columns that change the model's input in other trainers, and would be ignored here.
 _REFUSED = (
@@ -71,7 +71,7 @@ def _check_columns(where: str, row: Mapping[str, Any], shape: Shape) -> None:
             problem = f"the column `{name}` would be ignored"
             fix = "Put what it says into `prompt`, remove the column, or rename it with `columns`."
             raise DataError(where, problem, fix)
-    forms = [("chosen", "rejected"), ("responses", "rewards")]
+    forms = [PAIR_COLUMNS, ("responses", "rewards")]
     paired, native = ([key for key in keys if not is_absent(row.get(key))] for keys in forms)
     if paired and native:
         fix = "Rename the others with `columns`."

@@ -13,8 +13,8 @@ from .drafts import Draft
 from .messages import is_absent, show, to_python
 
 Columns = Mapping[str, Any]
-
-
+# The answers of a pair: a record of them has no `responses`.
+PAIR_COLUMNS = ("chosen", "rejected")
 _FIX = "See docs/data.md for the shapes, or give the columns their names with `columns`."
 
 

@@ -3,7 +3,7 @@
 from .annotation import AnnotateOptions, annotate
 from .implicit import ImplicitScorer
 from .interface import Candidate, Scorer, UnscoredError
-from .judge import JUDGE_PROMPT, SCORE_PATTERN, Judge, JudgeScorer
+from .judge import JUDGE_PROMPT, SCORE_PATTERN, Judge, JudgeScorer, Unanswered
 from .judge_models import EndpointJudge, LocalJudge
 from .reward_model import RewardEnsemble, RewardModelScorer
 from .rule import RuleScorer
@@ -24,6 +24,7 @@ __all__ = [
     "RewardSummary",
     "RuleScorer",
     "Scorer",
+    "Unanswered",
     "UnscoredError",
     "annotate",
     "summarize",

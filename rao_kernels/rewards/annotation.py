@@ -15,13 +15,12 @@ from ..data import BadRows, DataReport, Prompt, Record, Response, ShapeOptions, 
 from ..data.appending import ResumableOutput
 from ..data.messages import is_absent
 from ..errors import DataError, InputError
+from .columns import check_left, with_rewards
 from .interface import Candidate, Scorer, attempt
 from .reward_model import RewardEnsemble, mean_of
 
 # Columns that hold the texts; the others reach rules.
 _TEXTS = ("prompt", "responses", "chosen", "rejected", "completion", "messages")
-# Columns whose turns are in the prompt, where it is written as a whole.
-_OF_PROMPTS = ("history", "context")
 Samples = Mapping[str, list[Response]]
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -32,7 +31,7 @@ class AnnotateOptions:
 
     gold: score the column `gold` too, into `gold_reward`.
     overwrite: score responses that have rewards already, again; otherwise they are refused, or
-        kept where only `ref_rewards` are added.
+        kept where only `ref_rewards` are added. `reward_ensemble` is replaced with the rewards.
     limit: take the first so many records; None: all.
     bad_rows: "raise" at a bad record or one that gets no reward, or "skip" and report it.
     batch_size: records that are scored and written at once.
@@ -59,8 +58,9 @@ def annotate(
     """Write every record with rewards, and all its own columns, to a .jsonl file.
 
     A pair gets `score_chosen` and `score_rejected`; another record `rewards`, one per response (and
-    `prompt` and `responses`, if its texts have other names). `scorer` says what scored. A
-    `RewardEnsemble` also gives `reward_ensemble`, the rewards of each member.
+    `prompt` and `responses`, if its texts have other names; a pair beside a list of all responses
+    goes). `scorer` says what scored. A `RewardEnsemble` also gives `reward_ensemble`, the rewards
+    of each member.
 
     Records are written in the order of the data as they are scored. A call that was stopped, even
     killed, goes on behind the last whole record when it is made again.
@@ -81,7 +81,8 @@ def annotate(
     Raises:
         DataError: a record is bad, gets no reward or has no samples, and `bad_rows` is "raise". The
             records before it are written.
-        InputError: records have rewards already, or the output is another call's.
+        InputError: records have rewards already, or would keep some of another scorer; or the
+            output is another call's.
         KeyboardInterrupt: says how many records are written.
     """
     options = AnnotateOptions() if options is None else options
@@ -94,6 +95,7 @@ def annotate(
         "scorer": scorer.describe(),
         "gold": options.gold,
         "overwrite": options.overwrite,
+        "bad_rows": options.bad_rows,
         "shapes": asdict(options.shapes),
     }
     with ResumableOutput(output, identity) as out:
@@ -134,10 +136,7 @@ class _Annotation:
         self.sources = scorer.scorers if isinstance(scorer, RewardEnsemble) else [scorer]
         # Through JSON, so that it equals what a file gives back.
         self.described = json.loads(json.dumps(scorer.describe()))
-        self.skips: ResumableOutput | None = None
-        if options.bad_rows == "skip":
-            path = out.path.with_name(f"{out.path.stem}.skipped.jsonl")
-            self.skips = ResumableOutput(path, identity)
+        self.skips = _open_skips(out, identity) if options.bad_rows == "skip" else None
 
     def close(self) -> None:
         if self.skips is not None:
@@ -190,20 +189,17 @@ class _Annotation:
             if not found:
                 raise DataError(record.where, "no sample of the reference has its prompt")
             parts["ref_rewards"] = found
+        check_left(columns, record, parts, self.described)
         return parts
 
     def _needs_rewards(self, columns: Mapping[str, Any], record: Record) -> bool:
-        if record.rewards is None or self.options.overwrite:
+        if record.rewards is None:
+            self._check_absent(columns, record, "reward_ensemble")
+            return True
+        if self.options.overwrite:
             return True
         if self.samples is None:
             self._refuse(record, "rewards")
-        if columns.get("scorer", self.described) != self.described:
-            raise InputError(
-                "ref_samples",
-                "records whose rewards are of the same scorer as `ref_rewards` will be",
-                f"{record.where}, scored by {json.dumps(columns['scorer'])}",
-                "Give that scorer, or score the responses again too: --overwrite.",
-            )
         return False
 
     def _check_absent(self, columns: Mapping[str, Any], record: Record, name: str) -> None:
@@ -250,10 +246,8 @@ class _Annotation:
         for name, values in found.items():
             means = [mean_of(one) for one in values]
             if name == "rewards":
-                rewarded = _with_rewards(item, means)
-                if "prompt" in rewarded:
-                    line = {key: value for key, value in line.items() if key not in _OF_PROMPTS}
-                line |= rewarded
+                line = with_rewards(line, item.record, means, self.options.shapes)
+                line.pop("reward_ensemble", None)  # of the rewards before
                 if len(self.sources) > 1:
                     line["reward_ensemble"] = [list(member) for member in zip(*values, strict=True)]
             else:
@@ -276,18 +270,21 @@ class _Annotation:
         return {line["record"] for line in lines}
 
 
+def _open_skips(out: ResumableOutput, identity: Mapping[str, Any]) -> ResumableOutput:
+    """Open the list of skipped records, which with the output says where to go on."""
+    path = out.path.with_name(f"{out.path.stem}.skipped.jsonl")
+    if out.done and not path.exists():
+        expected = f"a file with {path.name} beside it, which says what was skipped of its data"
+        fix = "Put that file back, or choose another output or remove this one to begin again."
+        raise InputError("output", expected, f"{out.path} without it", fix)
+    skips = ResumableOutput(path, identity)
+    if not out.done:
+        skips.clear()  # of an output that was removed
+    return skips
+
+
 def _is_error(value: object) -> bool:
     return isinstance(value, DataError)
-
-
-def _with_rewards(item: _Item, rewards: Sequence[Any]) -> dict[str, Any]:
-    """Return the columns by which the data reader finds these rewards."""
-    columns, record = item.columns, item.record
-    if record.preferred == [True, False] and not is_absent(columns.get("chosen")):
-        return {"score_chosen": rewards[0], "score_rejected": rewards[1]}
-    if not is_absent(columns.get("responses")):
-        return {"rewards": list(rewards)}
-    return {"prompt": record.prompt, "responses": record.responses, "rewards": list(rewards)}
 
 
 def _candidate(item: _Item, name: str, number: int) -> Candidate:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..data import Record, TokenizeOptions, tokenize_records
+from ..data import PromptFormat, Record, TokenizeOptions, tokenize_records
 from ..errors import DataError, InputError
 from ..hf import attach_fused_head
 from ..refcache import model_fingerprint, tokenizer_fingerprint
@@ -37,18 +37,21 @@ class ImplicitScorer:
     """Scores with ``beta (log pi(y|x) - log pi_ref(y|x))``, RAO's Eq. 5 without its log Z(x).
 
     It orders the responses to one prompt as the policy's own reward does; log Z(x), which is the
-    same for all of them, is not known. Prompts and responses are tokenized as in training.
+    same for all of them, is not known. Prompts and responses are tokenized as in training, if
+    `prompt_format` is that of the training.
 
     Args:
         policy: name or folder of the trained model or adapter.
         reference: the model that it was trained from.
         beta: of that training, in reward per nat.
+        prompt_format: of that training: "auto", "chat" or "plain", as of `data.TokenizeOptions`.
         dtype: of the weights; "auto": as they were saved.
         device: None: a GPU if there is one.
         batch_size: most responses of one forward pass.
 
     Raises:
-        InputError: a model is missing, or the two have different tokenizers.
+        InputError: a model is missing, the two have different tokenizers, or these have no chat
+            template and `prompt_format` is "chat".
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ImplicitScorer:
         reference: str | PathLike[str],
         *,
         beta: float = 0.1,
+        prompt_format: PromptFormat = "auto",
         dtype: Dtype = "auto",
         device: str | torch.device | None = None,
         batch_size: int = 16,
@@ -68,7 +72,9 @@ class ImplicitScorer:
             beta,
             batch_size,
         )
+        self.prompt_format = prompt_format
         self.tokenizer = load_tokenizer(policy, "implicit")
+        _check_format(prompt_format, self.tokenizer)
         _check_same(self.tokenizer, load_tokenizer(reference, "implicit_ref"), self.names)
         given = zip(self.names, ("implicit", "implicit_ref"), strict=True)
         loaded = [
@@ -78,12 +84,13 @@ class ImplicitScorer:
         self.models: list[Any] = [attach_fused_head(model) for model in loaded]
 
     def describe(self) -> dict[str, Any]:
-        """Return names, dtype and the SHA-256 of the weights of both models, and beta."""
+        """Return names, dtype and weights' SHA-256 of both models, beta and the prompt's format."""
         policy, reference = (
             {"model": name, "weights": weights, "dtype": str(model.dtype).removeprefix("torch.")}
             for name, weights, model in zip(self.names, self._weights, self.models, strict=True)
         )
-        return {"kind": "implicit", "policy": policy, "reference": reference, "beta": self.beta}
+        settings = {"beta": self.beta, "prompt_format": self.prompt_format}
+        return {"kind": "implicit", "policy": policy, "reference": reference, **settings}
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         """Return the implicit reward of each candidate."""
@@ -93,7 +100,8 @@ class ImplicitScorer:
 
     def _tokenize(self, candidate: Candidate) -> _Sequence | DataError:
         limit = min(longest_input(model) for model in self.models)
-        options = TokenizeOptions(max_length=int(limit) if limit < math.inf else 2**31 - 1)
+        longest = int(limit) if limit < math.inf else 2**31 - 1
+        options = TokenizeOptions(max_length=longest, prompt_format=self.prompt_format)
         record = Record(
             candidate.prompt,
             [candidate.response],
@@ -128,6 +136,15 @@ def _log_probs(model: Any, rows: Sequence[_Sequence]) -> Tensor:
     output = model(**{name: tensor.to(model.device) for name, tensor in given.items()})
     token_logps: Tensor = output.token_logps
     return token_logps.double().sum(1)
+
+
+def _check_format(prompt_format: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if prompt_format not in get_args(PromptFormat):
+        expected = "'auto', 'chat' or 'plain'"
+        raise InputError("implicit_prompt_format", expected, repr(prompt_format))
+    if prompt_format == "chat" and not tokenizer.chat_template:
+        expected = "a policy whose tokenizer has a chat template, for 'chat'"
+        raise InputError("implicit_prompt_format", expected, "one without")
 
 
 def _check_same(

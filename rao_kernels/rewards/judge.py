@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..data import Message, Prompt, Response
-from ..data.messages import show
+from ..data.messages import is_absent, parse_messages, show, to_python
 from ..errors import DataError, InputError
 from .interface import Candidate, checked
 
@@ -33,11 +34,29 @@ where N is a number from 1 (useless) to 10 (could not be better).
 """
 """The prompt of a judge that is given none of its own."""
 
-SCORE_PATTERN = r"(?i)\bscore\W*?(-?\d+(?:\.\d+)?)"
-"""Finds the score in a judge's answer: its first group, where it matches last."""
+_MARKS = r"[\s*_`\"']*"
+SCORE_PATTERN = (
+    rf"(?i)\bscore{_MARKS}"
+    rf"(?:\([^()\n]*\){_MARKS})?"  # a range, such as (1-10)
+    rf"[:=]{_MARKS}[\[(]*{_MARKS}"
+    r"([-+]?\d++(?:\.\d++)?+)"
+    r"(?!,\d|\s*(?:[-\u2013]|to\b|or\b)\s*\d)"  # two numbers, or 8,5
+)
+"""Finds "Score: N" in a judge's answer: the score is its first group, where it matches last."""
 
 _FIELD = re.compile(r"\{(prompt|response|reference)\}")
 _RANGE = (1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """Why a judge has no answer to a conversation, or none that is whole.
+
+    problem: what happened. fix: what to do about it, as a sentence.
+    """
+
+    problem: str
+    fix: str = ""
 
 
 class Judge(Protocol):
@@ -47,8 +66,8 @@ class Judge(Protocol):
         """Return what identifies the model, as JSON."""
         ...
 
-    def answer(self, chats: Sequence[list[Message]]) -> list[str]:
-        """Return the model's answer to each conversation."""
+    def answer(self, chats: Sequence[list[Message]]) -> Sequence[str | Unanswered]:
+        """Return the model's answer to each conversation, or why there is none that is whole."""
         ...
 
 
@@ -100,14 +119,15 @@ class JudgeScorer:
         """Fill the template in one pass: a text that holds "{response}" is not filled again."""
         values = {"prompt": as_text(candidate.prompt), "response": as_text(candidate.response)}
         if "{reference}" in self.template:
-            reference = candidate.columns.get("reference")
-            if not reference:
-                problem = "no column `reference`, which the judge's prompt asks for"
-                return DataError(candidate.where, problem)
-            values["reference"] = as_text(reference)
+            try:
+                values["reference"] = _reference(candidate)
+            except DataError as error:
+                return error
         return _FIELD.sub(lambda match: values[match[1]], self.template)
 
-    def _read(self, where: str, answer: str) -> float | DataError:
+    def _read(self, where: str, answer: str | Unanswered) -> float | DataError:
+        if isinstance(answer, Unanswered):
+            return DataError(where, answer.problem, answer.fix)
         matches = self._pattern.findall(answer)
         try:
             score = float(matches[-1])
@@ -118,6 +138,21 @@ class JudgeScorer:
             problem = f"the judge's score is {score:g}, not from {low:g} to {high:g}"
             return DataError(where, f"{problem}: {show(answer, 200)}")
         return score
+
+
+def _reference(candidate: Candidate) -> str:
+    """Return the column `reference`: a text, a number or messages."""
+    where, reference = candidate.where, to_python(candidate.columns.get("reference"))
+    if is_absent(reference):
+        raise DataError(where, "no column `reference`, which the judge's prompt asks for")
+    if isinstance(reference, str):
+        return reference
+    if isinstance(reference, (int, float)) and not isinstance(reference, bool):
+        return str(reference)
+    if isinstance(reference, (list, tuple)):
+        return as_text(parse_messages(where, "reference", reference))
+    problem = f"`reference` is {show(reference)}, not a text, a number or a list of messages"
+    raise DataError(where, problem)
 
 
 def as_text(text: Prompt | Response) -> str:

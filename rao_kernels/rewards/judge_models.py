@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 from ..data import Message
-from ..data.messages import one_line
+from ..data.messages import one_line, show
 from ..errors import InputError, MissingDependencyError
 from ..refcache import model_fingerprint
+from .judge import Unanswered
 from .loading import Dtype, load_model, load_tokenizer, ready
+
+# Statuses that say something of the text that was sent: not valid, too large, not taken.
+_OF_ONE_TEXT = (400, 413, 422)
 
 
 class LocalJudge:
@@ -24,10 +28,10 @@ class LocalJudge:
         dtype: of the weights; "auto": as they were saved.
         device: None: a GPU if there is one.
         batch_size: most answers that are written at once.
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: most tokens of an answer; one that is cut there gives no score.
 
     Raises:
-        InputError: there is no such model, or it has no chat template.
+        InputError: there is no such model, it has no chat template, or `max_new_tokens` is below 1.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class LocalJudge:
         batch_size: int = 16,
         max_new_tokens: int = 512,
     ) -> None:
+        if max_new_tokens < 1:
+            raise InputError("judge_max_new_tokens", "at least 1", max_new_tokens)
         self.name, self.batch_size, self.max_new_tokens = fspath(model), batch_size, max_new_tokens
         self.tokenizer = load_tokenizer(model, "judge")
         if not self.tokenizer.chat_template:
@@ -54,15 +60,15 @@ class LocalJudge:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return {"model": self.name, "weights": self._weights, "dtype": dtype}
 
-    def answer(self, chats: Sequence[list[Message]]) -> list[str]:
-        """Return the answer to each conversation."""
-        answers: list[str] = []
+    def answer(self, chats: Sequence[list[Message]]) -> list[str | Unanswered]:
+        """Return the answer to each conversation; one that was cut is none."""
+        answers: list[str | Unanswered] = []
         for start in range(0, len(chats), self.batch_size):
             answers += self._generate(chats[start : start + self.batch_size])
         return answers
 
     @torch.no_grad()
-    def _generate(self, chats: Sequence[list[Message]]) -> list[str]:
+    def _generate(self, chats: Sequence[list[Message]]) -> list[str | Unanswered]:
         texts = [
             str(
                 self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -72,15 +78,31 @@ class LocalJudge:
         batch: Any = self.tokenizer(
             texts, add_special_tokens=False, padding=True, return_tensors="pt"
         )
-        ids = batch["input_ids"].to(self.model.device)
+        ids, ends = batch["input_ids"].to(self.model.device), self._ends()
         output = self.model.generate(
             input_ids=ids,
             attention_mask=batch["attention_mask"].to(self.model.device),
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=sorted(ends) or None,
         )
-        return self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        found: list[list[int]] = output[:, ids.shape[1] :].tolist()
+        return [self._whole(tokens, ends) for tokens in found]
+
+    def _ends(self) -> set[int]:
+        """Return the tokens that end an answer."""
+        given = self.model.generation_config.eos_token_id
+        ends = {given} if isinstance(given, int) else set(given or ())
+        own = self.tokenizer.eos_token_id
+        return ends if own is None else ends | {own}
+
+    def _whole(self, tokens: list[int], ends: set[int]) -> str | Unanswered:
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        if len(tokens) < self.max_new_tokens or ends & set(tokens):
+            return text
+        fix = "Raise --judge_max_new_tokens (max_new_tokens), or ask for shorter answers."
+        return _cut(text, f"at {self.max_new_tokens} tokens", fix)
 
 
 class EndpointJudge:
@@ -114,11 +136,14 @@ class EndpointJudge:
         """Return address and name of the model."""
         return {"endpoint": self.base_url, "model": self.model}
 
-    def answer(self, chats: Sequence[list[Message]]) -> list[str]:
+    def answer(self, chats: Sequence[list[Message]]) -> list[str | Unanswered]:
         """Return the answer to each conversation.
 
+        One that the endpoint does not take (it is too long, or filtered) has none, nor one whose
+        answer was cut.
+
         Raises:
-            InputError: the endpoint refuses, or cannot be reached.
+            InputError: the endpoint refuses all of them, or cannot be reached.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
             waiting = [pool.submit(self._ask, chat) for chat in chats]
@@ -128,7 +153,7 @@ class EndpointJudge:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _ask(self, chat: list[Message]) -> str:
+    def _ask(self, chat: list[Message]) -> str | Unanswered:
         import openai
 
         messages: Any = chat
@@ -138,6 +163,27 @@ class EndpointJudge:
             )
         except openai.OpenAIError as error:
             got = f"{type(error).__name__}: {one_line(error)[:300]}"
+            if isinstance(error, openai.APIStatusError) and error.status_code in _OF_ONE_TEXT:
+                return Unanswered(f"the judge's endpoint refuses it ({got})")
             expected = f"an endpoint that answers at {self.base_url}"
             raise InputError("judge", expected, got) from error
-        return answer.choices[0].message.content or ""
+        return _first_choice(answer)
+
+
+def _first_choice(answer: Any) -> str | Unanswered:
+    """Return the text of a response's first choice if it is whole."""
+    if not answer.choices:
+        return Unanswered("the judge's endpoint gives no answer (no choices)")
+    choice = answer.choices[0]
+    text, reason = getattr(choice.message, "content", None), choice.finish_reason
+    if reason == "length":
+        fix = "Raise the endpoint's limit of tokens, or ask for shorter answers."
+        return _cut(text or "", "at the endpoint's limit of tokens", fix)
+    if text is None or reason == "content_filter":
+        return Unanswered(f"the judge's endpoint gives no answer (finish_reason: {reason})")
+    return str(text)
+
+
+def _cut(text: str, where: str, fix: str) -> Unanswered:
+    """Say that an answer is not whole: a number in it may not be the score."""
+    return Unanswered(f"the judge's answer was cut {where}: ...{show(text[-200:], 200)}", fix)

@@ -41,12 +41,17 @@ def load_model(
     name = fspath(name)
     auto: Any = getattr(transformers, f"AutoModelFor{kind}")
     try:
-        if (Path(name) / "adapter_config.json").is_file():
+        if is_adapter(name):
             return _merged(kind, name, dtype), []
         model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise _no_model(name, argument, error) from error
     return model, sorted(info["missing_keys"])
+
+
+def is_adapter(name: str | PathLike[str]) -> bool:
+    """Return whether this is the folder of an adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
 
 
 def _merged(kind: Kind, name: str, dtype: Dtype) -> nn.Module:

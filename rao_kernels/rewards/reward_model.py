@@ -14,7 +14,7 @@ from ..refcache import model_fingerprint
 from .encode import encode, right_padded, score_once
 from .head import use_fp32_head
 from .interface import Candidate, Scorer, attempt, checked
-from .loading import Dtype, load_model, load_tokenizer, longest_input, ready
+from .loading import Dtype, is_adapter, load_model, load_tokenizer, longest_input, ready
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +53,8 @@ class RewardModelScorer:
             self.name = fspath(model)
             tokenizer = tokenizer or load_tokenizer(model, "reward_model")
             model, missing = load_model("SequenceClassification", model, dtype, "reward_model")
+            if is_adapter(self.name):
+                _take_padding(model, tokenizer)
         if tokenizer is None:
             raise InputError("tokenizer", "the tokenizer of the model that is given", None)
         _check_head(model, tokenizer, self.name, missing)
@@ -128,6 +130,16 @@ def mean_of(rewards: Sequence[float | DataError]) -> float | DataError:
     if errors:
         return errors[0]
     return sum(one for one in rewards if not isinstance(one, DataError)) / len(rewards)
+
+
+def _take_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the head look for the token that training padded with.
+
+    An adapter's folder holds no config that names it, and that of the base model names another one
+    or none.
+    """
+    if tokenizer.pad_token_id is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _check_head(

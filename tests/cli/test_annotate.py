@@ -12,7 +12,7 @@ import torch
 from rao_kernels.cli.main import main
 from rao_kernels.cli.scorer_options import ScorerOptions, make_scorer
 from rao_kernels.errors import InputError
-from rao_kernels.rewards import ImplicitScorer, RewardEnsemble, RuleScorer
+from rao_kernels.rewards import ImplicitScorer, JudgeScorer, LocalJudge, RewardEnsemble, RuleScorer
 from tests.rewards.models import endpoint, save_tiny_reward_model
 from tests.train.tiny import save_tiny, write_jsonl
 
@@ -88,6 +88,25 @@ def test_rewards_of_a_judge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(requests) == 10
 
 
+def test_a_text_that_a_judge_refuses_is_skipped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    (folder / "ask.txt").write_text("{response}")
+
+    def reply(asked: dict[str, Any]) -> tuple[int, str]:
+        text = asked["messages"][0]["content"]
+        return (400, "too long") if text == "xxxx" else (200, f"Score: {len(text)}")
+
+    with endpoint(reply) as (url, _):
+        given = ("--judge", url, "--judge_model", "m", "--judge_prompt", "ask.txt")
+        scored = annotated(*given, "--bad_rows", "skip")
+    assert [row["id"] for row in scored] == [0, 1, 2, 4]
+    said = capsys.readouterr().err
+    assert "skipped rows.jsonl:4: the judge's endpoint refuses it" in said and "too long" in said
+
+
 def test_implicit_rewards(folder: Path) -> None:
     policy, reference = (str(save_tiny(folder / str(n), n)) for n in range(2))
     given = ("--implicit", policy, "--implicit_ref", reference, "--implicit_beta", "0.5")
@@ -104,6 +123,12 @@ def test_implicit_rewards(folder: Path) -> None:
         (("--rule", "rule.py:f", "--judge_prompt", "x"), "`judge_prompt`"),
         (("--rule", "rule.py:f", "--implicit_ref", "x"), "`implicit_ref`"),
         (("--rule", "rule.py:f", "--judge_model", "x"), "`judge_model`"),
+        (("--rule", "rule.py:f", "--judge_max_new_tokens", "9"), "`judge_max_new_tokens`"),
+        (("--judge", "m", "--judge_max_new_tokens", "0"), "`judge_max_new_tokens`"),
+        (
+            (*("--judge", "http://x", "--judge_model", "m"), "--judge_max_new_tokens", "9"),
+            "`judge_max_new_tokens`",
+        ),
         (("--judge", "http://127.0.0.1:9/v1"), "`judge_model`"),
         (("--judge", "m", "--judge_prompt", "none.txt"), "`judge_prompt`"),
         (("--implicit", "m"), "`implicit_ref`"),
@@ -150,8 +175,14 @@ def test_a_scorer_is_made_of_the_options(folder: Path) -> None:
     assert isinstance(several, RewardEnsemble)
     assert {one["dtype"] for one in several.describe()["members"]} == {"bfloat16"}
     assert isinstance(make_scorer(ScorerOptions(rule="rule.py:f")), RuleScorer)
+    chat = str(save_tiny(folder / "chat", chat=True))
+    judge = make_scorer(ScorerOptions(judge=chat, judge_max_new_tokens=3))
+    assert isinstance(judge, JudgeScorer) and isinstance(judge.judge, LocalJudge)
+    assert judge.judge.max_new_tokens == 3
     policy = str(save_tiny(folder / "policy"))
     implicit = make_scorer(ScorerOptions(implicit=policy, implicit_ref=policy))
     assert isinstance(implicit, ImplicitScorer)
+    plain = ScorerOptions(implicit=chat, implicit_ref=chat, implicit_prompt_format="plain")
+    assert make_scorer(plain).describe()["prompt_format"] == "plain"
     with pytest.raises(InputError):
         make_scorer(ScorerOptions(judge=policy))  # has no chat template

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from rao_kernels.data import Message
-from rao_kernels.rewards import Candidate
+from rao_kernels.rewards import Candidate, Unanswered
 from tests import seeds
 from tests.train.tiny import tiny_model, tiny_tokenizer
 
@@ -43,22 +43,24 @@ def candidates(texts: Sequence[str], **columns: Any) -> list[Candidate]:
 class StubJudge:
     """Answers by a function of the question, and keeps the questions."""
 
-    def __init__(self, answer: Callable[[str], str]) -> None:
+    def __init__(self, answer: Callable[[str], str | Unanswered]) -> None:
         self._answer, self.asked = answer, []  # type: ignore[var-annotated]
 
     def describe(self) -> dict[str, Any]:
         return {"model": "stub"}
 
-    def answer(self, chats: Sequence[list[Message]]) -> list[str]:
+    def answer(self, chats: Sequence[list[Message]]) -> list[str | Unanswered]:
         self.asked += [chat[-1]["content"] for chat in chats]
         return [self._answer(chat[-1]["content"]) for chat in chats]
 
 
 @contextmanager
-def endpoint(reply: Callable[[dict[str, Any]], tuple[int, str]]) -> Iterator[tuple[str, list[Any]]]:
+def endpoint(
+    reply: Callable[[dict[str, Any]], tuple[int, str | list[dict[str, Any]] | None]],
+) -> Iterator[tuple[str, list[Any]]]:
     """Serve /v1/chat/completions; yield its URL and the requests it got.
 
-    reply: from a request to an HTTP status and a text.
+    reply: from a request to an HTTP status and a text, or the choices of the response.
     """
     requests: list[Any] = []
 
@@ -71,7 +73,8 @@ def endpoint(reply: Callable[[dict[str, Any]], tuple[int, str]]) -> Iterator[tup
             message = {"role": "assistant", "content": text}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             body = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"]}
-            found: dict[str, Any] = {**body, "choices": [choice]}
+            choices = [choice] if isinstance(text, str) else text
+            found: dict[str, Any] = {**body, "choices": choices}
             content = json.dumps(found if status == 200 else {"error": {"message": text}}).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -1,13 +1,8 @@
-"""Records keep all they had and get their rewards; what is killed or interrupted goes on."""
+"""Records keep all they had and get their rewards."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +10,13 @@ import pytest
 
 from rao_kernels.data import load_records
 from rao_kernels.errors import DataError, InputError
-from rao_kernels.rewards import AnnotateOptions, JudgeScorer, RewardEnsemble, RuleScorer, annotate
+from rao_kernels.rewards import RewardEnsemble, RuleScorer, annotate
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests.train.tiny import save_tiny, write_jsonl
 
-from .annotated import run
-from .models import StubJudge
+from .rows import Rows, length, read, unscored
 
-ROOT = Path(__file__).parents[2]
-Rows = list[dict[str, Any]]
 PAIR = {"prompt": "say what", "chosen": "a long one", "rejected": "short", "id": 7}
-
-
-def length(prompts: Any, completions: Sequence[Any], **_: Any) -> list[float]:
-    """The length of a text, or of all contents of messages."""
-    return [
-        float(len(one) if isinstance(one, str) else sum(len(turn["content"]) for turn in one))
-        for one in completions
-    ]
-
-
-def unscored(count: int) -> Rows:
-    return [
-        {
-            "prompt": f"ask {number}",
-            "responses": ["x" * (number + 1), "y" * (2 * number + 1)],
-            "source": {"nested": [number, None, 0.1]},
-        }
-        for number in range(count)
-    ]
-
-
-def read(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture
-def score(tmp_path: Path) -> Callable[..., Rows]:
-    """Annotates rows with a scorer, by default the lengths, and returns what was written."""
-
-    def write(rows: Sequence[Any], scorer: Any = None, samples: Any = None, **options: Any) -> Rows:
-        data = write_jsonl(tmp_path / "data.jsonl", list(rows))
-        given = None if samples is None else write_jsonl(tmp_path / "samples.jsonl", samples)
-        out = tmp_path / "out.jsonl"
-        scorer = RuleScorer(length) if scorer is None else scorer
-        annotate(data, out, scorer, AnnotateOptions(**options), ref_samples=given)
-        return read(out)
-
-    return write
 
 
 def test_every_column_is_kept_and_rewards_are_added(score: Callable[..., Rows]) -> None:
@@ -114,6 +68,29 @@ def test_records_of_other_shapes_get_columns_that_are_read(
     assert after.rewards == [5.0]
 
 
+@pytest.mark.parametrize(
+    ("texts", "options"),
+    [
+        (
+            {"all_generated_responses": ["a cat", "no", "yes"], "all_rm_scores": [0.2, 0.1, 0.4]},
+            {"overwrite": True},
+        ),
+        ({"answers": [{"answer": "a cat", "rank": 1.0}, {"answer": "no", "rank": 2.0}]}, {}),
+    ],
+)
+def test_lists_of_responses_that_hold_a_pair_too_are_read_again(
+    score: Callable[..., Rows], tmp_path: Path, texts: dict[str, Any], options: dict[str, bool]
+) -> None:
+    row = {"prompt": "what", **texts, "chosen": "yes it is", "rejected": "no", "id": 7}
+    (scored,) = score([row | {"score_chosen": 3.0, "score_rejected": 1.0}], **options)
+    assert scored.items() >= {"prompt": "what", **texts, "id": 7}.items()
+    (before,) = load_records([row])
+    (after,) = load_records(tmp_path / "out.jsonl")
+    assert (after.prompt, after.responses) == (before.prompt, before.responses)
+    assert after.rewards == length([], before.responses)
+    assert not {"chosen", "rejected", "score_chosen", "score_rejected"} & set(scored)
+
+
 def test_several_models_give_their_mean_and_each_reward(score: Callable[..., Rows]) -> None:
     def doubled(prompts: Any, completions: Any, **_: Any) -> list[float]:
         return [2 * one for one in length(prompts, completions)]
@@ -158,7 +135,7 @@ def test_a_prompt_without_samples_is_named(score: Callable[..., Rows], tmp_path:
 def test_ref_rewards_of_another_scorer_are_refused(score: Callable[..., Rows]) -> None:
     rows = [unscored(1)[0] | {"rewards": [1, 2], "scorer": {"kind": "rule", "function": "other"}}]
     samples: Rows = [{"prompt": "ask 0", "responses": ["b"]}]
-    with pytest.raises(InputError, match=r"`ref_samples`.*same scorer.*other"):
+    with pytest.raises(InputError, match=r"`rewards`.*same scorer.*other.*--overwrite"):
         score(rows, samples=samples)
     (scored,) = score(rows, samples=samples, overwrite=True)
     assert (scored["rewards"], scored["ref_rewards"]) == ([1.0, 1.0], [1.0])
@@ -183,6 +160,56 @@ def test_rewards_are_replaced_only_if_asked(
     assert changed <= {"rewards", "score_chosen", "score_rejected", "gold_reward"} and changed
 
 
+OTHER = {"kind": "rule", "function": "other"}
+SAMPLES = [{"prompt": "ask 0", "responses": ["bbbb"]}]
+
+
+def test_new_rewards_leave_no_old_ensemble(score: Callable[..., Rows], tmp_path: Path) -> None:
+    row = unscored(1)[0] | {"rewards": [1, 2], "reward_ensemble": [[1, 1], [1, 3]], "scorer": OTHER}
+    (scored,) = score([row], overwrite=True)
+    assert (scored["rewards"], scored["scorer"]) == ([1.0, 1.0], RuleScorer(length).describe())
+    assert "reward_ensemble" not in scored
+    (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row], RewardEnsemble([RuleScorer(length)] * 2), overwrite=True)
+    assert scored["reward_ensemble"] == [[1.0, 1.0]] * 2
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(InputError, match=r"without `reward_ensemble`.*--overwrite"):
+        score([{name: value for name, value in row.items() if name != "rewards"}])
+
+
+@pytest.mark.parametrize(
+    ("column", "flag", "again"),
+    [
+        ({"ref_rewards": [0.5]}, "--ref_samples", {"samples": SAMPLES}),
+        ({"gold": "best", "gold_reward": 0.0}, "--gold", {"gold": True}),
+    ],
+)
+def test_other_rewards_of_another_scorer_do_not_stay(
+    score: Callable[..., Rows],
+    tmp_path: Path,
+    column: dict[str, Any],
+    flag: str,
+    again: dict[str, Any],
+) -> None:
+    """`scorer` names one scorer for all rewards of a record."""
+    row = unscored(1)[0] | {"rewards": [1, 2], "scorer": OTHER} | column
+    name = list(column)[-1]
+    unrewarded = {key: value for key, value in row.items() if key != "rewards"}
+    for given, options in ((row, {"overwrite": True}), (unrewarded, {})):
+        with pytest.raises(
+            InputError, match=rf"data\.jsonl:1, scored by .*other.*{flag}"
+        ) as caught:
+            score([given], **options)
+        assert f"`{name}`" in str(caught.value)
+        (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row], overwrite=True, **again)
+    assert scored[name] == (4.0 if name == "gold_reward" else [4.0])
+    assert scored["scorer"] == RuleScorer(length).describe()
+    (tmp_path / "out.jsonl").unlink()
+    (scored,) = score([row | {"scorer": scored["scorer"]}], overwrite=True)
+    assert scored[name] == column[name]
+
+
 def test_rules_see_the_other_columns_and_what_was_cut(score: Callable[..., Rows]) -> None:
     seen: list[Any] = []
 
@@ -194,109 +221,6 @@ def test_rules_see_the_other_columns_and_what_was_cut(score: Callable[..., Rows]
     score([row], RuleScorer(watch))
     assert seen == [
         {"source": [row["source"]] * 2, "answer": ["4", "4"], "finished": [True, False]}
-    ]
-
-
-def judged(*unreadable: str) -> JudgeScorer:
-    """A judge that counts letters, and has no number for some responses."""
-
-    def answer(asked: str) -> str:
-        return "no idea" if asked in unreadable else f"Score: {len(asked)}"
-
-    return JudgeScorer(StubJudge(answer), template="{response}")
-
-
-def test_an_unscored_record_stops_behind_those_before_it(
-    score: Callable[..., Rows], tmp_path: Path
-) -> None:
-    rows = unscored(6)
-    bad = rows[4]["responses"][1]
-    with pytest.raises(DataError, match=r"data\.jsonl:5: the judge's answer.*no idea"):
-        score(rows, judged(bad), batch_size=3)
-    assert len(read(tmp_path / "out.jsonl")) == 4
-    scorer = judged()
-    assert len(score(rows, scorer, batch_size=3)) == 6
-    assert scorer.judge.asked == [*rows[4]["responses"], *rows[5]["responses"]]  # type: ignore[attr-defined]
-
-
-def test_unscored_records_are_skipped_once(score: Callable[..., Rows], tmp_path: Path) -> None:
-    rows: list[Any] = [*unscored(7)]
-    bad = rows[4]["responses"][1]
-    rows[2] = {"prompt": "no answers"}
-    options = {"batch_size": 2, "bad_rows": "skip"}
-    scored = score(rows, judged(bad), **options)
-    kept = [row["prompt"] for n, row in enumerate(rows) if n not in (2, 4)]
-    assert [row["prompt"] for row in scored] == kept
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # Stopped behind the third record: the skipped one is not scored again.
-    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "out.jsonl").write_text("".join(lines[:3]) + lines[3][:10])
-    scorer = judged(bad)
-    report = annotate(
-        tmp_path / "data.jsonl",
-        tmp_path / "out.jsonl",
-        scorer,
-        AnnotateOptions(**options),  # type: ignore[arg-type]
-    )
-    assert read(tmp_path / "out.jsonl") == scored
-    assert scorer.judge.asked == [*rows[5]["responses"], *rows[6]["responses"]]  # type: ignore[attr-defined]
-    assert [one.partition(": ")[0].rpartition(":")[2] for one in report.skipped] == ["5", "3"]
-
-
-def test_killed_and_started_again(tmp_path: Path) -> None:
-    rows = unscored(14)
-    write_jsonl(tmp_path / "data.jsonl", rows)
-    texts = [text for row in rows for text in row["responses"]]
-    code = "import sys; from pathlib import Path; from tests.rewards.annotated import run; "
-    code += "run(Path(sys.argv[1]), 'killed.jsonl', 'calls', die_at=3)"
-    killed = subprocess.run(
-        [sys.executable, "-c", code, tmp_path],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    written = read(tmp_path / "killed.jsonl")
-    assert len(written) == 6
-    with open(tmp_path / "killed.jsonl", "a") as file:
-        file.write('{"prompt": "torn')
-    run(tmp_path, "killed.jsonl", "calls", die_at=0)
-    run(tmp_path, "whole.jsonl", "whole", die_at=0)
-    assert read(tmp_path / "killed.jsonl") == read(tmp_path / "whole.jsonl")
-    # The batch that was being scored is asked for again; what was written is not.
-    asked = (tmp_path / "calls").read_text().split()
-    assert asked == texts[:18] + texts[12:]
-
-
-def test_another_scorer_or_other_data_do_not_go_on(
-    score: Callable[..., Rows], tmp_path: Path
-) -> None:
-    rows = unscored(2)
-    score(rows)
-    with pytest.raises(InputError, match="`output`.*scorer is"):
-        score(rows, judged())
-    with pytest.raises(InputError, match="`output`.*data is"):
-        score(unscored(3))
-    assert len(score(rows)) == 2
-
-
-def test_interrupted_says_what_is_written(tmp_path: Path) -> None:
-    calls = 0
-
-    def rule(prompts: Any, completions: Any, **_: Any) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return length(prompts, completions)
-
-    data = write_jsonl(tmp_path / "data.jsonl", unscored(9))
-    scorer, options = RuleScorer(rule), AnnotateOptions(batch_size=2)
-    with pytest.raises(KeyboardInterrupt, match=r"4 records are in .*out\.jsonl; the same command"):
-        annotate(data, tmp_path / "out.jsonl", scorer, options)
-    annotate(data, tmp_path / "out.jsonl", scorer, options)
-    assert [row["prompt"] for row in read(tmp_path / "out.jsonl")] == [
-        f"ask {number}" for number in range(9)
     ]
 
 

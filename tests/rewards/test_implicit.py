@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,15 @@ from .models import candidates
 WORDS = ["yes", "a longer answer", "no", "b"]
 
 
-def dense(seed: int, prompt: str, response: str) -> float:
-    """The log-prob of the response and its EOS after BOS and prompt."""
-    tokenizer = tiny_tokenizer()
-    start = [1, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    ids = [*start, *tokenizer(response, add_special_tokens=False)["input_ids"], 2]
+def dense(seed: int, prompt: str, response: str, *, chat: bool = False) -> float:
+    """The log-prob of the response and its EOS after BOS and prompt, or after a user's turn."""
+
+    def ids_of(text: str) -> list[int]:
+        ids: list[int] = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    start = ids_of(f"<u>{prompt}</s>\n<a>") if chat else [1, *ids_of(prompt)]
+    ids = [*start, *ids_of(response), 2]
     with torch.no_grad():
         logits = tiny_model(seed, torch.float64)(torch.tensor([ids])).logits[0]
     logps = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
@@ -38,6 +43,31 @@ def test_beta_times_the_difference_of_log_probs(tmp_path: Path) -> None:
     ]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-4)
     assert scorer.describe()["beta"] == 0.3
+
+
+def test_prompts_are_written_as_in_the_training(tmp_path: Path) -> None:
+    """A policy may have been trained on plain text though its tokenizer has a template."""
+    policy, reference = (save_tiny(tmp_path / str(n), seed=n, chat=True) for n in (0, 1))
+    found, described = {}, []
+    for given in ("plain", "chat", "auto"):
+        scorer = ImplicitScorer(policy, reference, prompt_format=given, beta=1.0, device="cpu")
+        found[given] = torch.tensor(scorer.score(candidates(WORDS)))
+        described.append(scorer.describe()["prompt_format"])
+    assert described == ["plain", "chat", "auto"]
+    for name, chat in (("plain", False), ("chat", True), ("auto", True)):
+        expected = [
+            dense(0, f"say {word[::-1]}", word, chat=chat)
+            - dense(1, f"say {word[::-1]}", word, chat=chat)
+            for word in WORDS
+        ]
+        torch.testing.assert_close(found[name], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["chat", "template"])
+def test_a_prompt_format_that_the_policy_lacks_is_refused(tmp_path: Path, wrong: Any) -> None:
+    name = save_tiny(tmp_path / "model")
+    with pytest.raises(InputError, match="`implicit_prompt_format`"):
+        ImplicitScorer(name, name, prompt_format=wrong, device="cpu")
 
 
 def test_a_model_has_no_implicit_reward_against_itself(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from rao_kernels.errors import DataError, InputError
 from rao_kernels.rewards import Candidate, RewardEnsemble, RewardModelScorer, UnscoredError
 from rao_kernels.rewards.encode import by_length, encode, score_once
-from tests.train.tiny import save_tiny, tiny_tokenizer
+from rao_kernels.train import RewardConfig, RewardTrainer
+from tests.train.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from .models import (
     candidates,
@@ -69,6 +70,39 @@ def test_a_model_without_padding_token_reads_the_last_token_too(tmp_path: Path) 
     expected = last_token_rewards(tiny_reward_model(), sequences)
     found = scorer.score(candidates(WORDS))
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+def test_an_adapter_is_scored_at_the_token_that_it_was_trained_at(tmp_path: Path) -> None:
+    """Training pads with EOS where there is nothing else, and the head takes the token before."""
+    peft = pytest.importorskip("peft")
+    base = tiny_model()
+    base.config.pad_token_id = None
+    base.save_pretrained(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"ask {n} ", "chosen": w, "rejected": "no"} for n, w in enumerate(WORDS)]
+    run = RewardTrainer(
+        str(tmp_path / "base"),
+        args=RewardConfig(
+            output_dir=str(tmp_path / "rm"),
+            max_steps=1,
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+        ),
+        train_dataset=rows,
+        peft_config=peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"),
+    )
+    run.train()
+    run.save_model()
+    batch = run.data_collator([run.train_dataset[number] for number in range(len(rows))])
+    with torch.no_grad():
+        _, outputs = run.compute_loss(run.model, batch, return_outputs=True)
+    scorer = RewardModelScorer(tmp_path / "rm", device="cpu")
+    texts = [(str(row["prompt"]), row[name]) for row in rows for name in ("chosen", "rejected")]
+    found = scorer.score([Candidate(prompt, text, "x") for prompt, text in texts])
+    torch.testing.assert_close(torch.tensor(found), outputs.logits[:, 0])
 
 
 def test_the_head_is_fp32_under_bf16(tmp_path: Path) -> None:
