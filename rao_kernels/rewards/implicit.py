@@ -108,6 +108,7 @@ class ImplicitScorer:
             None,
             candidate.where,
             tools=candidate.columns.get("tools"),
+            finished=[candidate.finished],
         )
         try:
             row = tokenize_records([record], self.tokenizer, options)[0]
