@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import InputError, NotYetError
-from ...refcache import model_fingerprint
+from ...refcache import start_fingerprint
 from ..identity import Identity
 from .config import OnlineConfig
 
@@ -82,4 +82,4 @@ def needs_reference(args: OnlineConfig) -> bool:
 def _fingerprint(reference: nn.Module | None) -> Any:
     if reference is None:
         return None
-    return {"what": "weights", "sha256": model_fingerprint(reference)}
+    return {"what": "weights", "sha256": start_fingerprint(reference)}

@@ -119,10 +119,14 @@ class RoundReference:
         if given is not None and self.every:
             expected = "None: the reference becomes the policy every so many rounds"
             raise InputError("ref_model", expected, "a model", "Or refresh_reference_every=0.")
+        if given is not None:
+            _check_apart(given, model)
         self.model, self.given, self.args = model, given, args
         self._round: int | None = None
         self._start: StartWeights | None = None
-        if given is None and not self.every:
+        if given is not None:
+            self._start = keep_start(given)
+        elif not self.every:
             self._start = keep_start(model, added=fresh_adapter)
             if not hasattr(model, "peft_config"):
                 self._start = StartWeights(_trained(model))
@@ -198,6 +202,14 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
         for name, one in model.named_parameters()
         if one.requires_grad and "value_head" not in name
     }
+
+
+def _check_apart(given: nn.Module, model: nn.Module) -> None:
+    """Raise if the reference given would change as the model is trained."""
+    trained = {id(one) for one in model.parameters() if one.requires_grad}
+    if any(id(one) in trained for one in given.parameters()):
+        fix = "Without ref_model the reference is the model as it is at the start."
+        raise InputError("ref_model", "a model of its own", "weights that are trained", fix)
 
 
 def _bare_row(rollout: Rollout) -> TokenizedRow:
