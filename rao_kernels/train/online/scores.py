@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class Scores:
     """What a pass found of one prompt: values per token of each response, in nats.
 
-    prompt_logp: of the prompt after t0; 0 where prompts are not scored. values, entropy: None where
-    they were not asked for.
+    prompt_logp: of the prompt after t0; 0 where prompts are not scored. entropy: mean over the
+    tokens of the responses, without the gold answer's. values, entropy: None where they were not
+    asked for.
     """
 
     prompt_logp: float
@@ -89,10 +90,11 @@ class Pass:
         tokens = _per_sequence(logps, sequences)
         named = {name: _per_sequence(getattr(output, name), sequences) for name in stats}
         groups, first, scores = sequences.groups.tolist(), prompts.tolist(), []
-        for number in range(len(rollouts)):
+        for number, rollout in enumerate(rollouts):
             own = [s for s, group in enumerate(groups) if group == number]
+            sampled = own[: len(rollout.responses)]
             values = [named["token_values"][s] for s in own] if "token_values" in stats else None
-            entropy = _mean([named["entropy"][s] for s in own]) if "entropy" in stats else None
+            entropy = _mean([named["entropy"][s] for s in sampled]) if "entropy" in stats else None
             scores.append(Scores(first[own[0]], [tokens[s] for s in own], values, entropy))
         return scores
 

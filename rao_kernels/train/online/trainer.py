@@ -33,7 +33,7 @@ from .loader import round_loader
 from .metrics import describe_round, describe_samples
 from .prompts import PromptDataset, load_prompts
 from .rollouts import Rollout, RoundFiles
-from .rows import RoundExample, examples_of
+from .rows import RoundExample, check_scored, examples_of
 from .sampling import RoundSampler
 from .schedule import Schedule
 from .scores import RoundReference
@@ -238,7 +238,7 @@ class OnlineTrainer(RAOTrainer):
         self._round = RoundData(rollouts, examples, sha)
         every = self.args.refresh_reference_every
         if number == 0 or (every and number % every == 0):
-            self._fit_log_z0(examples)
+            self._fit_log_z0(rollouts, examples)
         weight = torch.ones((), device=self.args.device)
         found = describe_round(rollouts)
         if number == 0:
@@ -248,8 +248,9 @@ class OnlineTrainer(RAOTrainer):
         }
         self._meters["train"].update(metrics, weight)
 
-    def _fit_log_z0(self, examples: Sequence[RoundExample]) -> None:
-        rows = PreferenceDataset([one.example.row for one in examples])
+    def _fit_log_z0(self, rollouts: Sequence[Rollout], examples: Sequence[RoundExample]) -> None:
+        pairs = zip(rollouts, examples, strict=True)
+        rows = PreferenceDataset([own.example.row for one, own in pairs if one.unscored is None])
         self.hyper = estimate_log_z0(self.spec, self._given_hyper, [rows], self.args)
 
     def trial_examples(self, indices: Sequence[int]) -> list[Example]:
@@ -259,8 +260,9 @@ class OnlineTrainer(RAOTrainer):
         """
         if self._reference is not None:
             self._reference.begin(0, keep=False)
-        examples = examples_of(self._sampled(indices, self.schedule.sampling_seed(0, 0)), self.args)
-        self._fit_log_z0(examples)
+        rollouts = self._sampled(indices, self.schedule.sampling_seed(0, 0))
+        examples = examples_of(rollouts, self.args)
+        self._fit_log_z0(rollouts, examples)
         return [one.example for one in examples if one.counted] or [one.example for one in examples]
 
     def trial_reference(self) -> nn.Module | None:
@@ -298,6 +300,7 @@ class OnlineTrainer(RAOTrainer):
         rollouts = self._rollouts.sample(own, 1, seed) if own else []
         if ranks > 1:
             rollouts = gather_object(rollouts)
+        check_scored(rollouts)
         found = describe_samples(rollouts)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
