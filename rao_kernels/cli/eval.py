@@ -20,7 +20,7 @@ from torch import nn
 from ..data import DataReport, RecordSource
 from ..errors import InputError
 from ..generation import PromptRow, SamplingOptions, read_prompts
-from ..generation.text import check_sampling
+from ..generation.text import check_sampling, check_seed
 from ..rewards import Scorer
 from ..train import RAOConfig
 from ..train.estimates import Comparison, Estimate, compare_rewards, mean_over_prompts
@@ -129,7 +129,8 @@ def _check(
             expected = "the name of a loss, or --samples above 0 for fresh responses"
             raise InputError("loss", expected, "neither")
         return
-    check_sampling([], options, config.seed)
+    check_sampling([], options)
+    check_seed(config.seed)
     if arguments.against is not None and not scored:
         expected = "a source of rewards beside it, such as --reward_model or --rule"
         raise InputError("against", expected, "none")
@@ -176,7 +177,10 @@ def _evaluate(
             sampled = plan.run(other, load_tokenizer(arguments.against), "against")
         results.samples["against"] = sampled.statistics()
         rewards = _score(results, "against", scorer, sampled)
-        results.comparison = compare_rewards(own, rewards, config.seed)
+        both = [pair for pair in zip(own, rewards, strict=True) if all(pair)]
+        if both:
+            mine, others = [a for a, _ in both], [b for _, b in both]
+            results.comparison = compare_rewards(mine, others, config.seed)
     return results
 
 
@@ -199,9 +203,15 @@ def _load(name: str, argument: str, config: EvalConfig) -> nn.Module:
 def _score(
     results: Results, name: str, scorer: Scorer, sampled: SampledPrompts
 ) -> list[list[float]]:
-    rewards = sample_rewards(scorer, sampled)
-    results.mean_reward[name] = mean_over_prompts(rewards)
-    results.rewards[name] = [sum(one) / len(one) for one in rewards]
+    """Return the rewards of each prompt's samples; one without a reward is named and left out."""
+    rewards, errors = sample_rewards(scorer, sampled)
+    for error in errors:
+        print(f"no reward: {error}", file=sys.stderr)
+    if errors:
+        results.samples[name]["without_reward"] = len(errors)
+    rewarded = [one for one in rewards if one]
+    results.mean_reward[name] = mean_over_prompts(rewarded)
+    results.rewards[name] = [sum(one) / len(one) for one in rewarded]
     return rewards
 
 
@@ -213,6 +223,8 @@ def _table(results: Results) -> list[str]:
         lines.append(f"{f'mean reward, {name}':<28}{value}")
     for name, numbers in results.samples.items():
         text = f"{numbers['mean_tokens']:.1f} tokens on average, {numbers['finished']:.1%} finished"
+        if missing := numbers.get("without_reward"):
+            text += f", {missing:g} without a reward"
         lines.append(f"{f'samples, {name}':<28}{text}")
     if (found := results.comparison) is not None:
         low, high = found.win_rate_interval

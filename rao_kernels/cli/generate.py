@@ -10,11 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import AutoConfig
 
 from ..data import DataReport, PromptFormat, RecordSource
 from ..data.appending import ResumableOutput
@@ -28,7 +30,7 @@ from ..generation import (
     read_prompts,
     refuse_responses,
 )
-from ..generation.text import check_sampling
+from ..generation.text import check_sampling, check_seed
 from ..refcache import model_fingerprint, template_fingerprint, tokenizer_fingerprint
 from ..train.model import load_model, load_tokenizer
 from .options import option, parse_options
@@ -86,12 +88,16 @@ def run(argv: Sequence[str]) -> None:
     tokenizer = load_tokenizer(arguments.model)
     prompts = [prompt_ids(row.record, tokenizer, arguments.prompt_format) for row in rows]
     options = sampling.sampling(arguments.responses)
-    check_sampling(prompts, options, arguments.seed)
+    check_sampling(prompts, options)
+    check_seed(arguments.seed)
     model = _load(arguments)
-    identity = _identity(arguments, sampling, rows, tokenizer, model)
     given: Any = arguments.model if model is None else model
+    engine = make_sampler(arguments.engine, given, tokenizer, dtype=arguments.dtype)
+    # Of all prompts, before the first is sampled.
+    engine.check(prompts, options)
+    identity = _identity(arguments, sampling, rows, tokenizer, model)
     sampler = ResponseSampler(
-        make_sampler(arguments.engine, given, tokenizer, dtype=arguments.dtype),
+        engine,
         options,
         arguments.seed,
         {"model": arguments.model, "engine": arguments.engine, "dtype": arguments.dtype},
@@ -147,8 +153,23 @@ def _identity(
         "command": "generate",
         **{name: getattr(arguments, name) for name in names},
         **asdict(sampling),
-        "sha256 of the model": None if model is None else model_fingerprint(model),
+        "sha256 of the model": _of_files(arguments.model)
+        if model is None
+        else model_fingerprint(model),
         "sha256 of the tokenizer": tokenizer_fingerprint(tokenizer),
         "sha256 of the template": template_fingerprint(tokenizer),
         "sha256 of the prompts": digest.hexdigest(),
     }
+
+
+def _of_files(model: str) -> str | None:
+    """Return the SHA-256 of the weights in a folder; of a name on the hub its commit."""
+    folder = Path(model)
+    if not folder.is_dir():
+        commit: str | None = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
+        return commit
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

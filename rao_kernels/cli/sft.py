@@ -147,4 +147,5 @@ def _with(record: Record, kept: Sequence[int]) -> Record:
         rewards=None,
         preferred=None,
         reward_ensemble=None,
+        finished=None if record.finished is None else [record.finished[i] for i in kept],
     )

@@ -35,17 +35,24 @@ class Encoded:
 
 
 def encode_chat(
-    record: Record, responses: Sequence[Response], tokenizer: PreTrainedTokenizerBase
+    record: Record,
+    responses: Sequence[Response],
+    finished: Sequence[bool],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
-    """Encode with the chat template, which writes BOS and the end of the turn itself."""
+    """Encode with the chat template, which writes BOS and the end of the turn itself.
+
+    Of a response that is not finished, what the template writes after it is left out.
+    """
     chat = _Chat(record, tokenizer)
     prompt = chat.encode(chat.messages, start=True)
     sequences, spans = [], []
-    for response in responses:
+    for response, ends in zip(responses, finished, strict=True):
         turns = (
             [{"role": "assistant", "content": response}] if isinstance(response, str) else response
         )
-        sequence = chat.encode([*chat.messages, *turns])
+        messages = [*chat.messages, *turns]
+        sequence = chat.encode(messages) if ends else chat.encode_cut(messages)
         sequences.append(sequence)
         spans.append(chat.spans(turns, sequence) if len(turns) > 1 else None)
     boundary = min(common_prefix(prompt, sequence) for sequence in sequences)
@@ -53,25 +60,40 @@ def encode_chat(
 
 
 def encode_plain(
-    record: Record, responses: Sequence[Response], tokenizer: PreTrainedTokenizerBase
+    record: Record,
+    responses: Sequence[Response],
+    finished: Sequence[bool],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
     """Encode BOS + prompt + response + EOS, each special token once, if the tokenizer has it.
 
-    Of a text without a prompt BOS is the prompt, and its first token where there is no BOS.
+    Of a text without a prompt BOS is the prompt, and its first token where there is no BOS. EOS
+    does not follow a response that is not finished.
     """
+    refuse_tools(record)
     texts = [str(record.prompt)] + [f"{record.prompt}{response}" for response in responses]
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = encode_texts(record, texts, tokenizer)
     with_bos = [ids if bos and ids[:1] == bos else bos + ids for ids in encoded]
     prompt, *sequences = with_bos
-    sequences = [ids if eos and ids[-1:] == eos else ids + eos for ids in sequences]
+    sequences = [
+        ids + eos if ends and ids[-1:] != eos else ids
+        for ids, ends in zip(sequences, finished, strict=True)
+    ]
     if record.prompt == "" and not prompt:
         prompt = sequences[0][:1]
     boundary = min(common_prefix(prompt, sequence) for sequence in sequences)
     if record.prompt == "" and any(len(sequence) == boundary for sequence in sequences):
         raise DataError(record.where, f"its text has {boundary} token, and nothing to learn")
     return Encoded(boundary, sequences, [None] * len(sequences))
+
+
+def refuse_tools(record: Record) -> None:
+    """Raise if the record has `tools`, for which plain text has no place."""
+    if record.tools is not None:
+        fix = "Take a tokenizer with a chat template, or remove the column."
+        raise DataError(record.where, "`tools`, which plain text has no place for", fix)
 
 
 def encode_texts(
@@ -120,6 +142,21 @@ class _Chat:
     def encode(self, messages: list[Message], start: bool = False) -> list[int]:
         (ids,) = encode_texts(self.record, [self.render(messages, start)], self.tokenizer)
         return ids if start else _cut_after_eos(ids, self.tokenizer)
+
+    def encode_cut(self, messages: list[Message]) -> list[int]:
+        """Encode up to the last character of the last message, which sampling cut."""
+        content = messages[-1]["content"]
+        text = self.render(messages, False)
+        end = text.rfind(content.strip()) if isinstance(content, str) and content.strip() else -1
+        if end < 0:
+            raise DataError(
+                self.record.where,
+                "the chat template changes a response that is not `finished`, so that its end "
+                "cannot be told",
+                "Remove the response, or the column `finished` to take it for a whole one.",
+            )
+        (ids,) = encode_texts(self.record, [text[: end + len(content.strip())]], self.tokenizer)
+        return ids
 
     def spans(self, turns: list[Message], sequence: list[int]) -> list[Span]:
         """Return the ranges of `sequence` that the assistant's turns among `turns` take.

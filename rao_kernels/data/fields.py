@@ -60,6 +60,7 @@ def make_record(where: str, row: Mapping[str, Any], shape: Shape, options: Shape
         tools=None if is_absent(row.get("tools")) else parse_objects(where, "tools", row["tools"]),
         sampled=_sampled(where, row, count),
         margin=_optional_number(where, row, "margin"),
+        finished=_finished(where, row, count),
     )
 
 
@@ -128,6 +129,18 @@ def _optional_number(where: str, row: Mapping[str, Any], name: str) -> float | N
 
 def _optional_numbers(where: str, row: Mapping[str, Any], name: str) -> list[float] | None:
     return None if is_absent(row.get(name)) else parse_numbers(where, name, row[name])
+
+
+def _finished(where: str, row: Mapping[str, Any], count: int) -> list[bool] | None:
+    """Read which responses ended; a column `finished` that is no list says something else."""
+    marks = to_python(row.get("finished"))
+    if not isinstance(marks, (list, tuple)) or not marks:
+        return None
+    marks = [to_python(mark) for mark in marks]
+    if not all(isinstance(mark, bool) for mark in marks):
+        raise DataError(where, f"`finished` must hold true or false, got {show(marks)}")
+    _check_count(where, "finished", len(marks), "responses", count)
+    return None if all(marks) else marks
 
 
 def _ensemble(where: str, row: Mapping[str, Any], count: int) -> list[list[float]] | None:

@@ -53,6 +53,8 @@ class Record:
     gold, gold_reward: the gold answer (GRAO, TPO), and its reward where it is known.
     ref_rewards: rewards of responses that the reference sampled to this prompt (QRPO, A*-PO).
     reward_ensemble: per reward model, one reward per response (pessimistic RPO).
+    finished: one mark per response, False where sampling cut it: it is learnt without a token that
+        ends it. None: all end.
     margin: of a pair, by how much a reward model is to prefer the chosen response.
     tools: descriptions of functions, for the chat template.
     sampled: the tokens that a policy sampled; they are trained on as they are, and the texts of the
@@ -71,6 +73,7 @@ class Record:
     tools: list[dict[str, Any]] | None = None
     sampled: SampledTokens | None = None
     margin: float | None = None
+    finished: list[bool] | None = None
 
 
 class Repeats:
@@ -100,6 +103,7 @@ class DataReport:
     responses: int = 0
     responses_dropped: int = 0
     responses_truncated: int = 0
+    responses_unfinished: int = 0
     rows_without_pair: int = 0
     responses_beside_pair: int = 0
     rows_all_preferred: int = 0
@@ -148,6 +152,7 @@ class DataReport:
         notes = {
             "responses dropped (do not fit max_length)": self.responses_dropped,
             "responses truncated": self.responses_truncated,
+            "responses not finished (no token that ends them)": self.responses_unfinished,
             "prompts without a pair (all rewards equal, or fewer than two responses)": (
                 self.rows_without_pair
             ),

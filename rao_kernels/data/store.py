@@ -7,10 +7,10 @@ are written under another name, synced, and renamed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -26,7 +26,7 @@ from .tokenized import TokenizedRow
 
 # Records of a batch: what is in memory while a store is written.
 BATCH_ROWS = 32
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 class StoredRows(Sequence[TokenizedRow]):
@@ -143,15 +143,32 @@ def open_rows(folder: str | Path, parts: Mapping[str, str]) -> tuple[StoredRows,
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write a file under; the file replaces `path` if nothing was raised."""
-    name = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield name
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    finally:
-        name.unlink(missing_ok=True)
+    """Give a name to write a file under; the file replaces `path` if nothing was raised.
+
+    The name is always the same, so that a killed process leaves one file at most, and one process
+    writes under it at a time.
+    """
+    name = path.with_name(f"{path.name}.tmp")
+    with _locked(name):
+        try:
+            yield name
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        finally:
+            name.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(name: Path) -> Iterator[None]:
+    """Create the file and hold its lock; wait while another process does."""
+    while True:
+        with open(name, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who held the lock before may have renamed or removed the file.
+            if name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat()):
+                yield
+                return
 
 
 def _path(folder: str | Path, parts: Mapping[str, str]) -> Path:

@@ -120,6 +120,7 @@ def _tokenize(
 ) -> TokenizedRow:
     if record.sampled is None:
         row = _encoded_row(record, tokenizer, options)
+        report.responses_unfinished += (record.finished or []).count(False)
     else:
         row = _sampled_row(record, record.sampled, tokenizer, options)
     if len(row.prompt) == 0:
@@ -139,7 +140,8 @@ def _encoded_row(
 ) -> TokenizedRow:
     """Encode the responses, and the gold answer as one of them: all share the prompt's tokens."""
     answers = [*record.responses, *([] if record.gold is None else [record.gold])]
-    encoded = _encode(record, answers, tokenizer, options)
+    finished = [*(record.finished or [True] * len(record.responses)), True][: len(answers)]
+    encoded = _encode(record, answers, finished, tokenizer, options)
     boundary = encoded.prompt_length
     ids = [_ids(sequence[boundary:]) for sequence in encoded.sequences]
     masks = _masks(encoded)
@@ -170,7 +172,7 @@ def _sampled_row(
         )
     if record.gold is None:
         return row
-    encoded = _encode(record, [record.gold], tokenizer, options)
+    encoded = _encode(record, [record.gold], [True], tokenizer, options)
     sequence = encoded.sequences[0]
     if common_prefix(prompt, sequence) < len(prompt):
         raise DataError(
@@ -213,11 +215,12 @@ def _row(record: Record, prompt: Tensor, responses: list[Tensor]) -> TokenizedRo
 def _encode(
     record: Record,
     answers: list[Response],
+    finished: list[bool],
     tokenizer: PreTrainedTokenizerBase,
     options: TokenizeOptions,
 ) -> Encoded:
     encode = encode_chat if _is_chat(record, answers, tokenizer, options) else encode_plain
-    return encode(record, answers, tokenizer)
+    return encode(record, answers, finished, tokenizer)
 
 
 def _is_chat(

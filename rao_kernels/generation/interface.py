@@ -40,6 +40,17 @@ class Sample:
 class Sampler(Protocol):
     """A generation engine: samples responses from one model."""
 
+    def check(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> None:
+        """Raise for options that cannot be followed, and for prompts that are too long with them.
+
+        `sample` does so too, of the prompts that it is given.
+
+        Raises:
+            InputError: an option is out of range, a prompt has no token, or prompt and response
+                are longer than what the model takes.
+        """
+        ...
+
     def sample(
         self, prompts: Sequence[Sequence[int]], options: SamplingOptions, *, seed: int
     ) -> list[list[Sample]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..data import BadRows, DataReport, PromptFormat, Record, RecordSource, iter_raw
+from ..data.encode import refuse_tools
 from ..data.messages import is_absent, one_line
 from ..errors import DataError, InputError
 
@@ -100,6 +101,7 @@ def prompt_ids(
         if prompt_format == "chat" and not template:
             raise InputError("prompt_format", "a tokenizer with a chat template for 'chat'", "none")
         if not template or prompt_format == "plain":
+            refuse_tools(record)
             ids = given(messages, add_special_tokens=False)["input_ids"]
             bos = [] if given.bos_token_id is None else [given.bos_token_id]
             return [*([] if ids[:1] == bos else bos), *ids]
@@ -126,4 +128,7 @@ def _row(columns: Mapping[str, Any], record: Record) -> PromptRow:
         new = (*_OF_RESPONSES, *_OF_SHAPES, "messages", "conversations")
     replaced = [name for name in columns if name in new and not is_absent(columns[name])]
     kept = {k: v for k, v in columns.items() if k not in new and k not in (*_OF_PROMPTS, "prompt")}
+    if record.tools is not None:
+        # As objects, also where the file has their JSON text.
+        kept["tools"] = record.tools
     return PromptRow(record, {"prompt": record.prompt, **kept}, replaced)

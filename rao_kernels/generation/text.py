@@ -11,8 +11,8 @@ from ..errors import InputError
 from .interface import Sample, SamplingOptions
 
 
-def check_sampling(prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> None:
-    """Raise for options that no engine can follow, a prompt without tokens, a negative seed."""
+def check_sampling(prompts: Sequence[Sequence[int]], options: SamplingOptions) -> None:
+    """Raise for options that no engine can follow, and for a prompt without tokens."""
     bounds = {"responses": 1, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "batch_size": 1}
     for name, low in bounds.items():
         if not getattr(options, name) >= low:
@@ -22,11 +22,26 @@ def check_sampling(prompts: Sequence[Sequence[int]], options: SamplingOptions, s
     if options.temperature == 0 and options.responses > 1:
         fix = "Ask for one response, or raise the temperature."
         raise InputError("responses", "1 at a temperature of 0", options.responses, fix)
-    if seed < 0:
-        raise InputError("seed", "0 or more", seed)
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompts[{number}]", "at least one token", "none")
+
+
+def check_seed(seed: int) -> None:
+    """Raise for a seed that numpy and torch do not take."""
+    if seed < 0:
+        raise InputError("seed", "0 or more", seed)
+
+
+def check_positions(
+    limit: int | None, prompts: Sequence[Sequence[int]], options: SamplingOptions
+) -> None:
+    """Raise if a prompt and its response have more tokens than a model's positions; None: any."""
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and prompts and longest + options.max_new_tokens > limit:
+        expected = f"at most {limit - longest}, as the model has {limit} positions and the "
+        expected += f"longest prompt {longest} tokens"
+        raise InputError("max_new_tokens", expected, options.max_new_tokens)
 
 
 def derived_seed(seed: int, number: int) -> int:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from ..errors import InputError
 from .interface import Sample, SamplingOptions
-from .text import check_sampling, end_tokens, make_sample
+from .text import check_positions, check_sampling, check_seed, end_tokens, make_sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,17 +39,22 @@ class TransformersSampler:
         self.model: Any = model
         self.tokenizer: Any = tokenizer
 
+    def check(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> None:
+        """Raise for options and prompts that cannot be sampled with; see `Sampler`."""
+        check_sampling(prompts, options)
+        config = self.model.config.get_text_config()
+        check_positions(getattr(config, "max_position_embeddings", None), prompts, options)
+
     def sample(
         self, prompts: Sequence[Sequence[int]], options: SamplingOptions, *, seed: int
     ) -> list[list[Sample]]:
         """Sample `options.responses` responses to each prompt; see `Sampler`.
 
         Raises:
-            InputError: an option is out of range, or prompt and response are longer than the
-                model's positions.
+            InputError: as `check`, or the seed is negative.
         """
-        check_sampling(prompts, options, seed)
-        self._check_positions(prompts, options)
+        check_seed(seed)
+        self.check(prompts, options)
         step = options.batch_size
         with evaluating(self.model), _seeded(self._device(), seed):
             parts = [prompts[i : i + step] for i in range(0, len(prompts), step)]
@@ -83,14 +88,6 @@ class TransformersSampler:
     def _device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
-
-    def _check_positions(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, prompts), default=0)
-        if limit is not None and prompts and longest + options.max_new_tokens > limit:
-            expected = f"at most {limit - longest}, as the model has {limit} positions and the "
-            expected += f"longest prompt {longest} tokens"
-            raise InputError("max_new_tokens", expected, options.max_new_tokens)
 
 
 def _generation_config(options: SamplingOptions, ends: list[int], pad: int) -> GenerationConfig:

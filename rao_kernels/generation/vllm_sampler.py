@@ -9,7 +9,14 @@ from transformers import GenerationConfig
 
 from ..errors import InputError, MissingDependencyError
 from .interface import Sample, SamplingOptions
-from .text import check_sampling, derived_seed, end_tokens, make_sample
+from .text import (
+    check_positions,
+    check_sampling,
+    check_seed,
+    derived_seed,
+    end_tokens,
+    make_sample,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +46,11 @@ class VLLMSampler:
         # Without the settings of the model's generation config.
         self.engine = self._vllm.LLM(model=model, dtype=dtype, generation_config="vllm")
 
+    def check(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> None:
+        """Raise for options and prompts that cannot be sampled with; see `Sampler`."""
+        check_sampling(prompts, options)
+        check_positions(self.engine.llm_engine.model_config.max_model_len, prompts, options)
+
     def sample(
         self, prompts: Sequence[Sequence[int]], options: SamplingOptions, *, seed: int
     ) -> list[list[Sample]]:
@@ -46,7 +58,8 @@ class VLLMSampler:
 
         vLLM batches the prompts itself; `options.batch_size` prompts are handed to it at once.
         """
-        check_sampling(prompts, options, seed)
+        check_seed(seed)
+        self.check(prompts, options)
         samples: list[list[Sample]] = []
         for start in range(0, len(prompts), options.batch_size):
             part = [list(prompt) for prompt in prompts[start : start + options.batch_size]]

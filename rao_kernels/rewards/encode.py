@@ -59,6 +59,9 @@ def encode(
         if not (isinstance(prompt, str) and isinstance(response, str)):
             fix = "Give the prompt as a text, or take a reward model with a chat template."
             raise DataError(where, "a chat prompt, but the tokenizer has no chat template", fix)
+        if tools is not None:
+            fix = "Take a reward model with a chat template, or remove the column."
+            raise DataError(where, "`tools`, which plain text has no place for", fix)
         return _between_bos_and_eos(tokenizer, _ids(tokenizer, f"{prompt}{response}"))
     except DataError:
         raise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data import PromptFormat
-from ..errors import InputError
+from ..errors import DataError, InputError
 from ..generation import (
     PromptRow,
     Sample,
@@ -25,6 +25,7 @@ from ..generation import (
 from ..losses import LossInputs
 from ..losses._terms import log_ratios
 from ..rewards import Candidate, Scorer
+from ..rewards.interface import attempt
 from ..types import LossOutput
 from .config import RAOConfig
 from .estimates import Estimate, TokenValues, kl_of_samples
@@ -72,6 +73,7 @@ class SamplingPlan:
         """Sample from a model, on the device and in the autocast it is in."""
         sampler = TransformersSampler(model, tokenizer)
         ids = [prompt_ids(row.record, tokenizer, self.prompt_format) for row in self.rows]
+        sampler.check(ids, self.options)
         samples: list[list[Sample]] = []
         size = self.options.batch_size
         with tqdm(total=len(ids), desc=label, unit="prompt", disable=not self.progress) as bar:
@@ -117,15 +119,26 @@ def _logps(model: nn.Module, sampled: SampledPrompts, batch_size: int) -> TokenV
     return [group for one in parts for group in sampled_logps(model, one.ids, one.samples)]
 
 
-def sample_rewards(scorer: Scorer, sampled: SampledPrompts) -> list[list[float]]:
-    """Return the reward of each sample of each prompt."""
+def sample_rewards(
+    scorer: Scorer, sampled: SampledPrompts
+) -> tuple[list[list[float]], list[DataError]]:
+    """Return per prompt the rewards of its samples, and why others have none.
+
+    Raises:
+        DataError: no sample got a reward; says why of the first.
+    """
     candidates = [
         Candidate(row.record.prompt, one.text, row.record.where, row.columns, one.finished)
         for row, group in zip(sampled.rows, sampled.samples, strict=True)
         for one in group
     ]
-    rewards = iter(scorer.score(candidates))
-    return [[next(rewards) for _ in group] for group in sampled.samples]
+    found = attempt(scorer, candidates)
+    errors = [one for one in found if isinstance(one, DataError)]
+    if len(errors) == len(found):
+        raise errors[0]
+    values = iter(found)
+    groups = [[next(values) for _ in group] for group in sampled.samples]
+    return [[one for one in group if not isinstance(one, DataError)] for group in groups], errors
 
 
 @contextmanager

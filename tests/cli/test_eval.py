@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rao_kernels.cli.eval import run
-from rao_kernels.errors import InputError
+from rao_kernels.errors import DataError, InputError
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests.train.tiny import save_tiny, tiny_model, tiny_rows, tiny_tokenizer, write_jsonl
 
@@ -175,3 +175,28 @@ def test_options_that_lack_another(folder: Path, more: tuple[str, ...], argument
 def test_a_loss_without_its_reference(folder: Path) -> None:
     with pytest.raises(InputError, match=r"`ref_model`.*'dpo'"):
         evaluated(folder, "rows.jsonl", "--loss", "dpo")
+
+
+def test_samples_without_a_reward_are_named_and_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "rule.py").write_text(
+        "def f(prompts, **columns):\n    return [None if p in 'c h' else 1.0 for p in prompts]\n"
+    )
+    more = ("--samples", "2", "--max_new_tokens", "4", "--against", str(folder / "other"))
+    found = evaluated(folder, "prompts.jsonl", *more, "--rule", f"{folder}/rule.py:f")
+    assert found["samples"]["model"]["without_reward"] == 4
+    assert found["mean_reward"]["model"]["value"] == 1.0
+    assert found["comparison"]["ties"] == 6
+    said = capsys.readouterr()
+    assert f"{folder}/prompts.jsonl:2" in said.err
+    assert "4 without a reward" in said.out
+
+
+def test_rewards_that_all_fail_are_an_error(folder: Path) -> None:
+    (folder / "rule.py").write_text(
+        "def f(prompts, **columns):\n    return [None] * len(prompts)\n"
+    )
+    more = ("--samples", "1", "--max_new_tokens", "4", "--rule", f"{folder}/rule.py:f")
+    with pytest.raises(DataError, match="prompts.jsonl:1"):
+        evaluated(folder, "prompts.jsonl", *more)

@@ -16,6 +16,7 @@ from rao_kernels.errors import DataError, InputError
 from rao_kernels.generation import Sample, SamplingOptions, TransformersSampler
 from rao_kernels.hf import attach_fused_head
 from rao_kernels.train import RAOConfig, RAOTrainer
+from rao_kernels.train.model import load_model
 from tests.train.tiny import save_tiny, tiny_model, tiny_tokenizer, write_jsonl
 
 
@@ -219,3 +220,38 @@ def test_files_say_the_temperature_of_their_logps(
         return
     with pytest.raises(DataError, match=r"scored\.jsonl:1: its `old_logps` are of temperature"):
         RAOTrainer(tiny_model(), **given)
+
+
+def test_prompts_that_are_too_long_are_found_before_the_first_is_sampled(folder: Path) -> None:
+    long = {"prompt": "x" * 200}
+    write_jsonl(folder / "data.jsonl", [*records(folder / "data.jsonl"), long])
+    with pytest.raises(InputError, match="`max_new_tokens`: expected at most"):
+        run(flags(folder, "out.jsonl", "--max_new_tokens", "9999"))
+    assert not (folder / "out.jsonl").exists()
+
+
+def test_other_weights_behind_vllm_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM loads them itself: the files tell."""
+
+    class InMemory(TransformersSampler):
+        def __init__(self, model: str, tokenizer: Any, **_: Any) -> None:
+            super().__init__(load_model(model, torch.float32), tokenizer)
+
+    monkeypatch.setattr("rao_kernels.generation.engines.VLLMSampler", InMemory)
+    vllm = ("--engine", "vllm")
+    run(flags(folder, "out.jsonl", *vllm))
+    run(flags(folder, "out.jsonl", *vllm))
+    save_tiny(folder / "model", 1)
+    with pytest.raises(InputError, match="sha256 of the model is .* was"):
+        run(flags(folder, "out.jsonl", *vllm))
+
+
+def test_tools_are_handed_on_as_objects(folder: Path) -> None:
+    """Whatever the file has: rules and reward models read them."""
+    tools = [{"name": "add"}]
+    save_tiny(folder / "model", chat=True)
+    write_jsonl(folder / "data.jsonl", [{"prompt": "sum", "tools": json.dumps(tools)}])
+    run(flags(folder, "out.jsonl"))
+    assert [one["tools"] for one in records(folder / "out.jsonl")] == [tools]

@@ -97,8 +97,10 @@ def test_responses_without_rewards() -> None:
 
 def test_sampled_tokens_stay_with_their_responses() -> None:
     sampled = SampledTokens([1], [[2], [3, 4], [5]], [[-0.1], [-0.2, -0.3], [-0.4]])
-    record = Record("p", ["a", "b", "c"], [0.0, 2.0, 1.0], "x:1", sampled=sampled)
+    marks = [True, False, True]
+    record = Record("p", ["a", "b", "c"], [0.0, 2.0, 1.0], "x:1", sampled=sampled, finished=marks)
     best = KeepResponses("best")(record)
+    assert best.finished == [False]
     assert best.sampled == SampledTokens([1], [[3, 4]], [[-0.2, -0.3]])
     same = KeepResponses("all")(record)
     assert same.sampled == sampled

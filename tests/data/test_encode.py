@@ -18,6 +18,8 @@ from rao_kernels.data import (
 )
 from rao_kernels.data.messages import Message
 from rao_kernels.errors import DataError
+from rao_kernels.generation import prompt_ids
+from rao_kernels.rewards.encode import encode
 from tests.train.tiny import tiny_tokenizer
 
 # Writes calls of tools, and lists the tools before the first message.
@@ -106,6 +108,42 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     )
     assert len(rows) == 1
     assert "record of its own" in report.skipped[0]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_nothing_ends_a_response_that_sampling_cut(chat: bool) -> None:
+    tokenizer = tiny_tokenizer(chat=chat)
+    record = Record("ask", ["yes", "it is ye"], [1.0, 0.0], "r", gold="so", finished=[True, False])
+    report = DataReport()
+    (row,) = tokenize_records([record], tokenizer, TokenizeOptions(), report=report)
+    texts = [tokenizer.decode(ids).replace(" ", "") for ids in [*row.responses, row.gold]]
+    assert texts == ["yes</s>", "itisye", "so</s>"]
+    assert "1 responses not finished" in report.describe()
+
+
+def test_only_the_last_turn_of_several_is_cut() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    record = Record("ask", [said("yes", "why", "so")], None, "r", finished=[False])
+    assert scored(tokenize(record, tokenizer), 0, tokenizer) == ["yes</s>", "so"]
+
+
+def test_a_template_that_hides_the_end_of_a_cut_response_is_refused() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.chat_template = REWRITING.replace("m['content'] if", "m['content'][:3] if")
+    record = Record("ask", ["a long answer"], None, "f.jsonl:3", finished=[False])
+    with pytest.raises(DataError, match=r"f\.jsonl:3: .* not `finished`"):
+        tokenize(record, tokenizer)
+
+
+def test_tools_need_a_template() -> None:
+    record = Record("sum", ["four"], None, "f.jsonl:3", tools=[{"name": "add"}])
+    tokenizer = tiny_tokenizer(chat=True)
+    with pytest.raises(DataError, match=r"f\.jsonl:3: `tools`, which plain text"):
+        tokenize(record, tokenizer, prompt_format="plain")
+    with pytest.raises(DataError, match=r"f\.jsonl:3: `tools`, which plain text"):
+        prompt_ids(record, tokenizer, "plain")
+    with pytest.raises(DataError, match=r"f\.jsonl:3: `tools`, which plain text"):
+        encode(tiny_tokenizer(), "sum", "four", record.where, record.tools)
 
 
 def test_turns_need_a_template() -> None:

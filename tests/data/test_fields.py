@@ -155,3 +155,24 @@ def test_temperature_of_old_logps_is_the_generators(generator: Any, expected: fl
     (record,) = load_records([PAIR | SAMPLED | {"generator": generator}])
     assert record.sampled is not None
     assert record.sampled.logp_temperature == expected
+
+
+@pytest.mark.parametrize(
+    ("finished", "expected"),
+    [
+        (None, None),
+        ([True, True], None),
+        ([True, False], [True, False]),
+        ("yes", None),
+        (False, None),
+        ([True], "`finished` has 1 values for 2 responses"),
+        (["yes", "no"], "`finished` must hold true or false"),
+    ],
+)
+def test_which_responses_are_finished(finished: Any, expected: Any) -> None:
+    row = {"prompt": "q", "responses": ["a", "b"], "rewards": [1, 0], "finished": finished}
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=f"row 0: {expected}"):
+            load_records([row])
+    else:
+        assert load_records([row])[0].finished == expected

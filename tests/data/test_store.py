@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -140,6 +142,43 @@ def test_a_store_that_was_not_finished_is_none(tmp_path: Path) -> None:
     assert open_rows(tmp_path, PARTS) is None
     with pytest.raises(DataError, match="no manifest of a complete store"):
         StoredRows(stored.path)
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path: Path) -> None:
+    stored = store_rows(tmp_path, PARTS, rows(1), DataReport())
+    left = stored.path.with_name(f"{stored.path.name}.tmp")
+    left.write_bytes(b"half of it")
+    again = store_rows(tmp_path, PARTS, rows(2), DataReport())
+    assert plain(list(again)) == plain(rows(2))
+    assert not left.exists()
+
+
+def test_two_writers_take_turns(tmp_path: Path) -> None:
+    """The second one finds that its file was renamed by the first, and begins another."""
+    begun, go_on = Event(), Event()
+
+    def waiting() -> Iterator[TokenizedRow]:
+        yield from rows(1)
+        begun.set()
+        assert go_on.wait(20)
+
+    def second() -> int:
+        assert begun.wait(20)
+        asking.set()
+        return len(store_rows(tmp_path, PARTS, rows(2), DataReport()))
+
+    asking = Event()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store_rows, tmp_path, PARTS, waiting(), DataReport())
+        other = pool.submit(second)
+        assert asking.wait(20)
+        assert not other.done()
+        go_on.set()
+        assert len(first.result()) == 1
+        assert other.result() == 2
+    found = open_rows(tmp_path, PARTS)
+    assert found is not None and plain(list(found[0])) == plain(rows(2))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class Engine:
     settings: dict[str, Any]
     calls: list[tuple[Any, Any]] = field(default_factory=list)
 
+    @property
+    def llm_engine(self) -> Any:
+        return SimpleNamespace(model_config=SimpleNamespace(max_model_len=400))
+
     def generate(self, prompts: Any, settings: Any, use_tqdm: bool) -> list[Any]:
         assert not use_tqdm
         self.calls.append((prompts, settings))
@@ -91,3 +95,12 @@ def test_wrong_model_and_a_missing_package(
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingDependencyError, match="pip install vllm"):
         make_sampler("vllm", "folder", tiny_tokenizer())
+
+
+def test_prompts_that_are_too_long_are_found_before_sampling(
+    vllm: ModuleType, tmp_path: Path
+) -> None:
+    sampler = make_sampler("vllm", str(save_tiny(tmp_path / "model")), tiny_tokenizer())
+    sampler.check([[1] * 390, [1]], SamplingOptions(max_new_tokens=10))
+    with pytest.raises(InputError, match="`max_new_tokens`: expected at most 10"):
+        sampler.check([[1] * 390, [1]], SamplingOptions(max_new_tokens=11))
