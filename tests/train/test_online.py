@@ -274,6 +274,6 @@ def test_on_policy_takes_ratios_as_one(tmp_path: Path, loss: str) -> None:
     assert losses == pytest.approx(others, abs=1e-5)
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    hyper = {"on_policy": True}
     with pytest.raises(InputError, match="^`on_policy`: .*2 steps"):
-        hyper = {"on_policy": True}
         make(tmp_path / "two", loss=loss, loss_kwargs=hyper, prompts_per_round=4)

@@ -41,12 +41,9 @@ class RoundSampler:
     accelerator: Accelerator
     args: OnlineConfig
 
-    def sample(self, prompts: Sequence[PromptRecord], count: int, seed: int) -> list[Rollout]:
-        """Sample responses to prompts and reward them, and their gold answers.
-
-        A prompt with a response that gets no reward, also when asked for again, has none.
-        """
-        options = SamplingOptions(
+    def options(self, count: int) -> SamplingOptions:
+        """Return the options of sampling `count` responses to each prompt."""
+        return SamplingOptions(
             count,
             self.args.max_new_tokens,
             self.args.temperature,
@@ -54,8 +51,15 @@ class RoundSampler:
             self.args.top_k,
             self.args.sampling_batch_size,
         )
+
+    def sample(self, prompts: Sequence[PromptRecord], count: int, seed: int) -> list[Rollout]:
+        """Sample responses to prompts and reward them, and their gold answers.
+
+        A prompt with a response that gets no reward, also when asked for again, has none.
+        """
+        ids = [one.ids for one in prompts]
         with self.accelerator.autocast():
-            groups = self.sampler.sample([one.ids for one in prompts], options, seed=seed)
+            groups = self.sampler.sample(ids, self.options(count), seed=seed)
         candidates = []
         for one, group in zip(prompts, groups, strict=True):
             shared = (one.prompt, one.where, one.columns)
