@@ -43,7 +43,8 @@ class LossInputs:
         preferred: ``[S]`` bool, the chosen one of a pair, or a desirable response. gold: ``[S]``
             bool, the gold answer.
         values: ``[S]`` or ``[N]`` outputs of a value model. returns: ``[N]`` their targets.
-            old_values: ``[N]`` outputs when the responses were sampled.
+            old_values: ``[N]`` outputs when the responses were sampled. Where S = N, `ppo` takes
+            advantages and values beside returns as per token.
         kl_logps, ref_kl_logps: ``[S]`` of mismatched prompts and responses (KTO).
         reward_ensemble: ``[M, S]`` rewards of several models.
         ref_rewards, ref_reward_groups: ``[K]`` rewards of reference samples and their prompts.

@@ -109,6 +109,27 @@ def spread(values: Tensor, inputs: LossInputs) -> Tensor:
     return values[inputs.segments] if values.numel() == inputs.num_sequences else values
 
 
+def of_tokens(name: str, inputs: LossInputs) -> Tensor:
+    """Return the field `name` of PPO, given per sequence or per token, as ``[N]`` fp64.
+
+    Where S = N and a sequence is empty, the two readings differ. Beside `returns`, which are per
+    token, it is per token.
+
+    Raises:
+        InputError: nothing tells; checked on the CPU only.
+    """
+    values, segments = inputs.require(name), inputs.segments
+    if values.numel() == segments.numel() and inputs.returns is not None:
+        return values.double()
+    same = values.numel() == segments.numel() == inputs.num_sequences
+    if same and segments.device.type == "cpu" and len(torch.unique(segments)) < len(segments):
+        expected = "values per token or per sequence, as their number tells"
+        got = f"{len(values)} for as many tokens and sequences, of which one is empty"
+        fix = "Drop the sequences without a token; beside `returns` values are per token."
+        raise InputError(name, expected, got, fix)
+    return spread(values, inputs)
+
+
 def advantages_of(inputs: LossInputs, estimate: Callable[[], Tensor]) -> Tensor:
     """Return ``[N]`` the advantages given, else an estimate ``[S]``; without gradient."""
     given = inputs.advantages

@@ -46,7 +46,7 @@ def ppo(
     Returns:
         Values ``[N]``, with the metric `value_loss` where value_coef is not 0.
     """
-    advantages = policy.spread(inputs.require("advantages"), inputs).detach()
+    advantages = policy.of_tokens("advantages", inputs).detach()
     terms = _clipped(inputs, policy.token_log_ratios(inputs), advantages, policy.tokens, **options)
     if value_coef == 0:
         return terms
@@ -57,7 +57,7 @@ def ppo(
 
 def _value_errors(inputs: LossInputs, value_clip: float | None) -> Tensor:
     """Return ``[N]`` half the squared error of the values, the larger of plain and clipped."""
-    values = policy.spread(inputs.require("values"), inputs)
+    values = policy.of_tokens("values", inputs)
     returns = inputs.require("returns").detach().double()
     squared = (values - returns).square()
     if value_clip is None:

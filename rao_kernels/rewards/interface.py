@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..data import MAX_REWARD, Prompt, Response
-from ..errors import DataError
+from ..errors import DataError, InputError
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,34 @@ def attempt(scorer: Scorer, candidates: Sequence[Candidate]) -> list[float | Dat
         return [*scorer.score(candidates)]
     except UnscoredError as error:
         return error.found
+
+
+def attempt_twice(scorer: Scorer, candidates: Sequence[Candidate]) -> list[float | DataError]:
+    """Return what `attempt` does, but ask again about candidates that got no reward.
+
+    Raises:
+        InputError: the scorer returned more or fewer values than it was given candidates.
+        UnscoredError: it returned a value that is no reward, such as NaN.
+    """
+    found = _attempt_checked(scorer, candidates)
+    failed = [place for place, one in enumerate(found) if isinstance(one, DataError)]
+    if failed:
+        again = _attempt_checked(scorer, [candidates[place] for place in failed])
+        for place, one in zip(failed, again, strict=True):
+            found[place] = one
+    return found
+
+
+def _attempt_checked(scorer: Scorer, candidates: Sequence[Candidate]) -> list[float | DataError]:
+    found = attempt(scorer, candidates)
+    if len(found) != len(candidates):
+        expected = f"a source of rewards that returns {len(candidates)} numbers, one for each"
+        names = f"{candidates[0].where} to {candidates[-1].where}"
+        raise InputError("scorer", expected, f"{len(found)} of them for {names}")
+    pairs = zip(candidates, found, strict=True)
+    scored = [(one, value) for one, value in pairs if not isinstance(value, DataError)]
+    checked([one for one, _ in scored], [value for _, value in scored])
+    return [value if isinstance(value, DataError) else float(value) for value in found]
 
 
 def checked(candidates: Sequence[Candidate], found: Sequence[float | DataError]) -> list[float]:

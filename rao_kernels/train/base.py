@@ -141,10 +141,16 @@ class RunTrainer(Trainer, ABC):
         """Count the loss's units in the micro-batches of a step, on all ranks."""
         if not batch_samples:
             return None
-        batch_samples[-1] = drop_repeated(batch_samples[-1], self.accelerator)
+        batch_samples[-1] = self._drop_repeated(batch_samples[-1], self._train_batch_size)
         counts = [self.count_units(batch) * batch.get("fresh", 1) for batch in batch_samples]
         total = torch.stack(counts).sum(0).to(device)
         return self._reduce(total, "sum").clamp(min=1)
+
+    def _drop_repeated(self, batch: dict[str, Any], size: int) -> dict[str, Any]:
+        """Call `drop_repeated`; with `dataloader_drop_last` nothing is repeated."""
+        if self.args.dataloader_drop_last:
+            return batch
+        return drop_repeated(batch, self.accelerator, size)
 
     def evaluation_means(self) -> dict[str, float]:
         """Return the means of the evaluation that ends."""

@@ -263,7 +263,7 @@ def _example_inputs(args: RAOConfig) -> LossInputs:
         num_sequences=len(sequences),
         ref_token_logps=tokens - 0.1,
         ref_logps=sums,
-        old_token_logps=tokens - 0.1,
+        old_token_logps=tokens - 0.1 if "old_token_logps" in needs else None,
         prompt_logps=sums,
         ref_prompt_logps=sums - 0.1,
         rewards=rewards,

@@ -62,7 +62,7 @@ def describe_run(
         "reference": reference and {"what": "weights", "sha256": reference},
         "prefix_length": prefix_length,
         "packing": args.packing,
-        **_value_model(trainer.model, args),
+        **of_values(trainer.model, args),
     }
     return describe(trainer, items, reference if same else None)
 
@@ -99,6 +99,14 @@ def of_data(dataset: PreferenceDataset) -> Identity:
     responses = sum(len(row.responses) for row in dataset.rows)
     what = f"{len(dataset)} prompts with {responses} responses"
     return {"training data": {"what": what, "sha256": data_fingerprint(dataset)}}
+
+
+def of_values(model: Any, args: RAOConfig) -> Identity:
+    """Return what the values of the loss come from, if it reads any."""
+    own = value_model_of(model)
+    if own is None:
+        return {"value_model": args.value_model}
+    return {"value_model": {"what": _name(own), "sha256": model_fingerprint(own)}}
 
 
 def settings(args: RunConfig) -> Identity:
@@ -172,14 +180,6 @@ def _adapter(model: nn.Module) -> Identity:
         settings = config.to_dict().items()
         items |= {f"adapter {k}": v for k, v in settings if k not in _NOT_OF_THE_ADAPTER}
     return items
-
-
-def _value_model(model: Any, args: RAOConfig) -> Identity:
-    """Return what the values of the loss come from, if it reads any."""
-    own = value_model_of(model)
-    if own is None:
-        return {"value_model": args.value_model}
-    return {"value_model": {"what": _name(own), "sha256": model_fingerprint(own)}}
 
 
 def _name(model: nn.Module) -> str:

@@ -132,7 +132,7 @@ def total_loss(loss: Loss, means: Mapping[str, float]) -> dict[str, float]:
     return {"loss": total, **means}
 
 
-def drop_repeated(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+def drop_repeated(batch: dict[str, Any], accelerator: Accelerator, size: int) -> dict[str, Any]:
     """Drop from an epoch's last micro-batch the prompts that another one of the epoch holds.
 
     accelerate fills the last round of micro-batches, so that every rank gets a full one, with
@@ -140,11 +140,18 @@ def drop_repeated(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, 
     part in the step; "fresh" is then False, and the micro-batch is given the weight 0.
 
     Reads the batch on the host, once per epoch and only on several ranks.
+
+    Args:
+        size: prompts of a rank's micro-batch. accelerate's own `remainder` is unknown where it
+            skips the micro-batches before a checkpoint.
     """
-    state = accelerator.gradient_state
-    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+    state, ranks = accelerator.gradient_state, accelerator.num_processes
+    if ranks == 1 or not state.end_of_dataloader:
+        return batch
+    remainder = len(state.active_dataloader.dataset) % (size * ranks)
+    if not remainder:
         return batch
     groups = batch["sequences"].groups
-    fresh = state.remainder - accelerator.process_index * (int(groups[-1]) + 1)
+    fresh = remainder - accelerator.process_index * size
     fresh_mark = torch.tensor(fresh > 0, device=groups.device)
     return first_prompts(batch, max(fresh, 1)) | {"fresh": fresh_mark}

@@ -98,11 +98,17 @@ def kl_block(config: RAOConfig) -> int:
     return block
 
 
+def lacking(where: str, need: str, config: RAOConfig) -> DataError:
+    """Return the error that a record lacks an input of the loss."""
+    problem, fix = _COLUMNS[need]
+    return DataError(where, f"{problem}, which the loss {config.loss!r} needs", fix)
+
+
 def _with_order(rows: Iterable[TokenizedRow], config: RAOConfig) -> Iterator[TokenizedRow]:
     """Raise if a record has neither rewards nor labels, which is no reason to drop it."""
     for row in rows:
         if row.rewards is None and row.preferred is None:
-            raise _lacking(row, "preferred", config)
+            raise lacking(row.where, "preferred", config)
         yield row
 
 
@@ -119,17 +125,12 @@ def _check_need(row: TokenizedRow, need: str, config: RAOConfig) -> None:
     else:
         lacks = need in _COLUMNS and getattr(row, need) is None
     if lacks:
-        raise _lacking(row, need, config)
+        raise lacking(row.where, need, config)
     if need == "old_token_logps" and row.logp_temperature != 1.0:
         problem = f"its `old_logps` are of temperature {row.logp_temperature:g}, and the loss "
         problem += f"{config.loss!r} compares them with the model's at 1"
         fix = "Sample with --temperature 1, or train with `rao-kernels online`, at any temperature."
         raise DataError(row.where, problem, fix)
-
-
-def _lacking(row: TokenizedRow, need: str, config: RAOConfig) -> DataError:
-    problem, fix = _COLUMNS[need]
-    return DataError(row.where, f"{problem}, which the loss {config.loss!r} needs", fix)
 
 
 def _check_probabilities(row: TokenizedRow, losses: list[str]) -> None:

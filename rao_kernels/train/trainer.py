@@ -32,7 +32,7 @@ from .checks import check_arguments, check_objects, check_rows
 from .config import RAOConfig
 from .guards import warn_about_ties
 from .identity import describe_run
-from .metrics import count_units, drop_repeated, record, token_stats, total_loss
+from .metrics import count_units, record, token_stats, total_loss
 from .model import (
     add_value_head,
     find_tokenizer,
@@ -303,7 +303,7 @@ class RAOTrainer(RunTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """Add a held-out micro-batch to the metrics; their means are taken at the end."""
-        inputs = drop_repeated(self._prepare_inputs(inputs), self.accelerator)
+        inputs = self._drop_repeated(self._prepare_inputs(inputs), self.args.eval_batch_size)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss_inputs, outputs = self._score(model, inputs)
         result = self.spec(loss_inputs, **self.hyper)

@@ -231,6 +231,28 @@ def test_sequence_ratio_of_many_tokens_is_summed_exactly() -> None:
     assert found == pytest.approx(-math.exp(exact), rel=1e-6)
 
 
+def test_ppo_reads_values_per_token_where_a_sequence_is_empty() -> None:
+    """With as many sequences as tokens the shape of advantages and values tells nothing."""
+    tokens = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    inputs = LossInputs(
+        token_logps=tokens,
+        segments=torch.tensor([1, 1]),
+        num_sequences=2,
+        old_token_logps=tokens.detach(),
+        advantages=torch.tensor([1.0, -3.0]),
+        values=torch.tensor([0.0, 2.0]),
+        returns=torch.tensor([1.0, 1.0]),
+    )
+    out = LOSSES["ppo"](inputs, value_coef=0.5, value_clip=None)
+    assert out.values.tolist() == [-1 + 0.25, 3 + 0.25]
+    out.loss.backward()
+    assert tokens.grad is not None and tokens.grad.tolist() == [-0.5, 1.5]
+    with pytest.raises(InputError, match="^`advantages`: .*one is empty"):
+        LOSSES["ppo"](replace(inputs, returns=None), value_coef=0.0)
+    apart = replace(inputs, segments=torch.tensor([0, 1]), returns=None)
+    assert LOSSES["ppo"](apart, value_coef=0.0).values.tolist() == [-1, 3]
+
+
 def test_metrics() -> None:
     inputs = cases()
     # Some tokens of every response of the largest group are beyond either bound.

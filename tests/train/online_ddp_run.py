@@ -25,6 +25,9 @@ RUNS = (("grpo", 2, 1), ("grpo", 1, 2), ("ppo", 1, 2), ("kimi", 2, 1))
 class Fixed:
     """Samples what the prompt alone decides, so that ranks sample what one process does."""
 
+    def check(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> None:
+        """Take any prompts."""
+
     def sample(
         self, prompts: Sequence[Sequence[int]], options: SamplingOptions, *, seed: int
     ) -> list[list[Sample]]:

@@ -82,9 +82,10 @@ def assert_kept(rank: int, remainder: int, kept: int, fresh: int) -> None:
         tokenize_records(load_records(tiny_rows(3)), tiny_tokenizer(), TokenizeOptions())
     )
     examples = [data[i] for i in range(3)]
-    state = SimpleNamespace(end_of_dataloader=True, remainder=remainder)
+    loader = SimpleNamespace(dataset=range(6 + remainder))
+    state = SimpleNamespace(end_of_dataloader=True, active_dataloader=loader)
     accelerator: Any = SimpleNamespace(num_processes=2, process_index=rank, gradient_state=state)
-    batch = drop_repeated(Collator(0)(examples), accelerator)
+    batch = drop_repeated(Collator(0)(examples), accelerator, 3)
     expected = Collator(0)(examples[:kept])
     width = expected["input_ids"].shape[1]
     assert torch.equal(batch["input_ids"][:, :width], expected["input_ids"])

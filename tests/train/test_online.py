@@ -256,3 +256,24 @@ def test_a_loss_that_samples_cannot_feed_is_refused(tmp_path: Path) -> None:
 
 def test_config_is_an_online_one(tmp_path: Path) -> None:
     assert config(tmp_path).ref_per_token
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo"])
+def test_on_policy_takes_ratios_as_one(tmp_path: Path, loss: str) -> None:
+    """With one step per round nothing but the pass for the sampler's log-probs is left out."""
+    found = []
+    for on_policy in (False, True):
+        folder = tmp_path / str(on_policy)
+        hyper = {"on_policy": on_policy}
+        trainer = make(folder, loss=loss, loss_kwargs=hyper, per_device_train_batch_size=4)
+        trainer.train()
+        logps = [one.old_token_logps for round_ in rounds_of(folder) for one in round_]
+        assert all((one is None) == on_policy for one in logps)
+        found.append((weights(trainer), logged(trainer, "loss")))
+    (one, losses), (other, others) = found
+    assert losses == pytest.approx(others, abs=1e-5)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    hyper = {"on_policy": True}
+    with pytest.raises(InputError, match="^`on_policy`: .*2 steps"):
+        make(tmp_path / "two", loss=loss, loss_kwargs=hyper, prompts_per_round=4)

@@ -148,6 +148,14 @@ def test_the_step_is_that_of_one_batch_however_it_is_cut(tmp_path: Path) -> None
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_pairs_are_counted_on_the_device_of_the_batch(tmp_path: Path) -> None:
+    """On several GPUs the counts are joined with marks that are on the device."""
+    run = trainer(tmp_path, pairs())
+    units = run.count_units({"input_ids": torch.zeros(6, 3, dtype=torch.int64, device="meta")})
+    assert units.device.type == "meta"
+    assert int(run.count_units({"input_ids": torch.zeros(6, 3)})) == 3
+
+
 def test_it_learns_and_what_it_saves_scores_alike(tmp_path: Path) -> None:
     run = trainer(tmp_path, pairs(), model=str(save_tiny(tmp_path / "sft")), max_steps=30)
     run.train()

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ...errors import InputError, NotYetError
-from ...refcache import model_fingerprint
+from ...losses import LossSpec
+from ...refcache import start_fingerprint
 from ..identity import Identity
 from .config import OnlineConfig
 
@@ -35,6 +36,7 @@ def method_items(args: OnlineConfig, reference: nn.Module | None) -> Identity:
         "loss": args.spec.name,
         **{f"hyperparameter {key}": value for key, value in args.hyperparameters().items()},
         "reference": _fingerprint(reference),
+        "packing": args.packing,
         **{name: getattr(args, name) for name in SETTINGS},
     }
 
@@ -59,15 +61,35 @@ def check_online(args: OnlineConfig) -> None:
     if args.dataloader_num_workers:
         expected = "0: micro-batches are made of the round that is in memory"
         raise InputError("dataloader_num_workers", expected, args.dataloader_num_workers)
-    steps = args.steps_per_round
-    for _, bound in args.spec.bound_parts(args.hyperparameters()):
-        if bound.get("on_policy") and steps > 1:
-            expected = f"False: a round has {steps} steps, and only the first is"
-            raise InputError("on_policy", expected, True)
-    several = any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({}))
-    if args.responses_per_prompt < 2 and (several or args.spec.unit == "pair"):
-        expected = f"at least 2: the loss {args.loss!r} compares responses"
-        raise InputError("responses_per_prompt", expected, args.responses_per_prompt)
+    if args.ignore_data_skip:
+        expected = "False: a run that is resumed within a round goes on behind what was trained on"
+        raise InputError("ignore_data_skip", expected, True)
+    for spec, bound in args.spec.bound_parts(args.hyperparameters()):
+        _check_part(spec, bound, args)
+
+
+def _check_part(spec: LossSpec, bound: dict[str, Any], args: OnlineConfig) -> None:
+    """Raise if one of the losses that are summed, or the only one, cannot learn from a round."""
+    steps, count = args.steps_per_round, args.responses_per_prompt
+    if bound.get("on_policy") and steps > 1:
+        expected = f"False: a round has {steps} steps, and only the first is"
+        raise InputError("on_policy", expected, True)
+    if count < 2 and _compares_responses(spec, bound):
+        expected = f"at least 2: the loss {spec.name!r} compares responses to a prompt"
+        raise InputError("responses_per_prompt", expected, count)
+    if args.estimates_advantages and "advantages|rewards" in spec.needs:
+        expected = "'ppo' without losses that have advantages of their own, which they make of the "
+        raise InputError("loss", f"{expected}rewards of a prompt", f"{spec.name!r} beside it")
+
+
+def _compares_responses(spec: LossSpec, bound: dict[str, Any]) -> bool:
+    """Return whether a single response to a prompt, with its reward, teaches nothing."""
+    needs = spec.required_inputs(bound)
+    if spec.unit == "pair" or "preferred" in needs or "rewards" in spec.probabilities:
+        return True
+    if {"gold", "ref_rewards"} & set(needs):
+        return False
+    return "advantages|rewards" in needs or {"rewards", "groups"} <= set(needs)
 
 
 def needs_reference(args: OnlineConfig) -> bool:
@@ -82,4 +104,4 @@ def needs_reference(args: OnlineConfig) -> bool:
 def _fingerprint(reference: nn.Module | None) -> Any:
     if reference is None:
         return None
-    return {"what": "weights", "sha256": model_fingerprint(reference)}
+    return {"what": "weights", "sha256": start_fingerprint(reference)}

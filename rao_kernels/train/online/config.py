@@ -10,6 +10,8 @@ from ...errors import InputError
 from ..config import RAOConfig
 from ..config import _option as option
 
+# Schedules of the learning rate that follow `metric_for_best_model`.
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 # Ranges of settings: name -> lowest value, whether that is excluded, and the highest.
 _RANGES: dict[str, tuple[float, bool, float]] = {
     "responses_per_prompt": (1, False, math.inf),
@@ -70,7 +72,18 @@ class OnlineConfig(RAOConfig):
     def __post_init__(self) -> None:
         # Log-ratios are then sums of differences per token, and rounds are kept in files anyway.
         self.ref_per_token = True
+        kind = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        by_metric = kind in _BY_METRIC
+        if self.metric_for_best_model is None and (by_metric or self.load_best_model_at_end):
+            self.metric_for_best_model = "reward/mean"
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            expected = "'reward/mean' or another metric of an evaluation, which has no loss"
+            raise InputError("metric_for_best_model", expected, repr(self.metric_for_best_model))
         super().__post_init__()
+        if by_metric and self.greater_is_better:
+            # Their default is a metric that should become smaller.
+            given: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = {"mode": "max", **given}
         for name, (low, excluded, high) in _RANGES.items():
             _check_range(name, getattr(self, name), low, excluded, high)
         for name in ("rounds", "prompts_per_round"):

@@ -15,6 +15,7 @@ from ...data.records import NoRowsError, keep_good
 from ...errors import DataError
 from ...generation import PromptRow, prompt_ids, read_prompts
 from ..prepare import logger, say
+from ..rows import lacking
 from .config import OnlineConfig
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ def load_prompts(
     """Read prompts from any source of records; the responses that some have are not looked at.
 
     Raises:
-        DataError: a prompt is bad or too long, or lacks the gold answer that the loss needs.
+        DataError: a prompt is bad or too long, or lacks the gold answer or the rewards of the
+            reference's samples that the loss needs.
     """
     report = DataReport()
-    with_gold = "gold" in args.spec.required_inputs(args.hyperparameters())
+    needs = args.spec.required_inputs(args.hyperparameters())
     rows = read_prompts(source, bad_rows=args.bad_rows, report=report)
-    read = partial(_read, args=args, tokenizer=tokenizer, with_gold=with_gold)
+    read = partial(_read, args=args, tokenizer=tokenizer, needs=needs)
     prompts = list(keep_good(rows, read, report, args.bad_rows))
     for skipped in report.skipped:
         logger.warning("skipped %s", skipped)
@@ -80,9 +82,15 @@ def load_prompts(
 
 
 def _read(
-    row: PromptRow, *, args: OnlineConfig, tokenizer: PreTrainedTokenizerBase, with_gold: bool
+    row: PromptRow,
+    *,
+    args: OnlineConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    needs: tuple[str, ...],
 ) -> PromptRecord:
-    record = row.record
+    record, with_gold = row.record, "gold" in needs
+    if "ref_rewards" in needs and not record.ref_rewards:
+        raise lacking(record.where, "ref_rewards", args)
     columns = {k: v for k, v in row.columns.items() if k not in ("prompt", "online")}
     try:
         columns = dict(json.loads(json.dumps(columns)))

@@ -29,17 +29,20 @@ class Rollout:
 
     Lists per response; those of tokens have the gold answer's last, where there is one.
 
-    rewards: without the gold answer's, which is gold_reward. finished: False where a response was
-    cut at the most tokens it may have. old_token_logps, ref_token_logps: under the policy that
-    sampled, and under the reference; old_values: of its value head; None where the loss needs none.
-    ref_prompt_logp: of the prompt after t0, under the reference. entropy: mean over the tokens.
+    rewards: without the gold answer's, which is gold_reward. unscored: None, or why one of them got
+    no reward; rewards are then None, and the prompt is not learnt from. finished: False where a
+    response was cut at the most tokens it may have. old_token_logps, ref_token_logps: under the
+    policy that sampled, and under the reference; old_values: of its value head; None where the loss
+    needs none.
+    ref_prompt_logp: of the prompt after t0, under the reference. entropy: mean over the tokens of
+    the responses.
     """
 
     prompt: Prompt
     prompt_ids: list[int]
     responses: list[str]
     response_ids: list[list[int]]
-    rewards: list[float]
+    rewards: list[float] | None
     finished: list[bool]
     where: str
     columns: dict[str, Any]
@@ -50,6 +53,7 @@ class Rollout:
     ref_prompt_logp: float | None = None
     old_values: Lists | None = None
     entropy: float | None = None
+    unscored: str | None = None
 
     def sequences(self) -> list[list[int]]:
         """Return the tokens of the responses, then of the gold answer."""
@@ -78,7 +82,7 @@ class Rollout:
 
 _ONLINE = (
     *("where", "gold_ids", "old_token_logps", "ref_token_logps", "ref_prompt_logp"),
-    *("old_values", "entropy"),
+    *("old_values", "entropy", "unscored"),
 )
 
 

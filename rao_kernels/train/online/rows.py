@@ -21,6 +21,7 @@ from ...data import (
     drop_unlabelled,
     mark_preferred,
 )
+from ...errors import DataError
 from .config import OnlineConfig
 from .returns import advantages_and_returns, token_rewards, whiten, win_rates
 from .rollouts import Lists, Rollout
@@ -42,7 +43,29 @@ class RoundExample:
 
 
 def examples_of(rollouts: Sequence[Rollout], args: OnlineConfig) -> list[RoundExample]:
-    """Return an example for each rollout, as the loss reads it."""
+    """Return an example for each rollout, as the loss reads it.
+
+    A rollout without rewards is not counted, and another one's example is in its place.
+
+    Raises:
+        DataError: no rollout has rewards.
+    """
+    check_scored(rollouts)
+    own = iter(_scored_examples([one for one in rollouts if one.unscored is None], args))
+    found = [None if one.unscored is not None else next(own) for one in rollouts]
+    instead = next(one.example for one in found if one is not None)
+    return [RoundExample(instead, counted=False) if one is None else one for one in found]
+
+
+def check_scored(rollouts: Sequence[Rollout]) -> None:
+    """Raise if no rollout has rewards."""
+    if all(one.unscored is not None for one in rollouts):
+        first = rollouts[0]
+        problem = f"no response of any prompt sampled with it got a reward: {first.unscored}"
+        raise DataError(first.where, problem)
+
+
+def _scored_examples(rollouts: Sequence[Rollout], args: OnlineConfig) -> list[RoundExample]:
     rows = [_row(rollout, args) for rollout in rollouts]
     if args.estimates_advantages:
         rows = _with_returns(rows, args)
@@ -56,6 +79,7 @@ def examples_of(rollouts: Sequence[Rollout], args: OnlineConfig) -> list[RoundEx
 
 def _row(rollout: Rollout, args: OnlineConfig) -> TokenizedRow:
     """Return the record of the sampled responses; its gold answer follows in `_with_gold`."""
+    assert rollout.rewards is not None
     rewards, count = rollout.rewards, len(rollout.rewards)
     if any("rewards" in spec.probabilities for spec, _ in args.spec.bound_parts({})):
         rewards = win_rates(rewards)

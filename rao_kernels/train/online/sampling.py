@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ...data import Collator, Prompt
+from ...errors import DataError
 from ...fused import Scoring
 from ...generation import Sampler, SamplingOptions
 from ...rewards import Candidate, Scorer
+from ...rewards.interface import attempt_twice
+from ..prepare import logger
 from .config import OnlineConfig
 from .prompts import PromptRecord
 from .rollouts import Rollout
@@ -38,9 +41,9 @@ class RoundSampler:
     accelerator: Accelerator
     args: OnlineConfig
 
-    def sample(self, prompts: Sequence[PromptRecord], count: int, seed: int) -> list[Rollout]:
-        """Sample responses to prompts and reward them, and their gold answers."""
-        options = SamplingOptions(
+    def options(self, count: int) -> SamplingOptions:
+        """Return the options of sampling `count` responses to each prompt."""
+        return SamplingOptions(
             count,
             self.args.max_new_tokens,
             self.args.temperature,
@@ -48,28 +51,39 @@ class RoundSampler:
             self.args.top_k,
             self.args.sampling_batch_size,
         )
+
+    def sample(self, prompts: Sequence[PromptRecord], count: int, seed: int) -> list[Rollout]:
+        """Sample responses to prompts and reward them, and their gold answers.
+
+        A prompt with a response that gets no reward, also when asked for again, has none.
+        """
+        ids = [one.ids for one in prompts]
         with self.accelerator.autocast():
-            groups = self.sampler.sample([one.ids for one in prompts], options, seed=seed)
+            groups = self.sampler.sample(ids, self.options(count), seed=seed)
         candidates = []
         for one, group in zip(prompts, groups, strict=True):
             shared = (one.prompt, one.where, one.columns)
             candidates += [_candidate(*shared, sample.text, sample.finished) for sample in group]
             candidates += [] if one.gold is None else [_candidate(*shared, one.gold, True)]
-        rewards = iter(self.scorer.score(candidates))
+        scored = iter(attempt_twice(self.scorer, candidates))
         found = []
         for one, group in zip(prompts, groups, strict=True):
+            values = [next(scored) for _ in group]
+            values += [] if one.gold is None else [next(scored)]
+            rewards, unscored = _rewards(values)
             found.append(
                 Rollout(
                     prompt=one.prompt,
                     prompt_ids=list(one.ids),
                     responses=[sample.text for sample in group],
                     response_ids=[list(sample.ids) for sample in group],
-                    rewards=[float(next(rewards)) for _ in group],
+                    rewards=rewards and rewards[: len(group)],
                     finished=[sample.finished for sample in group],
                     where=one.where,
                     columns=one.columns,
                     gold_ids=one.gold_ids,
-                    gold_reward=None if one.gold is None else float(next(rewards)),
+                    gold_reward=rewards[-1] if rewards and one.gold is not None else None,
+                    unscored=unscored,
                 )
             )
         return found
@@ -112,6 +126,15 @@ class RoundSampler:
         settings["logp_temperature"] = self.args.sampled_temperature
         generator = {"policy": f"at the start of round {number}", **settings}
         return {"generator": generator, "scorer": self.scorer.describe()}
+
+
+def _rewards(values: Sequence[float | DataError]) -> tuple[list[float] | None, str | None]:
+    """Return the rewards of a prompt's responses, or None and why one of them has none."""
+    for one in values:
+        if isinstance(one, DataError):
+            logger.warning("%s Its prompt is left out of the round.", one)
+            return None, str(one).removeprefix(f"{one.where}: ").rstrip(".")
+    return [one for one in values if not isinstance(one, DataError)], None
 
 
 def _candidate(

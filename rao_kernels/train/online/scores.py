@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class Scores:
     """What a pass found of one prompt: values per token of each response, in nats.
 
-    prompt_logp: of the prompt after t0; 0 where prompts are not scored. values, entropy: None where
-    they were not asked for.
+    prompt_logp: of the prompt after t0; 0 where prompts are not scored. entropy: mean over the
+    tokens of the responses, without the gold answer's. values, entropy: None where they were not
+    asked for.
     """
 
     prompt_logp: float
@@ -89,10 +90,11 @@ class Pass:
         tokens = _per_sequence(logps, sequences)
         named = {name: _per_sequence(getattr(output, name), sequences) for name in stats}
         groups, first, scores = sequences.groups.tolist(), prompts.tolist(), []
-        for number in range(len(rollouts)):
+        for number, rollout in enumerate(rollouts):
             own = [s for s, group in enumerate(groups) if group == number]
+            sampled = own[: len(rollout.responses)]
             values = [named["token_values"][s] for s in own] if "token_values" in stats else None
-            entropy = _mean([named["entropy"][s] for s in own]) if "entropy" in stats else None
+            entropy = _mean([named["entropy"][s] for s in sampled]) if "entropy" in stats else None
             scores.append(Scores(first[own[0]], [tokens[s] for s in own], values, entropy))
         return scores
 
@@ -119,10 +121,14 @@ class RoundReference:
         if given is not None and self.every:
             expected = "None: the reference becomes the policy every so many rounds"
             raise InputError("ref_model", expected, "a model", "Or refresh_reference_every=0.")
+        if given is not None:
+            _check_apart(given, model)
         self.model, self.given, self.args = model, given, args
         self._round: int | None = None
         self._start: StartWeights | None = None
-        if given is None and not self.every:
+        if given is not None:
+            self._start = keep_start(given)
+        elif not self.every:
             self._start = keep_start(model, added=fresh_adapter)
             if not hasattr(model, "peft_config"):
                 self._start = StartWeights(_trained(model))
@@ -198,6 +204,14 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
         for name, one in model.named_parameters()
         if one.requires_grad and "value_head" not in name
     }
+
+
+def _check_apart(given: nn.Module, model: nn.Module) -> None:
+    """Raise if the reference given would change as the model is trained."""
+    trained = {id(one) for one in model.parameters() if one.requires_grad}
+    if any(id(one) in trained for one in given.parameters()):
+        fix = "Without ref_model the reference is the model as it is at the start."
+        raise InputError("ref_model", "a model of its own", "weights that are trained", fix)
 
 
 def _bare_row(rollout: Rollout) -> TokenizedRow:

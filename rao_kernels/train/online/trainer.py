@@ -15,15 +15,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ...data import Example, PreferenceDataset
+from ...data import Example, PreferenceDataset, TokenizedRow
 from ...errors import InputError
 from ...generation import Sampler, TransformersSampler
 from ...hf import attach_fused_head
 from ...rewards import Scorer
 from ..checks import check_rows
 from ..guards import RisingLoss
-from ..identity import Identity, describe
-from ..model import prepare_reference
+from ..identity import Identity, describe, of_values
+from ..model import prepare_reference, value_model_of
 from ..output_folder import OutputFolder
 from ..prepare import estimate_log_z0, find_prefix_length, make_collator
 from ..trainer import RAOTrainer
@@ -31,9 +31,9 @@ from .checks import check_online, method_items, needs_reference, settings_read
 from .config import OnlineConfig
 from .loader import round_loader
 from .metrics import describe_round, describe_samples
-from .prompts import PromptDataset, load_prompts
+from .prompts import PromptDataset, PromptRecord, load_prompts
 from .rollouts import Rollout, RoundFiles
-from .rows import RoundExample, examples_of
+from .rows import RoundExample, check_scored, examples_of
 from .sampling import RoundSampler
 from .schedule import Schedule
 from .scores import RoundReference
@@ -138,11 +138,9 @@ class OnlineTrainer(RAOTrainer):
         self._round = RoundData([], [], "")
         self._first_reward: float | None = None
         self._resumed_sha: str | None = None
-        rows = [row for one in (self.train_dataset, self.eval_dataset) if one for row in one.rows]
+        datasets = [one for one in (self.train_dataset, self.eval_dataset) if one]
+        rows = [row for one in datasets for row in one.rows]
         if rows:
-            longest = torch.zeros(self.args.max_new_tokens, dtype=torch.int32)
-            checked = [dataclasses.replace(row, responses=[longest]) for row in rows]
-            check_rows(checked, model, self.processing_class, self.args.max_length)
             self._prefix_length = find_prefix_length(rows, self.args, None)
         collator = make_collator(self.processing_class, self._prefix_length or 1)
         self.data_collator = dataclasses.replace(collator, packing=self.args.packing)
@@ -156,7 +154,24 @@ class OnlineTrainer(RAOTrainer):
             self.accelerator,
             self.args,
         )
+        if rows:
+            self._check_prompts([prompt for one in datasets for prompt in one.prompts], given)
         self._begin_run(self._identity())
+
+    def _check_prompts(self, prompts: Sequence[PromptRecord], given: nn.Module | None) -> None:
+        """Raise if a prompt and a response to it are too long for a model that reads them."""
+        count = self.args.responses_per_prompt
+        self._rollouts.sampler.check([one.ids for one in prompts], self._rollouts.options(count))
+        longest = torch.zeros(self.args.max_new_tokens, dtype=torch.int32)
+        rows = []
+        for one in prompts:
+            gold = [torch.tensor(one.gold_ids, dtype=torch.int32)] if one.gold_ids else []
+            ids = torch.tensor(one.ids, dtype=torch.int32)
+            rows.append(TokenizedRow(ids, [longest, *gold], None, None, one.where))
+        readers: list[Any] = [self.model, *([given] if given is not None else [])]
+        readers += [value_model_of(self.model) or self.model]
+        for model in dict.fromkeys(readers):
+            check_rows(rows, model, self.processing_class, self.args.max_length)
 
     def _begin_run(self, identity: Identity | None) -> None:
         args = self.args if identity is None else self._counted(self.args)
@@ -168,6 +183,7 @@ class OnlineTrainer(RAOTrainer):
         reference = None if self._reference is None else self._reference.given
         items: Identity = {
             **method_items(self.args, reference),
+            **of_values(self.model, self.args),
             "prefix_length": self._prefix_length,
             "prompts": {"what": "columns", "sha256": self.train_dataset.digest()},
             "rewards": self._rewards.describe(),
@@ -238,7 +254,7 @@ class OnlineTrainer(RAOTrainer):
         self._round = RoundData(rollouts, examples, sha)
         every = self.args.refresh_reference_every
         if number == 0 or (every and number % every == 0):
-            self._fit_log_z0(examples)
+            self._fit_log_z0(rollouts, examples)
         weight = torch.ones((), device=self.args.device)
         found = describe_round(rollouts)
         if number == 0:
@@ -248,8 +264,9 @@ class OnlineTrainer(RAOTrainer):
         }
         self._meters["train"].update(metrics, weight)
 
-    def _fit_log_z0(self, examples: Sequence[RoundExample]) -> None:
-        rows = PreferenceDataset([one.example.row for one in examples])
+    def _fit_log_z0(self, rollouts: Sequence[Rollout], examples: Sequence[RoundExample]) -> None:
+        pairs = zip(rollouts, examples, strict=True)
+        rows = PreferenceDataset([own.example.row for one, own in pairs if one.unscored is None])
         self.hyper = estimate_log_z0(self.spec, self._given_hyper, [rows], self.args)
 
     def trial_examples(self, indices: Sequence[int]) -> list[Example]:
@@ -259,8 +276,9 @@ class OnlineTrainer(RAOTrainer):
         """
         if self._reference is not None:
             self._reference.begin(0, keep=False)
-        examples = examples_of(self._sampled(indices, self.schedule.sampling_seed(0, 0)), self.args)
-        self._fit_log_z0(examples)
+        rollouts = self._sampled(indices, self.schedule.sampling_seed(0, 0))
+        examples = examples_of(rollouts, self.args)
+        self._fit_log_z0(rollouts, examples)
         return [one.example for one in examples if one.counted] or [one.example for one in examples]
 
     def trial_reference(self) -> nn.Module | None:
@@ -298,6 +316,7 @@ class OnlineTrainer(RAOTrainer):
         rollouts = self._rollouts.sample(own, 1, seed) if own else []
         if ranks > 1:
             rollouts = gather_object(rollouts)
+        check_scored(rollouts)
         found = describe_samples(rollouts)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)

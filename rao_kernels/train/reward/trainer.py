@@ -23,7 +23,6 @@ from ...types import LossOutput
 from ..base import RunTrainer
 from ..checks import check_rows, check_run_arguments
 from ..identity import describe
-from ..metrics import drop_repeated
 from ..model import add_adapter, disable_dropout, load_tokenizer, name_of, named
 from ..output_folder import check_writable
 from ..prepare import each_dataset, make_collator
@@ -176,7 +175,8 @@ class RewardTrainer(RunTrainer):
         self._meters[kind].update(metrics, count * inputs.get("fresh", 1))
 
     def count_units(self, batch: Mapping[str, Any]) -> Tensor:
-        return torch.tensor(len(batch["input_ids"]) // 2)
+        ids: Tensor = batch["input_ids"]
+        return torch.tensor(len(ids) // 2, device=ids.device)
 
     # Evaluation.
 
@@ -188,7 +188,7 @@ class RewardTrainer(RunTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, None, None]:
         """Return the loss of a micro-batch; the pairs' means are taken at the end."""
-        inputs = drop_repeated(self._prepare_inputs(inputs), self.accelerator)
+        inputs = self._drop_repeated(self._prepare_inputs(inputs), self.args.eval_batch_size)
         with torch.no_grad(), self.compute_loss_context_manager():
             result, rewards, _ = self._score(model, inputs)
         self._record("eval", result, rewards, inputs, with_loss=True)
