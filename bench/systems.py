@@ -52,7 +52,7 @@ _TRAIN = (
     "--save_strategy no --bf16 --seed 1%s"
 )
 _ONLINE = (
-    "online --model {model} --data {prompts} --output_dir {out} --loss %s --learning_rate %s "
+    "online --model {model} --data {%s} --output_dir {out} --loss %s --learning_rate %s "
     "--rounds 8 --prompts_per_round 8 --responses_per_prompt 4 --per_device_train_batch_size 4 "
     "--temperature 0.7 --max_new_tokens 32 --warmup_steps 2 --logging_steps 1 --save_strategy no "
     "--bf16 --seed 1 " + RULE + "%s"
@@ -65,9 +65,11 @@ def offline(
     return System(name, title, _TRAIN % (data, name, rate, f" {more}" if more else ""), (data,))
 
 
-def online(name: str, title: str, more: str = "", *, rate: str = "1e-5") -> System:
-    command = _ONLINE % (name, rate, f" {more}" if more else "")
-    return System(f"online {name}", title, command, ("prompts",))
+def online(
+    name: str, title: str, more: str = "", *, data: str = "prompts", rate: str = "1e-5"
+) -> System:
+    command = _ONLINE % (data, name, rate, f" {more}" if more else "")
+    return System(f"online {name}", title, command, (data,))
 
 
 _RATES = "--num_train_epochs 1 --warmup_steps 4 --save_strategy no --bf16 --seed 1"
@@ -120,7 +122,7 @@ SYSTEMS = (
     offline("dgro", "DGRO"),
     offline("kimi", "Kimi k1.5, on given responses"),
     offline("qrpo", "QRPO", data="referenced"),
-    offline("a2po", "A*-PO", data="referenced"),
+    offline("a2po", "A*-PO, on given responses", data="referenced"),
     offline("tpo", "TPO", data="gold"),
     offline("grao", "GRAO, on given responses", data="gold", rate="1e-5"),
     offline("grpo", "GRPO, on given responses", data="logged", rate="1e-5"),
@@ -132,6 +134,7 @@ SYSTEMS = (
     online("gspo", "GSPO"),
     online("rloo", "RLOO"),
     online("cispo", "CISPO"),
+    online("a2po", "A*-PO", data="referenced"),
     online("grao", "GRAO"),
     online("rao", "RAO, iterated", "--beta 0.1 --refresh_reference_every 3", rate="2e-5"),
     online("sppo", "SPPO, iterated", "--refresh_reference_every 1"),
