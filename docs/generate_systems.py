@@ -1,6 +1,7 @@
 """Write the tables of docs/systems.md, and draw systems.png: ``python docs/generate_systems.py``.
 
-The figures are those of bench/results/systems.jsonl, the newest of each system.
+The figures are those of bench/results/systems.jsonl, the newest of each system by its command as
+it is now.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ _COMMON = re.compile(r" --(save_strategy|bf16|seed|eval_fraction|logging_steps)(
 
 
 def newest() -> dict[str, dict[str, Any]]:
-    """Return the last result of each system, by its name."""
+    """Return the last result of each system, by its name; not those of another command."""
     lines = systems.RESULTS.read_text().splitlines()
-    return {row["system"]: row for row in map(json.loads, lines)}
+    found = {row["system"]: row for row in map(json.loads, lines)}
+    commands = {one.name: f"rao-kernels {one.command}" for one in systems.SYSTEMS}
+    return {name: row for name, row in found.items() if row["command"] == commands.get(name, "")}
 
 
 def shown(command: str) -> str:
@@ -58,7 +61,7 @@ def figures() -> str:
         row = found.get(system.name)
         if row is None:
             continue
-        cells = [row["title"], _reward(row), ", ".join(row["needs"])]
+        cells = [system.title, _reward(row), ", ".join(row["needs"])]
         (rows if row["kind"] == "policy" else accuracies).append(cells)
     commits = ", ".join(sorted({row["commit"] for row in found.values()}))
     text = f"Commit {commits}; seed {systems.SEED}.\n\n{table(head, rows)}"
@@ -90,7 +93,9 @@ def commands() -> str:
 
 def draw(path: Path) -> None:
     """Draw the mean reward of the samples of each round, if a system that samples was run."""
-    curves = {row["title"]: row["curve"] for row in newest().values() if row["curve"]}
+    found = newest()
+    runs = [(one.title, found[one.name]) for one in systems.SYSTEMS if one.name in found]
+    curves = {title: row["curve"] for title, row in runs if row["curve"]}
     if not curves:
         return
     columns = 4
