@@ -12,6 +12,7 @@ import torch
 from rao_kernels.train import RAOConfig, RAOTrainer, RewardConfig, RewardTrainer
 from tests import seeds
 from tests.rewards.models import tiny_reward_model
+from tests.train.ranks import leave
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 # By two per rank: a step of four on two ranks, and one of three and a prompt that is repeated.
@@ -65,4 +66,4 @@ if __name__ == "__main__":
     for kind in sys.argv[2:]:
         found = [run(out / kind, kind, checkpoint) for checkpoint in (None, "checkpoint-1")]
         torch.save(found, out / f"{kind}-rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    leave()

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from rao_kernels.errors import DivergedError, InputError
 from rao_kernels.train import RAOConfig, RAOTrainer
 from tests import seeds
+from tests.train.ranks import leave
 from tests.train.rich import rich_dataset
 from tests.train.tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -114,4 +115,4 @@ if __name__ == "__main__":
             result = run(out / label, name, *case)
             torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
     torch.save(ends(out / "ends"), out / f"ends-rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    leave()

@@ -12,6 +12,7 @@ import torch
 
 from rao_kernels.generation import Sample, SamplingOptions
 from tests.train.online_tools import logged, make, weights
+from tests.train.ranks import leave
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"inner_epochs": 2},
@@ -63,4 +64,4 @@ if __name__ == "__main__":
         label = f"{loss}-{batch}-{windows}"
         result = run(out / label, loss, batch, windows)
         torch.save(result, out / f"{label}-rank{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
+    leave()

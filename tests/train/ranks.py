@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,3 +27,9 @@ def run_two_ranks(module: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def leave() -> None:
+    """End a rank when all have come to their ends: none closes connections that others use."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
