@@ -5,8 +5,8 @@
 // them wait, the kernel would hang on a GPU: the program aborts. Blocks run in random order too.
 //
 // Compiled with -fsanitize=thread, ThreadSanitizer takes each fiber for a thread, and only
-// __syncthreads and the ends of a block order their accesses to memory: it reports every other two
-// accesses of one address, in whatever order they ran.
+// __syncthreads and the ends of a block order their accesses to memory: it reports two accesses of
+// one address that nothing orders, one of them a write, in whatever order they ran.
 #pragma once
 
 #include <math.h>
