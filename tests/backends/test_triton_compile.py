@@ -33,18 +33,22 @@ PROGRAM = "tests.backends.triton_compile"
 ROOT = Path(__file__).parents[2]
 VARIANTS = ("plain", "usual", "uneven", "full", "ragged")
 FUSED = [f"{kind}_fused-{variant}" for kind in ("score", "grad") for variant in VARIANTS]
-READING_TILES = [
-    *FUSED,
+BY_ROWS = [
     *(
         f"{kind}_rows-{variant}"
         for kind in ("score", "grad")
         for variant in ("plain", "full", "wide")
     ),
-    "grad_retained-full",
-    "grad_retained-wide",
+    "score_rows-ragged",
+    *(f"grad_retained-{variant}" for variant in ("full", "ragged", "wide")),
 ]
-BY_ROWS = [kernel for kernel in READING_TILES if kernel not in FUSED]
-KERNELS = [*READING_TILES, *(f"score_fused-{variant}_merge" for variant in (*VARIANTS, "wide"))]
+READING_TILES = [*FUSED, *BY_ROWS]
+CUT = "grad_rows-ragged"  # recomputed products end with the last entry
+KERNELS = [
+    *READING_TILES,
+    CUT,
+    *(f"score_fused-{variant}_merge" for variant in (*VARIANTS, "wide")),
+]
 
 
 @cache
@@ -60,7 +64,7 @@ def compiled(target: str) -> dict[str, dict[str, object]]:
 def on_targets(kernels: list[str]) -> list[tuple[str, str]]:
     """Return the kernels of each target; `PROGRAM` says which has fewer, and why."""
     pairs = product(TENSOR_INSTRUCTIONS, kernels)
-    return [pair for pair in pairs if not (pair[0] == "sm_100" and "ragged" in pair[1])]
+    return [pair for pair in pairs if not (pair[0] == "sm_100" and "fused-ragged" in pair[1])]
 
 
 @pytest.mark.parametrize("target", TENSOR_INSTRUCTIONS)
@@ -99,11 +103,11 @@ def test_a_step_is_one_product_of_each_warp_group(kernel: str) -> None:
     assert compiled("sm_90")[kernel]["products"] == {"HGMMA": 4}
 
 
-@pytest.mark.parametrize("kernel", BY_ROWS)
+@pytest.mark.parametrize("kernel", [*BY_ROWS, CUT])
 @pytest.mark.parametrize("nvidia", ["sm_80", "sm_90", "sm_100"])
-def test_16_warps_are_resident(nvidia: str, kernel: str) -> None:
+def test_32_warps_are_resident(nvidia: str, kernel: str) -> None:
     """Of 64: enough loads are in flight. A thread's registers are counted in eights, of 65,536."""
     found = compiled(nvidia)[kernel]
     registers, warps = (int(found[name]) for name in ("registers", "warps"))
     blocks = 65536 // (-(-registers // 8) * 8 * 32 * warps)
-    assert blocks * warps >= 16
+    assert blocks * warps >= 32

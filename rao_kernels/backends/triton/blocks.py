@@ -30,15 +30,19 @@ def launch(
     stages: int = 1,
     **constants: object,
 ) -> None:
-    """Run `grid` programs of a kernel on the current stream of `device`.
+    """Run `grid` programs of a kernel on the current stream of `device`."""
+    options = compile_options(warps, stages)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(grid,)](*arguments, **constants, **options)  # type: ignore[index]
+
+
+def compile_options(warps: int, stages: int) -> dict[str, int | bool]:
+    """Return the options of a launch for the compiler.
 
     Multiplications and additions are not contracted to fused ones: ``z - max`` would use an
     unrounded z, and a log-prob could be above 0.
     """
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(grid,)](  # type: ignore[index]
-            *arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False
-        )
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
 
 
 def padded(entries: int) -> int:

@@ -74,7 +74,7 @@ def _by_rows(
     rows: RowGradients,
     dz: Tensor,
 ) -> None:
-    config = tuning.rows_launch("grad", tile.width)
+    config = tuning.rows_launch("grad", dz.device, tile.width)
     launch(
         _grad_tile_rows_kernel,
         head.rows * config.chunks,

@@ -24,6 +24,7 @@ from .blocks import (
     merged,
     merged_groups,
     narrowed,
+    padded,
     position_in_tile,
     product,
     statistics_of,
@@ -39,8 +40,12 @@ def from_products(
     retained: RetainedTile | None,
     first: bool,
 ) -> None:
-    """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One program per row."""
-    rows = tuning.rows_launch("score", tile.width)
+    """Merge ``raw [N, W]`` into `state`; fill `retained` if given. One program per row.
+
+    raw: in the memory of `scratch`, whose rows are whole groups: the last one is loaded whole too.
+    """
+    assert raw.stride(0) >= padded(tile.width)
+    rows = tuning.rows_launch("score", raw.device, tile.width)
     launch(
         _score_tile_rows_kernel,
         head.rows,
@@ -196,18 +201,20 @@ def _score_tile_rows_kernel(
     GROUPS: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
+    row_ptr = raw_ptr + n * stride_n
+    groups = tl.arange(0, GROUPS)[:, None]
+    lane = tl.arange(0, BLOCK_V)[None, :]
     top, total, entropy_sum, sum_sq_probs, logit_sum = -float("inf"), 0.0, 0.0, 0.0, 0.0
-    for first_group in range(0, tl.cdiv(W, BLOCK_V), GROUPS):
-        group = first_group + tl.arange(0, GROUPS)[:, None]
-        entries = group * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
-        inside = entries < W
-        raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=-float("inf"))
+    for first in range(0, W, GROUPS * BLOCK_V):
+        there = groups * BLOCK_V < W - first
+        inside = groups * BLOCK_V + lane < W - first
+        entries = first + groups * BLOCK_V + lane
+        raw = tl.load(row_ptr + entries, mask=there, other=0.0)
+        raw = tl.where(inside, raw, -float("inf"))
         if values_ptr is not None:
-            there = group < tl.cdiv(W, BLOCK_V)
-            index = group.to(tl.int64) * retained_rows + n
+            index = (groups + first // BLOCK_V).to(tl.int64) * retained_rows + n
             maxima = tl.max(raw, axis=1)[:, None]
             values = narrowed(raw - maxima, values_ptr.dtype.element_ty)
-            lane = tl.arange(0, BLOCK_V)[None, :]
             tl.store(values_ptr + index * BLOCK_V + lane, values, mask=there)
             tl.store(maxima_ptr + index, maxima, mask=there)
         z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)

@@ -18,10 +18,13 @@ import torch
 from ..tiles import GROUP, Head, RowState
 
 Pass = Literal["score", "grad"]
-# Groups of a row that a program holds: to score them, one of 1,024 threads, the most of a program
-# (AMD's warps have 64); for their gradients one of 512 threads, which may have twice the registers.
-SCORED_GROUPS = 64 if torch.version.hip is None else 32
-GRADIENT_GROUPS = 32
+# A thread of a row kernel holds 8 entries: with 16, some variants spill registers and fewer threads
+# are resident. A program scores a row with up to 1,024 threads, the most of a program, so that few
+# rows keep a device busy; gradients take more programs of 512 instead.
+ENTRIES_OF_A_THREAD = 8
+SCORED_GROUPS = 1024 * ENTRIES_OF_A_THREAD // GROUP
+GRADIENT_GROUPS = 512 * ENTRIES_OF_A_THREAD // GROUP
+MERGED_GROUPS = 64
 RESERVED_SHARED_BYTES = 1024  # of each block, by CUDA
 CONFIGS = Path(__file__).with_name("configs")
 
@@ -79,18 +82,6 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def rows_launch(what: Pass, width: int) -> RowsLaunch:
-    """Return a launch of 16 entries per thread: a chunk's loads are in flight, in few registers."""
-    most = SCORED_GROUPS if what == "score" else GRADIENT_GROUPS
-    count = min(_power_of_two(groups(width)), most)
-    chunks = -(-groups(width) // count)
-    return RowsLaunch(count, chunks, warps=max(1, min(count * GROUP // 512, 32)))
-
-
-def merge_launch(width: int) -> MergeLaunch:
-    return MergeLaunch(rows=32, groups=min(_power_of_two(groups(width)), SCORED_GROUPS), warps=4)
-
-
 @dataclass(frozen=True)
 class Target:
     """Properties of a device that a launch depends on; the interpreter has capability (0, 0)."""
@@ -118,6 +109,18 @@ def target_of(device: torch.device) -> Target:
     if device.type != "cuda":
         return Target("interpreter", (0, 0), processors=2, shared_bytes=1 << 30, is_amd=False)
     return _cuda_target(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def rows_launch(what: Pass, device: torch.device, width: int) -> RowsLaunch:
+    most = SCORED_GROUPS if what == "score" else GRADIENT_GROUPS
+    count = min(_power_of_two(groups(width)), most)
+    threads = count * GROUP // ENTRIES_OF_A_THREAD
+    warps = max(1, threads // (64 if target_of(device).is_amd else 32))
+    return RowsLaunch(count, -(-groups(width) // count), warps)
+
+
+def merge_launch(width: int) -> MergeLaunch:
+    return MergeLaunch(rows=32, groups=min(_power_of_two(groups(width)), MERGED_GROUPS), warps=4)
 
 
 def _stages(target: Target, bytes_of_one: int) -> int:
