@@ -61,23 +61,38 @@ class LocalJudge:
         return {"model": self.name, "weights": self._weights, "dtype": dtype}
 
     def answer(self, chats: Sequence[list[Message]]) -> list[str | Unanswered]:
-        """Return the answer to each conversation; one that was cut is none."""
-        answers: list[str | Unanswered] = []
-        for start in range(0, len(chats), self.batch_size):
-            answers += self._generate(chats[start : start + self.batch_size])
-        return answers
+        """Return the answer to each conversation.
+
+        There is none to one that does not fit into the model's positions together with an answer,
+        nor one that was cut.
+        """
+        asked = [self._encoded(chat) for chat in chats]
+        found: list[Any] = [self._misfit(tokens) for tokens in asked]
+        fitting = [n for n, misfit in enumerate(found) if misfit is None]
+        for start in range(0, len(fitting), self.batch_size):
+            places = fitting[start : start + self.batch_size]
+            answers = self._generate([asked[n] for n in places])
+            for place, answer in zip(places, answers, strict=True):
+                found[place] = answer
+        return found
+
+    def _encoded(self, chat: list[Message]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _misfit(self, tokens: list[int]) -> Unanswered | None:
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None or len(tokens) + self.max_new_tokens <= limit:
+            return None
+        problem = f"the judge has {limit} positions; its question has {len(tokens)} tokens and its "
+        problem += f"answer up to {self.max_new_tokens}"
+        return Unanswered(problem, "Lower --judge_max_new_tokens (max_new_tokens), or shorten it.")
 
     @torch.no_grad()
-    def _generate(self, chats: Sequence[list[Message]]) -> list[str | Unanswered]:
-        texts = [
-            str(
-                self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            )
-            for chat in chats
-        ]
-        batch: Any = self.tokenizer(
-            texts, add_special_tokens=False, padding=True, return_tensors="pt"
-        )
+    def _generate(self, asked: Sequence[list[int]]) -> list[str | Unanswered]:
+        batch: Any = self.tokenizer.pad({"input_ids": list(asked)}, return_tensors="pt")
         ids, ends = batch["input_ids"].to(self.model.device), self._ends()
         output = self.model.generate(
             input_ids=ids,

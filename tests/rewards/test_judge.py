@@ -233,10 +233,25 @@ def test_an_answer_that_a_local_judge_does_not_end_is_none(tmp_path: Path) -> No
     unended = judge.answer(chats)
     assert all(isinstance(one, Unanswered) for one in unended)
     with pytest.raises(UnscoredError, match=r"cut at 4 tokens.*judge_max_new_tokens"):
-        JudgeScorer(judge).score(candidates(["a"]))
+        JudgeScorer(judge, template="{response}").score(candidates(["a"]))
     # Any token ends an answer.
     judge.model.generation_config.eos_token_id = list(range(64))
     assert all(isinstance(one, str) for one in judge.answer(chats))
+
+
+def test_a_question_that_does_not_fit_a_local_judge_is_named(tmp_path: Path) -> None:
+    judge = LocalJudge(save_tiny(tmp_path / "judge", chat=True), device="cpu", max_new_tokens=8)
+    limit = judge.model.config.max_position_embeddings
+    short = [{"role": "user", "content": "a cat"}]
+    long = [{"role": "user", "content": "a " * limit}]
+    alone = judge.answer([short])
+    answers = judge.answer([long, short, long])
+    assert [answers[1]] == alone
+    assert all(isinstance(answers[n], Unanswered) for n in (0, 2))
+    with pytest.raises(UnscoredError, match=rf"has {limit} positions.*judge_max_new_tokens"):
+        JudgeScorer(judge, template="{response}").score(candidates(["a " * limit]))
+    judge.max_new_tokens = limit
+    assert isinstance(judge.answer([short])[0], Unanswered)
 
 
 def test_a_local_judge_needs_a_chat_template(tmp_path: Path) -> None:
