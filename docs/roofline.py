@@ -50,12 +50,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Shape:
-    """A call: N, D and V, in bf16. softcap: logits have one, so that none are retained."""
+    """A call: N, D and V, in bf16."""
 
     rows: int
     size: int
     vocabulary: int
-    softcap: bool = False
 
     def plan(self, workspace_bytes: int | None = None, tolerance: float = 0.0) -> engine.Plan:
         """Return the op's own plan on the backend `cuda`."""
@@ -67,7 +66,6 @@ class Shape:
             backend="cuda",
             device_type="cuda",
             workspace_bytes=workspace_bytes,
-            softcap=30.0 if self.softcap else None,
             tolerance=tolerance,
         )
 

@@ -1,5 +1,5 @@
-// grad_tile: a tile's logit gradient from retained or recomputed products, then the two gradient
-// products on it.
+// grad_tile: a tile's logit gradient from retained logits or recomputed products, then the two
+// gradient products on it.
 //
 // The logit gradient dz [N, W] is written once, row by row, as the left operand of
 // dhidden = dz @ weight; dweight = dz^T @ hidden transposes it block by block in cache.
@@ -44,7 +44,7 @@ class LogitGradient {
   int64_t stride_;
 };
 
-// The products of retained rows, for one group of entries.
+// The logits of retained rows, for one group of entries.
 template <class Source>
 class RetainedRows {
  public:
@@ -85,13 +85,28 @@ class RetainedRows {
   const int64_t* index_;
 };
 
-// Overwrites a row of products with their gradient, as if no entry were the target.
-template <bool kEntropy, bool kSoftcap>
-RAO_INLINE void differentiate_row(float* row, const Transform& transform, const RowFactors& rows) {
+// Passes retained logits on, as Transform makes logits of products.
+class RetainedLogits {
+ public:
+  explicit RetainedLogits(const LogitFunction& function) : function_(function) {}
+
+  RAO_INLINE Floats operator()(Floats logit, int, Floats* slope) const {
+    *slope = function_.slope_at(logit);
+    return logit;
+  }
+
+ private:
+  LogitFunction function_;
+};
+
+// Overwrites a row, of which logits_of makes logits, with the products' gradient, as if no entry
+// were the target.
+template <bool kEntropy, bool kSoftcap, class LogitsOf>
+RAO_INLINE void differentiate_row(float* row, const LogitsOf& logits_of, const RowFactors& rows) {
 #pragma GCC unroll 4
   for (int i = 0; i < kGroup; i += kLanes) {
     Floats slope{};
-    const Floats z = transform(load<Floats>(row + i), i, &slope);
+    const Floats z = logits_of(load<Floats>(row + i), i, &slope);
     const Floats log_p = (z - rows.row_max) - rows.log_sum;
     const Floats p = exponential(log_p);
     Floats dz = p * rows.p;
@@ -102,46 +117,45 @@ RAO_INLINE void differentiate_row(float* row, const Transform& transform, const 
   }
 }
 
-void differentiate(float* row, int64_t n, int64_t target, int width, const Transform& transform,
-                   const RowGradients& rows) {
-  const bool hit = target >= 0 && target < width;
-  Floats slope = broadcast(1.0f);
-  if (hit) {
-    // Of this vector only the target's lane is used.
-    const int start = static_cast<int>(target) / kLanes * kLanes;
-    transform(load<Floats>(row + start), start, &slope);
-  }
-  const RowFactors factors(rows, n, transform.scale());
+template <class LogitsOf>
+void differentiate(float* row, int64_t n, int64_t target, int width, const LogitFunction& function,
+                   const LogitsOf& logits_of, const RowGradients& rows) {
+  const RowFactors factors(rows, n, function.scale());
   const bool entropy = rows.p_factor != nullptr;
-  if (transform.has_softcap()) {
-    entropy ? differentiate_row<true, true>(row, transform, factors)
-            : differentiate_row<false, true>(row, transform, factors);
+  if (function.has_softcap()) {
+    entropy ? differentiate_row<true, true>(row, logits_of, factors)
+            : differentiate_row<false, true>(row, logits_of, factors);
   } else {
-    entropy ? differentiate_row<true, false>(row, transform, factors)
-            : differentiate_row<false, false>(row, transform, factors);
+    entropy ? differentiate_row<true, false>(row, logits_of, factors)
+            : differentiate_row<false, false>(row, logits_of, factors);
   }
-  if (hit) {
-    row[target] = target_gradient(rows, n) * transform.scale() * slope[target % kLanes];
+  if (target >= 0 && target < width) {
+    row[target] =
+        target_gradient(rows, n) * function.scale() * function.slope_at(target_logit(rows, n));
   }
   fill_tail(row, width, 0.0f);
 }
 
-// Computes one block of dz, from the products in `block` or from retained rows.
+// Computes one block of dz, from the products in `block` or from retained logits.
 template <class Product, class Source>
 void differentiate_block(const HeadTile& head, const Group& group, int64_t first_row, int64_t count,
                          float* block, const RowGradients& rows, const RetainedRows<Source>& kept,
                          const LogitGradient<Product>& dz) {
   constexpr int64_t kAhead = 6;
   const Transform transform(head, group);
+  const LogitFunction& function = transform.function();
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = first_row + i;
     float* row = block + i * kGroup;
+    const int64_t target = head.targets[n] - head.first_entry - group.first;
     if (kept.present()) {
       kept.prefetch(smaller(n + kAhead, first_row + count - 1));
       kept.restore(n, row);
+      const RetainedLogits retained(function);
+      differentiate(row, n, target, group.width, function, retained, rows);
+    } else {
+      differentiate(row, n, target, group.width, function, transform, rows);
     }
-    const int64_t target = head.targets[n] - head.first_entry - group.first;
-    differentiate(row, n, target, group.width, transform, rows);
     auto* out = dz.row(n) + group.first;
     for (int j = 0; j < kGroup; j += kLanes) {
       Product::Element::store(out + j, load<Floats>(row + j));

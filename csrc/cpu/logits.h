@@ -63,7 +63,10 @@ void multiply_group(const HeadTile& head, const Group& group, int64_t first_row,
 // softcap * tanh(z / softcap) * scale; softcap 0 = none.
 class LogitFunction {
  public:
-  LogitFunction(float scale, float softcap) : scale_(scale), softcap_(softcap) {}
+  LogitFunction(float scale, float softcap)
+      : scale_(scale),
+        softcap_(softcap),
+        inverse_bound_(softcap == 0.0f ? 0.0f : 1.0f / (softcap * scale)) {}
 
   bool identity() const { return softcap_ == 0.0f && scale_ == 1.0f; }
   bool has_softcap() const { return softcap_ != 0.0f; }
@@ -79,9 +82,17 @@ class LogitFunction {
     return z * scale_;
   }
 
+  // The derivative of the softcap at a logit, or at a vector of them; 1 where there is none.
+  template <class T>
+  RAO_INLINE T slope_at(T logit) const {
+    const T capped = logit * inverse_bound_;
+    return has_softcap() ? 1.0f - capped * capped : T{} + 1.0f;
+  }
+
  private:
   float scale_;
   float softcap_;
+  float inverse_bound_;  // 1 / the largest logit
 };
 
 // Turns a group's products into logits: bias, softcap and scale.
@@ -96,8 +107,7 @@ class Transform {
   }
 
   bool identity() const { return !has_bias_ && function_.identity(); }
-  bool has_softcap() const { return function_.has_softcap(); }
-  float scale() const { return function_.scale(); }
+  const LogitFunction& function() const { return function_; }
 
   RAO_INLINE Floats operator()(Floats product, int column, Floats* slope) const {
     const Floats z = has_bias_ ? product + load<Floats>(bias_ + column) : product;

@@ -13,7 +13,9 @@ void retain_row(const float* row, const RetainedTile& retained, int64_t group, i
   for (int i = 0; i < kGroup; i += kLanes) {
     max = maximum(load<Floats>(row + i), max);
   }
-  const float top = largest(max);
+  const float largest_logit = largest(max);
+  // 0 where all logits are -inf: -inf - -inf is NaN.
+  const float top = largest_logit == -kInfinity ? 0.0f : largest_logit;
   const int64_t at = group * retained.rows + n;
   auto* values = static_cast<typename Source::Storage*>(retained.values) + at * kGroup;
   retained.maxima[at] = top;
@@ -81,11 +83,10 @@ void reduce_block(const HeadTile& head, const Group& group, int64_t first_row, i
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t n = first_row + i;
     float* row = block + i * kGroup;
+    transform_row(row, group.width, transform);
     if (retained.values != nullptr) {
-      fill_tail(row, group.width, -kInfinity);
       retain_row<Source>(row, retained, group.index, n);
     }
-    transform_row(row, group.width, transform);
     const int64_t target = head.targets[n] - head.first_entry - group.first;
     if (target >= 0 && target < group.width) {
       state.target_logit[n] = row[target];

@@ -1,4 +1,4 @@
-// grad_rows: computes the gradient of a tile's products, from the products or a retained tile. One
+// grad_rows: computes the gradient of a tile's products, from them or from retained logits. One
 // block of threads a row; launch.cuh has the layout.
 #include "launch.cuh"
 #include "rao/logit.h"
@@ -9,10 +9,12 @@ namespace {
 // The products of one row, read from the vendor's fp32 matrix.
 class VendorRow {
  public:
+  static constexpr bool kHoldsLogits = false;
+
   struct Loaded {
     Pack pack;
 
-    __device__ __forceinline__ Pack products() const { return pack; }
+    __device__ __forceinline__ Pack values() const { return pack; }
   };
 
   __device__ __forceinline__ VendorRow(const LogitsTile& tile, const RetainedTile&, int64_t n,
@@ -23,21 +25,22 @@ class VendorRow {
   __device__ __forceinline__ Loaded load(const PackPosition& position) const {
     return {kWhole || position.count > 0 ? load_pack(row_ + position.entry) : Pack{}};
   }
-  __device__ __forceinline__ float product(int entry) const { return row_[entry]; }
 
  private:
   const float* row_;
 };
 
-// The products of one row, restored from retained values and group maxima.
+// The logits of one row, restored from retained values and group maxima.
 template <class T>
 class RetainedRow {
  public:
+  static constexpr bool kHoldsLogits = true;
+
   struct Loaded {
     Pack pack;
     float max;
 
-    __device__ __forceinline__ Pack products() const {
+    __device__ __forceinline__ Pack values() const {
       Pack sums;
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
@@ -57,52 +60,47 @@ class RetainedRow {
       return {};
     }
     const int64_t index = retained_index(retained_, position.entry, row_);
-    return {load_pack(values() + index * kGroup + lane_index() * kPack), retained_.maxima[index]};
-  }
-  __device__ __forceinline__ float product(int entry) const {
-    const int64_t index = retained_index(retained_, entry, row_);
-    return to_float(values()[index * kGroup + entry % kGroup]) + retained_.maxima[index];
+    const T* values = static_cast<const T*>(retained_.values);
+    return {load_pack(values + index * kGroup + lane_index() * kPack), retained_.maxima[index]};
   }
 
  private:
-  __device__ __forceinline__ const T* values() const {
-    return static_cast<const T*>(retained_.values);
-  }
-
   const RetainedTile& retained_;
   int64_t row_;
 };
 
-template <bool kEntropy, bool kPlain>
+// kHoldsLogits: the pack holds logits, not products.
+template <bool kEntropy, bool kPlain, bool kHoldsLogits>
 __device__ __forceinline__ void differentiate(Pack& pack, const RowFactors& factors,
                                               const LogitTransform& transform, const float* bias,
                                               const PackPosition& position) {
-  if (!kPlain && bias != nullptr) {
+  if (!kPlain && !kHoldsLogits && bias != nullptr) {
     add_bias(pack, bias, position);
   }
 #pragma unroll
   for (int i = 0; i < kPack; ++i) {
-    float slope;
-    const float z = transform.logit<!kPlain>(pack.at[i], &slope);
+    float z = pack.at[i], slope = 1.0f;
+    if (!kHoldsLogits) {
+      z = transform.logit<!kPlain>(z, &slope);
+    } else if (!kPlain) {
+      slope = transform.softcap_slope_at(z);
+    }
     pack.at[i] = product_gradient<kEntropy>(z, factors) * slope;
   }
 }
 
 // Overwrites the target's element of dz, if the target is in the tile.
-template <class T, class Source>
+template <class T>
 __device__ __forceinline__ void write_target(const LogitsTile& tile, const RowGradients& rows,
-                                             const LogitTransform& transform, const Source& source,
-                                             int64_t n, T* dz) {
+                                             const LogitTransform& transform, int64_t n, T* dz) {
   const int64_t target = tile.targets[n] - tile.first_entry;
   if (target >= 0 && target < tile.entries) {
-    const float bias = tile.bias == nullptr ? 0.0f : tile.bias[target];
-    float slope;
-    transform.logit<true>(source.product(target) + bias, &slope);
+    const float slope = transform.slope_at(target_logit(rows, n));
     dz[target] = from_float<T>(target_gradient(rows, n) * transform.scale() * slope);
   }
 }
 
-// T: element type of dz. kPlain: logits are products times the scale.
+// T: element type of dz. kPlain: there is no softcap, nor a bias to add to products.
 template <class T, class Source, bool kEntropy, bool kPlain>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
     grad_rows(LogitsTile tile, LogitTransform transform, RowGradients rows, RetainedTile retained,
@@ -122,15 +120,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
     for (int g = 0; g < kBatchGroups; ++g) {
       const PackPosition position(first, g, tile.entries);
       if (kWhole || position.count > 0) {
-        Pack pack = loaded[g].products();
-        differentiate<kEntropy, kPlain>(pack, factors, transform, tile.bias, position);
+        Pack pack = loaded[g].values();
+        differentiate<kEntropy, kPlain, Source::kHoldsLogits>(pack, factors, transform, tile.bias,
+                                                              position);
         store_pack(dz + position.entry, pack);
       }
     }
   });
   __syncthreads();
   if (threadIdx.x == 0) {
-    write_target(tile, rows, transform, source, n, dz);
+    write_target(tile, rows, transform, n, dz);
   }
 }
 
@@ -144,7 +143,8 @@ const char* launch_grad_rows(const LogitsTile& tile, const RowGradients& rows,
                              void* stream) {
   using namespace cuda;
   const LogitTransform transform(tile.scale, tile.softcap);
-  const bool plain = tile.bias == nullptr && tile.softcap == 0.0f;
+  const bool adds_bias = tile.products != nullptr && tile.bias != nullptr;
+  const bool plain = tile.softcap == 0.0f && !adds_bias;
   return with_element(tile.dtype, [&](auto element) {
     using T = decltype(element);
     const auto launch = [&](auto vendor, auto entropy, auto plain) {

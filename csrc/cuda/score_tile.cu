@@ -1,4 +1,4 @@
-// score_rows: merges the statistics of a tile's logits into the rows', and retains the products
+// score_rows: merges the statistics of a tile's logits into the rows', and retains the logits
 // where asked. One block of threads a row; launch.cuh has the layout.
 #include "launch.cuh"
 #include "rao/logit.h"
@@ -39,7 +39,8 @@ __device__ __forceinline__ void retain(const Batch& batch, int first, int entrie
 #pragma unroll
   for (int g = 0; g < kBatchGroups; ++g) {
     const PackPosition position(first, g, entries);
-    const float max = warp_max(max_of<kWhole>(batch.packs[g], position));
+    const float top = warp_max(max_of<kWhole>(batch.packs[g], position));
+    const float max = top == kMinusInfinity ? 0.0f : top;  // -inf - -inf is NaN
     if (!kWhole && position.count == 0) {
       continue;
     }
@@ -180,10 +181,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks)
   for_each_batch(tile.entries, [&](int first, auto whole) {
     constexpr bool kWhole = decltype(whole)::value;
     Batch batch = load_products<kWhole>(row, first, tile.entries);
+    transform_batch<kPlain>(batch, transform, tile.bias, first, tile.entries);
     if (kRetain) {
       retain<T, kWhole>(batch, first, tile.entries, n, retained);
     }
-    transform_batch<kPlain>(batch, transform, tile.bias, first, tile.entries);
     fold<kMore, kWhole>(sums, batch, first, tile.entries);
   });
   add_threads<kMore>(sums);

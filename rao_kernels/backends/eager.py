@@ -61,10 +61,9 @@ def score_tile(
 ) -> None:
     if first:
         state.reset()
-    raw = logits(head, tile)
+    z, _ = _transform(head, tile, logits(head, tile))
     if retained is not None:
-        _retain(raw, RetainedTile.on(retained, tile, head.precision))
-    z, _ = _transform(head, tile, raw)
+        _retain(z, RetainedTile.on(retained, tile, head.precision))
     _fold(z, state)
     local = head.targets - tile.start
     inside = (local >= 0) & (local < tile.width)
@@ -82,10 +81,10 @@ def grad_tile(
 ) -> None:
     weight = weight_of_gradients(head, tile, retained, out)
     if retained is None:
-        raw = logits(head, tile, weight=weight)
+        z, slope = _transform(head, tile, logits(head, tile, weight=weight))
     else:
-        raw = _restore(head, tile, retained, rows)
-    z, slope = _transform(head, tile, raw)
+        z = _restore(head, tile, retained, rows)
+        slope = _slope(head, tile, rows, z)
     dz = _logit_gradient(head, tile, rows, z)
     draw = (dz * slope * head.scale).to(head.precision.dz)
     add_products(head, tile, draw, out, weight)
@@ -99,6 +98,21 @@ def _transform(head: Head, tile: Tile, raw: Tensor) -> tuple[Tensor, Tensor | fl
         return z * head.scale, 1.0
     capped = torch.tanh(z / head.softcap)
     return capped * (head.softcap * head.scale), 1.0 - capped * capped
+
+
+def _slope(head: Head, tile: Tile, rows: RowGradients, z: Tensor) -> Tensor | float:
+    """Return the softcap's derivative at retained logits; the target's comes from its log-prob."""
+    if head.softcap is None:
+        return 1.0
+    target_logit = rows.logp + (rows.row_max + rows.log_sum)
+    z = torch.where(_is_target(head, tile), target_logit[:, None], z)
+    return 1.0 - (z / (head.softcap * head.scale)).square()
+
+
+def _is_target(head: Head, tile: Tile) -> Tensor:
+    """Return ``[N, W]``, True at the targets."""
+    entries = torch.arange(tile.start, tile.stop, device=head.targets.device)
+    return head.targets[:, None] == entries
 
 
 def _fold(z: Tensor, state: RowState) -> None:
@@ -121,15 +135,16 @@ def _fold(z: Tensor, state: RowState) -> None:
     state.row_max.copy_(row_max)
 
 
-def _grouped(raw: Tensor) -> Tensor:
+def _grouped(z: Tensor) -> Tensor:
     """Return ``[N, W]`` as ``[N, groups, G]``, padded with -inf."""
-    padded = functional.pad(raw, (0, -raw.shape[1] % GROUP), value=-torch.inf)
-    return padded.view(raw.shape[0], -1, GROUP)
+    padded = functional.pad(z, (0, -z.shape[1] % GROUP), value=-torch.inf)
+    return padded.view(z.shape[0], -1, GROUP)
 
 
-def _retain(raw: Tensor, retained: RetainedTile) -> None:
-    grouped = _grouped(raw)
+def _retain(z: Tensor, retained: RetainedTile) -> None:
+    grouped = _grouped(z)
     maxima = grouped.amax(2)
+    maxima = maxima.masked_fill(maxima == -torch.inf, 0.0)
     retained.maxima.copy_(maxima.T)
     retained.values.copy_((grouped - maxima[:, :, None]).transpose(0, 1))
 
@@ -139,14 +154,13 @@ def _restore(head: Head, tile: Tile, retained: RetainedSlot, rows: RowGradients)
     values, maxima = kept.values, kept.maxima
     if rows.retained_row is not None:
         values, maxima = values[:, rows.retained_row], maxima[:, rows.retained_row]
-    raw = values.to(maxima.dtype) + maxima[:, :, None]
-    return raw.transpose(0, 1).flatten(1)[:, : tile.width]
+    z = values.to(maxima.dtype) + maxima[:, :, None]
+    return z.transpose(0, 1).flatten(1)[:, : tile.width]
 
 
 def _logit_gradient(head: Head, tile: Tile, rows: RowGradients, z: Tensor) -> Tensor:
     """Return dz ``[N, W]`` by the formula of `RowGradients`, without scale and slope."""
-    entries = torch.arange(tile.start, tile.stop, device=z.device)
-    is_target = head.targets[:, None] == entries
+    is_target = _is_target(head, tile)
     log_p = (z - rows.row_max[:, None]) - rows.log_sum[:, None]
     log_p = torch.where(is_target, rows.logp[:, None], log_p)
     p = log_p.exp()

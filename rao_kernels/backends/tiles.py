@@ -181,12 +181,13 @@ def grouped_bytes(rows: int, width: int, precision: Precision) -> int:
 
 @dataclass(frozen=True)
 class RetainedTile:
-    """A tile's raw products (before bias, softcap and scale), kept for backward, group by group.
+    """A tile's logits, kept for backward, group by group: the layout that several backends share.
 
-    The layout that several backends share.
+    Logits and not products: a softcap's derivative magnifies an error of its argument, but follows
+    from its result, which is bounded, with the error of that.
 
-    values: ``[ceil(W / G), N, G]`` in the retained dtype: product minus the maximum of the row's
-    group; values beyond the W entries of the tile are not used.
+    values: ``[ceil(W / G), N, G]`` in the retained dtype: logit minus the maximum of the row's
+    group, or minus 0 where all are -inf; values beyond the W entries of the tile are not used.
     maxima: ``[ceil(W / G), N]`` in the accumulator dtype; in a slot directly behind the values.
     """
 

@@ -79,7 +79,6 @@ def _workspace(trainer: RunTrainer, head: Any, rows: int) -> int:
         backend=backends.select(getattr(trainer.args, "backend", None), device, dtype),
         device_type=device.type,
         workspace_bytes=getattr(trainer.args, "workspace_bytes", None),
-        softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
         weight_dtype=head.weight.dtype,
     ).workspace_bytes
 

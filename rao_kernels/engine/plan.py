@@ -96,7 +96,6 @@ def make_plan(
     backend: str,
     device_type: str,
     workspace_bytes: int | None,
-    softcap: float | None = None,
     tolerance: float = 0.0,
     tile_width: int | None = None,
     weight_dtype: torch.dtype | None = None,
@@ -104,8 +103,7 @@ def make_plan(
     """Make the plan of a call on ``[N, D]`` rows and a ``[V, D]`` head; `rows` may be symbolic.
 
     workspace_bytes: upper limit of the workspace. None is the limit of the backend and the shapes
-    (docs/memory.md), and 0 where a softcap applies to half-precision products, because its
-    derivative magnifies their rounding. The plan takes no more than all tiles need, and 0 where
+    (docs/memory.md). The plan takes no more than all tiles need, and 0 where
     the first does not fit; given the `workspace_bytes` of a plan, the same plan results.
     tile_width: None takes the backend's. weight_dtype: None is `dtype`, that of the products.
     """
@@ -118,8 +116,6 @@ def make_plan(
             tile_width = _dense_width(traits, rows, vocabulary, in_place)
     tiles = _tiles(vocabulary, tile_width)
     whole, last = _retained_bytes(backend, rows, tiles, precision)
-    if workspace_bytes is None and softcap is not None and precision.retained.itemsize == 2:
-        workspace_bytes = 0
     if workspace_bytes is None:
         workspace_bytes = _default_workspace(traits, rows, vocabulary, size, dtype)
     budget = min(workspace_bytes, (len(tiles) - 1) * aligned(whole) + aligned(last))

@@ -166,7 +166,6 @@ def _plan(call: Forward | Backward, workspace_bytes: int | None) -> engine.Plan:
         backend=backends.select(call.backend or None, device, dtype),
         device_type=device.type,
         workspace_bytes=workspace_bytes,
-        softcap=call.softcap,
         tolerance=call.grad_tolerance,
         weight_dtype=call.weight.dtype,
     )

@@ -146,16 +146,19 @@ def test_every_instruction_set(name: str, dtype: torch.dtype, workspace: str) ->
     )
 
 
+@pytest.mark.parametrize("workspace", [None, 0], ids=["retained", "recomputed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_softcap_far_below_the_logits(backend: str, dtype: torch.dtype) -> None:
-    """Its derivative magnifies any rounding of the products: by default they are recomputed."""
+def test_a_softcap_far_below_the_logits(
+    backend: str, dtype: torch.dtype, workspace: int | None
+) -> None:
+    """Its derivative magnifies any rounding of the products: what is retained are logits."""
     require(backend, dtype)
 
     def case_of(seed: int) -> Case:
         problem = make(40, 3000, 32, dtype=dtype, logit_std=6.0, softcap=5.0, seed=seed)
         return with_answers(problem)
 
-    assert_as_good_as_torch(lambda problem: run(problem, backend, None), case_of)
+    assert_as_good_as_torch(lambda problem: run(problem, backend, workspace), case_of)
 
 
 def test_same_bits_every_time(backend: str) -> None:

@@ -77,8 +77,8 @@ def test_a_tile_wider_than_the_registers_of_a_program(
 ) -> None:
     """Three chunks of a row, the last one in part; a few rows of a large head are one tile."""
     monkeypatch.setattr(tuning, "is_fused", lambda *_: fused)
-    width = 2 * tuning.SCORED_GROUPS * GROUP + 1300
-    assert tuning.rows_launch("score", torch.device("cpu"), width).chunks == 3
+    width = 2 * tuning.MOST_GROUPS * GROUP + 1300
+    assert tuning.score_rows_launch(torch.device("cpu"), 3, width).chunks == 3
     assert_as_good_as_eager(
         lambda: make_case(3, 16, width, width, torch.float32, bias=True, softcap=8.0),
         retain=retain,

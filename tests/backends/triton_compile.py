@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -167,7 +167,8 @@ def launches(variant: str) -> Iterator[tuple[str, Callable[[], None]]]:
     dz = torch.empty(ROWS, padded, dtype=torch.bfloat16)[:, :width]
     partials = score.partial_statistics(head, width)
     yield "score_rows", lambda: score.from_products(head, tile, raw, state, retained, True)
-    yield "score_fused", lambda: score.fused(head, tile, partials, state, retained, True)
+    bare = replace(head, bias=None, softcap=None)  # it has neither
+    yield "score_fused", lambda: score.fused(bare, tile, partials, state, retained, True)
     yield "grad_rows", lambda: grad.from_products(head, tile, raw, gradients, dz)
     yield "grad_fused", lambda: grad.fused(head, tile, head.weight, gradients, dz)
     if retained is not None:
@@ -197,6 +198,8 @@ def compiled(name: str) -> dict[str, Compiled]:
             if fused or variant in ("plain", "full", "ragged", WIDE):
                 prefix = f"{call}-{variant}"
                 run()
+    for unused in ("score_fused-full", "score_fused-full_merge"):
+        del results[unused]
     for kind in ("score", "grad"):
         del results[f"{kind}_fused-{WIDE}"]
     return results

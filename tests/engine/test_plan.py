@@ -125,13 +125,6 @@ def test_tiles_cover_the_vocabulary() -> None:
         assert edges[-1][1] == V and plan.width == min(width, V)
 
 
-def test_half_precision_under_a_softcap_retains_nothing_unless_asked() -> None:
-    for dtype, kept in ((torch.float32, True), (torch.bfloat16, False), (torch.float16, False)):
-        assert bool(plan_of(dtype=dtype, softcap=5.0).workspace_bytes) == kept
-        assert plan_of(dtype=dtype, softcap=5.0, workspace_bytes=1 << 40).workspace_bytes
-        assert plan_of(dtype=dtype).workspace_bytes
-
-
 def test_only_the_plan_derives_widths_and_sizes() -> None:
     """Other modules take them from the plan, or what is planned and what runs could differ."""
     derives = re.compile(r"\.(traits|retained_bytes)\(|\b(dense|sparse)_width\b")
@@ -219,7 +212,6 @@ def test_the_limit_of_a_gpu_grows_with_the_head_between_its_bounds() -> None:
     assert limits[0] == 1 << 30 and limits[-1] == 5 << 29
     headline = gpu_plan(8192, 131_072)
     assert None not in headline.slots(8192)
-    assert gpu_plan(8192, 131_072, softcap=30.0).workspace_bytes == 0
 
 
 @pytest.mark.parametrize(("backend", "device_type"), [("eager", "cpu"), ("eager", "cuda")])

@@ -16,8 +16,10 @@ void form_gradients(const HeadTile& head, const GradContext<Source>& context, co
                     const Packed<kPartsOf<Source>>& by_rows, const Scratch& scratch,
                     const Parallel& parallel) {
   const EntryGradients<Source> form(head, context, out, hidden, by_rows, scratch);
-  const bool plain = context.logits.identity() && context.rows.p_factor == nullptr;
   const bool restored = context.retained.filled();
+  const bool transformed =
+      restored ? context.logits.function().has_softcap() : !context.logits.identity();
+  const bool plain = !transformed && context.rows.p_factor == nullptr;
   if (plain) {
     restored ? form.template operator()<true, true>(parallel)
              : form.template operator()<true, false>(parallel);

@@ -87,7 +87,7 @@ struct GradContext {
   int64_t entries;
 };
 
-// A block's products, restored from the retained tile.
+// A block's logits, restored from the retained tile.
 template <class Source>
 class RestoredBlock {
  public:
@@ -133,7 +133,8 @@ class RestoredBlock {
   const float* maxima_;
 };
 
-// dz of one block. kPlain: logits are the products, and p_factor is null.
+// dz of one block. kPlain: logits are the products or restored ones without a softcap, and p_factor
+// is null.
 template <class Source, bool kPlain, bool kRestored>
 class GradBlock {
  public:
@@ -189,20 +190,24 @@ class GradBlock {
   }
 
  private:
-  RAO_INLINE Floats product(int entry, int half) const {
+  // slope: the derivative of the softcap (1 if there is none); not set if kPlain.
+  RAO_INLINE Floats logit(int entry, int half, Floats* slope) const {
     if constexpr (kRestored) {
-      return restored_(entry, half);
+      const Floats z = restored_(entry, half);
+      if (!kPlain) {
+        *slope = context_->logits.function().slope_at(z);
+      }
+      return z;
     } else {
-      return load<Floats>(block_ + entry * kBlock + half * kLanes);
+      const Floats z = load<Floats>(block_ + entry * kBlock + half * kLanes);
+      const int64_t last = context_->entries - 1;  // the bias has no padding
+      return kPlain ? z : context_->logits(z, smaller(panel_ * kBlock + entry, last), slope);
     }
   }
 
   RAO_INLINE Floats gradient(int entry, int half) const {
-    Floats z = product(entry, half), slope;
-    if (!kPlain) {
-      const int64_t last = context_->entries - 1;  // the bias has no padding
-      z = context_->logits(z, smaller(panel_ * kBlock + entry, last), &slope);
-    }
+    Floats slope;
+    const Floats z = logit(entry, half, &slope);
     const Floats log_p = (z - row_max_[half]) - log_sum_[half];
     const Floats p = kPlain && kParts < 3 ? quick_exponential(log_p) : exponential(log_p);
     Floats dz = p * p_[half];
@@ -274,12 +279,9 @@ class GradBlock {
   // Overwrites the target's gradient with the one that is computed from its log-prob.
   void put_target(int row, int entry) const {
     const int64_t n = strip_ * kBlock + row;
-    Floats slope = broadcast(1.0f);
-    if (!kPlain) {
-      context_->logits(product(entry, row / kLanes), panel_ * kBlock + entry, &slope);
-    }
-    const float value =
-        target_gradient(context_->rows, n) * context_->logits.scale() * slope[row % kLanes];
+    const LogitFunction& function = context_->logits.function();
+    const float slope = function.slope_at(target_logit(context_->rows, n));
+    const float value = target_gradient(context_->rows, n) * function.scale() * slope;
     Uints parts[kParts];
     split(broadcast(value), broadcast(value), parts);
     for (int part = 0; part < kParts; ++part) {

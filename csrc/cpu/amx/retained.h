@@ -1,4 +1,4 @@
-// The layout of a retained tile: products minus the maximum of their row in their block.
+// The layout of a retained tile: logits minus the maximum of their row in their block.
 #pragma once
 
 #include "operands.h"

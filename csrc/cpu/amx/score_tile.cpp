@@ -42,8 +42,6 @@ class ScoreBlock {
     retains_ = context_->retained.has_memory();
     if (kPlain || transforms_ == 0) {
       find_maxima();
-    } else if (retains_) {
-      retain_all();
     }
   }
 
@@ -107,8 +105,9 @@ class ScoreBlock {
     const int64_t group = panel_ / kGroupPanels;
     for (int half = 0; half < 2; ++half) {
       const Floats top = maximum_of(half);
-      if (kPlain || transforms_ == 0) {
-        set_retained_maximum(half, top);
+      if (retains_) {
+        top_[half] = shift_of(top);
+        store(context_->retained.maxima(panel_, strip_) + half * kLanes, top_[half]);
       }
       const float* before = context_->statistics.max(group) + first_row(half);
       max_[half] = is_first() ? top : maximum(top, load<Floats>(before));
@@ -133,8 +132,9 @@ class ScoreBlock {
         logit_sum_[half] += z[half];
       }
     }
-    if (retains_ && (kPlain || transforms_ == 0)) {
-      retain(entry, z[0], z[1]);
+    if (retains_) {
+      store_row<Source>(context_->retained.values(panel_, strip_) + entry * kBlock, z[0] - top_[0],
+                        z[1] - top_[1]);
     }
   }
 
@@ -168,25 +168,6 @@ class ScoreBlock {
     }
   }
 
-  RAO_INLINE void set_retained_maximum(int half, Floats top) {
-    top_[half] = top;
-    if (retains_) {
-      store(context_->retained.maxima(panel_, strip_) + half * kLanes, top);
-    }
-  }
-  RAO_INLINE void retain(int entry, Floats low, Floats high) const {
-    store_row<Source>(context_->retained.values(panel_, strip_) + entry * kBlock, low - top_[0],
-                      high - top_[1]);
-  }
-  // Retains the products, before transform() overwrites them with logits.
-  RAO_INLINE void retain_all() {
-    for (int half = 0; half < 2; ++half) {
-      set_retained_maximum(half, maximum_of(half));
-    }
-    for (int entry = 0; entry < count_; ++entry) {
-      retain(entry, load<Floats>(at(entry, 0)), load<Floats>(at(entry, 1)));
-    }
-  }
   // Zeroes the values beyond the tile's last entry, so that equal inputs give equal memory.
   RAO_INLINE void zero_retained_rest() const {
     auto* values = context_->retained.values(panel_, strip_);

@@ -44,7 +44,7 @@ class RowLogits {
       : function_(head.scale, head.softcap), bias_(head.bias) {}
 
   bool identity() const { return bias_ == nullptr && function_.identity(); }
-  float scale() const { return function_.scale(); }
+  const LogitFunction& function() const { return function_; }
 
   // Returns the logit; slope: the derivative of the softcap (1 if there is none).
   RAO_INLINE Floats operator()(Floats product, int64_t entry, Floats* slope) const {

@@ -14,7 +14,8 @@ class LogitTransform {
   LogitTransform(float scale, float softcap)
       : scale_(scale),
         softcap_(softcap),
-        inverse_softcap_(softcap == 0.0f ? 0.0f : 1.0f / softcap) {}
+        inverse_softcap_(softcap == 0.0f ? 0.0f : 1.0f / softcap),
+        inverse_bound_(softcap == 0.0f ? 0.0f : 1.0f / (softcap * scale)) {}
 
   RAO_SHARED float scale() const { return scale_; }
   RAO_SHARED bool has_softcap() const { return softcap_ != 0.0f; }
@@ -32,10 +33,21 @@ class LogitTransform {
     return rounded_product(capped, softcap_ * scale_);
   }
 
+  // The slope at a logit; 1 without a softcap.
+  RAO_SHARED float slope_at(float logit) const {
+    return has_softcap() ? softcap_slope_at(logit) : 1.0f;
+  }
+  // The same, where there is a softcap.
+  RAO_SHARED float softcap_slope_at(float logit) const {
+    const float capped = logit * inverse_bound_;
+    return 1.0f - capped * capped;
+  }
+
  private:
   float scale_;
   float softcap_;
   float inverse_softcap_;
+  float inverse_bound_;  // 1 / the largest logit
 };
 
 // A row's factors in product_gradient, from the formula of RowGradients, times the scale.
@@ -59,6 +71,11 @@ RAO_SHARED float product_gradient(float z, const RowFactors& row) {
   const float p = expf(log_p);
   const float dz = p * row.p;
   return kEntropy && p != 0.0f ? dz + (p * log_p) * row.p_log_p : dz;
+}
+
+// The target's logit, more precise than a retained one.
+RAO_SHARED float target_logit(const RowGradients& rows, int64_t n) {
+  return rows.logp[n] + (rows.row_max[n] + rows.log_sum[n]);
 }
 
 // Gradient of the target's logit. p and 1 - p come from logp, which is more precise than the logit.

@@ -26,8 +26,10 @@ struct RowState {
   float* logit_sum;
 };
 
-// A tile's products before bias, softcap and scale, group by group: product minus the maximum of
-// the row's group. Values beyond the last entry do not matter.
+// A tile's logits, group by group: logit minus the maximum of the row's group, or minus 0 where all
+// are -inf. Values beyond the last entry do not matter. Logits and not products: a softcap's
+// derivative magnifies an error of its argument, but follows from its result with the error of
+// that.
 struct RetainedTile {
   void* values;   // [ceil(W / G), rows, G] in the operands' dtype, or null
   float* maxima;  // [ceil(W / G), rows]

@@ -135,4 +135,11 @@ def grad_tile(
 
 
 def _is_fused(what: tuning.Pass, head: Head) -> bool:
+    """Return True where products and statistics, or gradients, are one kernel.
+
+    With a bias or softcap the statistics leave registers for small blocks of products only, whose
+    operands would be read too often.
+    """
+    if what == "score" and (head.bias is not None or head.softcap is not None):
+        return False
     return tuning.is_fused(what, head.hidden.device, head.hidden.dtype, head.hidden.shape[1])

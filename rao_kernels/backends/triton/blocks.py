@@ -54,7 +54,8 @@ def descriptor(matrix: Tensor, rows: int, columns: int) -> object:
     """Return a tensor descriptor that loads ``[rows, columns]`` blocks of a contiguous matrix."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+    # A matrix of one row is contiguous with any stride of rows.
+    return TensorDescriptor(matrix, list(matrix.shape), [matrix.shape[1], 1], [rows, columns])
 
 
 def describable(matrix: Tensor) -> bool:
@@ -164,6 +165,16 @@ def transform(raw, bias_ptr, entries, inside, scale, softcap):
         z = tl.where(x < 0.0, -capped, capped) * (softcap * scale)
         slope = 4.0 * (1.0 + t) / ((2.0 + t) * (2.0 + t))
     return z, slope
+
+
+@triton.jit
+def slope_at(z, scale, softcap):
+    """The softcap's derivative at the logits `z` (without the scale)."""
+    slope = 1.0
+    if softcap is not None:
+        capped = z * (1.0 / (softcap * scale))
+        slope = 1.0 - capped * capped
+    return slope
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""grad_tile in Triton: dz from the vendor's or retained products, or recomputed in one kernel.
+"""grad_tile in Triton: dz from the vendor's products or retained logits, or in one kernel.
 
 The two matrix products of dz are the vendor's.
 Legend: N rows, W entries of a tile.
@@ -22,6 +22,7 @@ from .blocks import (
     position_in_tile,
     product,
     row_gradients,
+    slope_at,
     transform,
 )
 from .score_tile_kernels import product_constants, product_operands, retained_arguments
@@ -35,7 +36,7 @@ def from_products(head: Head, tile: Tile, raw: Tensor, rows: RowGradients, dz: T
 def from_retained(
     head: Head, tile: Tile, retained: RetainedTile, rows: RowGradients, dz: Tensor
 ) -> None:
-    """`from_products`, with the products of a retained tile."""
+    """`from_products`, from the logits of a retained tile."""
     _by_rows(head, tile, (None, None, *retained_arguments(retained)), rows, dz)
 
 
@@ -74,7 +75,7 @@ def _by_rows(
     rows: RowGradients,
     dz: Tensor,
 ) -> None:
-    config = tuning.rows_launch("grad", dz.device, tile.width)
+    config = tuning.grad_rows_launch(dz.device, tile.width)
     launch(
         _grad_tile_rows_kernel,
         head.rows * config.chunks,
@@ -150,15 +151,17 @@ def _grad_tile_rows_kernel(
     inside = entries < W
     if values_ptr is None:
         raw = tl.load(raw_ptr + n * stride_n + entries, mask=inside, other=0.0)
+        z, slope = transform(raw, bias_ptr, entries, inside, scale, softcap)
     else:
         there = group < tl.cdiv(W, BLOCK_V)
         row = n
         if retained_row_ptr is not None:
             row = tl.load(retained_row_ptr + n)
         index = group.to(tl.int64) * retained_rows + row
-        raw = tl.load(values_ptr + index * BLOCK_V + lane, mask=there, other=0.0).to(tl.float32)
-        raw += tl.load(maxima_ptr + index, mask=there, other=0.0)
-    z, slope = transform(raw, bias_ptr, entries, inside, scale, softcap)
+        z = tl.load(values_ptr + index * BLOCK_V + lane, mask=there, other=0.0).to(tl.float32)
+        z += tl.load(maxima_ptr + index, mask=there, other=0.0)
+        target_logit = tl.load(logp_ptr + n) + (of_row[0] + of_row[1])
+        slope = slope_at(tl.where(entries == target, target_logit, z), scale, softcap)
     dz = logit_gradient(z, entries == target, of_row, p_factor_ptr is not None)
     draw = narrowed(dz * slope, dz_ptr.dtype.element_ty)
     tl.store(dz_ptr + n * stride_dn + entries, draw, mask=inside)

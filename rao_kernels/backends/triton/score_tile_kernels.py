@@ -27,6 +27,7 @@ from .blocks import (
     padded,
     position_in_tile,
     product,
+    shift_of,
     statistics_of,
     transform,
 )
@@ -45,7 +46,7 @@ def from_products(
     raw: in the memory of `scratch`, whose rows are whole groups: the last one is loaded whole too.
     """
     assert raw.stride(0) >= padded(tile.width)
-    rows = tuning.rows_launch("score", raw.device, tile.width)
+    rows = tuning.score_rows_launch(raw.device, head.rows, tile.width)
     launch(
         _score_tile_rows_kernel,
         head.rows,
@@ -80,10 +81,11 @@ def fused(
     retained: RetainedTile | None,
     first: bool,
 ) -> None:
-    """Like `from_products`, with the products computed in the same kernel.
+    """Like `from_products`, with the products computed in the same kernel; no bias, no softcap.
 
     Each block's statistics are written to `partials`; a second kernel merges them.
     """
+    assert head.bias is None and head.softcap is None
     weight = head.weight_tile(tile)
     config = tuning.score_launch(head, state)
     launch(
@@ -91,7 +93,6 @@ def fused(
         config.programs(head.rows, tile.width),
         weight.device,
         *product_operands(head, weight, config),
-        head.bias_tile(tile),
         head.targets,
         partials,
         state.target_logit,
@@ -101,7 +102,6 @@ def fused(
         tile.width,
         head.hidden.shape[1],
         head.scale,
-        head.softcap,
         **product_constants(head, weight, config),
         WITH_ENTROPY_SUM=state.entropy_sum is not None,
         WITH_SUM_SQ_PROBS=state.sum_sq_probs is not None,
@@ -202,6 +202,11 @@ def _score_tile_rows_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     row_ptr = raw_ptr + n * stride_n
+    # Loaded first, so that their latency is not added at the end.
+    target = position_in_tile(targets_ptr, n, True, start, W)
+    hit = target >= 0
+    target_raw = tl.load(row_ptr + target, mask=hit, other=0.0)
+    target_z = transform(target_raw, bias_ptr, target, hit, scale, softcap)[0]
     groups = tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, BLOCK_V)[None, :]
     top, total, entropy_sum, sum_sq_probs, logit_sum = -float("inf"), 0.0, 0.0, 0.0, 0.0
@@ -210,14 +215,13 @@ def _score_tile_rows_kernel(
         inside = groups * BLOCK_V + lane < W - first
         entries = first + groups * BLOCK_V + lane
         raw = tl.load(row_ptr + entries, mask=there, other=0.0)
-        raw = tl.where(inside, raw, -float("inf"))
+        z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
         if values_ptr is not None:
             index = (groups + first // BLOCK_V).to(tl.int64) * retained_rows + n
-            maxima = tl.max(raw, axis=1)[:, None]
-            values = narrowed(raw - maxima, values_ptr.dtype.element_ty)
+            maxima = shift_of(tl.max(tl.where(inside, z, -float("inf")), axis=1))[:, None]
+            values = narrowed(z - maxima, values_ptr.dtype.element_ty)
             tl.store(values_ptr + index * BLOCK_V + lane, values, mask=there)
             tl.store(maxima_ptr + index, maxima, mask=there)
-        z, _ = transform(raw, bias_ptr, entries, inside, scale, softcap)
         top, total, entropy_sum, sum_sq_probs, logit_sum = merged(
             (top, total, entropy_sum, sum_sq_probs, logit_sum),
             merged_groups(statistics_of(z, inside)),
@@ -233,10 +237,6 @@ def _score_tile_rows_kernel(
         sum_sq_probs_ptr,
         logit_sum_ptr,
     )
-    target = position_in_tile(targets_ptr, n, True, start, W)
-    hit = target >= 0
-    target_raw = tl.load(raw_ptr + n * stride_n + target, mask=hit, other=0.0)
-    target_z, _ = transform(target_raw, bias_ptr, target, hit, scale, softcap)
     found = tl.where(hit, target_z, float("nan"))
     tl.store(target_logit_ptr + n, found, mask=hit | (is_first != 0))
 
@@ -245,7 +245,6 @@ def _score_tile_rows_kernel(
 def _score_tile_fused_kernel(
     hidden,
     weight,
-    bias_ptr,
     targets_ptr,
     partials_ptr,
     target_logit_ptr,
@@ -257,7 +256,6 @@ def _score_tile_fused_kernel(
     W,
     D,
     scale,
-    softcap,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROW_BLOCKS: tl.constexpr,
@@ -292,21 +290,21 @@ def _score_tile_fused_kernel(
                     part = tl.where(first_entry + lane < W, part, -float("inf"))
                 top = tl.maximum(top, tl.max(part, axis=1))
             index = group.to(tl.int64) * retained_rows + rows
-            tl.store(maxima_ptr + index, top, mask=row_inside)
+            tl.store(maxima_ptr + index, top * scale, mask=row_inside)
             for i in tl.static_range(PARTS):
                 lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
-                values = narrowed(parts[i] - top[:, None], values_ptr.dtype.element_ty)
+                values = narrowed((parts[i] - top[:, None]) * scale, values_ptr.dtype.element_ty)
                 tl.store(
                     values_ptr + index[:, None] * BLOCK_V + lane, values, mask=row_inside[:, None]
                 )
         for i in tl.static_range(PARTS):
             lane = i * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)[None, :]
             inside = first_entry + lane < W if RAGGED else None
-            z, _ = transform(parts[i], bias_ptr, first_entry + lane, inside, scale, softcap)
+            z = parts[i] * scale
             found = merged(found, statistics_of(z, inside))
             target_z += tl.sum(tl.where(target[:, None] == lane, z, 0.0), axis=1)
         out = partials_ptr + group.to(tl.int64) * N + rows
-        stride = groups.to(tl.int64) * N
+        stride = N.to(tl.int64) * groups
         tl.store(out, found[0], mask=row_inside)
         tl.store(out + stride, found[1], mask=row_inside)
         if WITH_ENTROPY_SUM:

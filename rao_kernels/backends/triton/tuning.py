@@ -19,11 +19,9 @@ from ..tiles import GROUP, Head, RowState
 
 Pass = Literal["score", "grad"]
 # A thread of a row kernel holds 8 entries: with 16, some variants spill registers and fewer threads
-# are resident. A program scores a row with up to 1,024 threads, the most of a program, so that few
-# rows keep a device busy; gradients take more programs of 512 instead.
+# are resident.
 ENTRIES_OF_A_THREAD = 8
-SCORED_GROUPS = 1024 * ENTRIES_OF_A_THREAD // GROUP
-GRADIENT_GROUPS = 512 * ENTRIES_OF_A_THREAD // GROUP
+MOST_GROUPS = 1024 * ENTRIES_OF_A_THREAD // GROUP  # of a program: it has at most 1,024 threads
 MERGED_GROUPS = 64
 RESERVED_SHARED_BYTES = 1024  # of each block, by CUDA
 CONFIGS = Path(__file__).with_name("configs")
@@ -111,8 +109,18 @@ def target_of(device: torch.device) -> Target:
     return _cuda_target(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def rows_launch(what: Pass, device: torch.device, width: int) -> RowsLaunch:
-    most = SCORED_GROUPS if what == "score" else GRADIENT_GROUPS
+def score_rows_launch(device: torch.device, rows: int, width: int) -> RowsLaunch:
+    """Return programs of 512 threads, several to a processor; few rows get the most there are."""
+    few = rows <= 2 * target_of(device).processors
+    return _rows_launch(device, width, MOST_GROUPS if few else MOST_GROUPS // 2)
+
+
+def grad_rows_launch(device: torch.device, width: int) -> RowsLaunch:
+    """Return programs of 512 threads; a row has as many programs as it has chunks."""
+    return _rows_launch(device, width, MOST_GROUPS // 2)
+
+
+def _rows_launch(device: torch.device, width: int, most: int) -> RowsLaunch:
     count = min(_power_of_two(groups(width)), most)
     threads = count * GROUP // ENTRIES_OF_A_THREAD
     warps = max(1, threads // (64 if target_of(device).is_amd else 32))
@@ -160,8 +168,7 @@ def score_launch(head: Head, state: RowState) -> ProductLaunch:
 
     test_triton_compile.py checks this.
     """
-    more = head.bias is not None or head.softcap is not None
-    more |= state.sum_sq_probs is not None or state.logit_sum is not None
+    more = state.sum_sq_probs is not None or state.logit_sum is not None
     blackwell = target_of(head.hidden.device).capability >= (10, 0)
     return _product_launch(head, rows=64 if more or blackwell else 128, parts=8 if more else 4)
 
