@@ -21,7 +21,7 @@ sys.path.append(str(DOCS.parent / "bench"))
 import systems  # noqa: E402
 
 # Short forms of what all commands of a kind have in common.
-_COMMON = re.compile(r" --(save_strategy|bf16|seed|eval_fraction|logging_steps)( \w+)?(?= |$)")
+_COMMON = re.compile(r" --(save_strategy|bf16|logging_steps)( \w+)?(?= |$)")
 
 
 def newest() -> dict[str, dict[str, Any]]:

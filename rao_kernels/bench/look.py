@@ -33,12 +33,13 @@ class Size:
     few: tuple[int, ...]
 
 
-# On an H200 Triton runs its fused kernels at D = 1024, and the vendor's GEMM at D = 4096.
+# On an H200 Triton runs its fused kernels at D = 1024, and the vendor's GEMM at D = 4096. Errors
+# are found on rows enough for several tiles, as those that are timed have.
 FULL = Size(
     rows=8192,
     head=Head("", 4096, 131072),
     checked=(Head("", 4096, 131072), Head("", 1024, 32768), Head("", 1024, 32768, softcap=30.0)),
-    checked_rows=256,
+    checked_rows=4224,
     few=(64, 128, 256, 512, 1024),
 )
 SMALL = Size(

@@ -28,6 +28,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of few rows are not widened: a call has several, as one of many rows has."""
+    monkeypatch.setattr("rao_kernels.engine.plan.WIDENED_LOGITS", 0)
+
+
+@pytest.fixture
 def fresh_library() -> Iterator[None]:
     """Search for the library again inside the test, and after it."""
     _native.cpu_library.cache_clear()

@@ -60,6 +60,7 @@ def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype, works
     )
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 def test_several_tiles_and_a_ragged_last_one(backend: str) -> None:
     require(backend, HALF)
     problem = make(300, 50257, 64, dtype=HALF, entropy=True, lse=True, ignored=0.3)
@@ -193,8 +194,12 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
     assert_same(gradients(torch.compile(loss, fullgraph=True)), gradients(loss))
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 def test_under_autocast(backend: str) -> None:
-    """Products in bfloat16, gradients in each tensor's own dtype."""
+    """Products in bfloat16, gradients in each tensor's own dtype.
+
+    With tiles as wide as those of bfloat16 weights, which would otherwise be widened.
+    """
     require(backend, HALF)
     call = Call(backend)
     hidden, weight = (t.detach().float().requires_grad_() for t in (call.hidden, call.weight))

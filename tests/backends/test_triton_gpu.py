@@ -56,7 +56,7 @@ LARGE = {
 }
 
 
-@pytest.mark.usefixtures("nan_filled_memory", "form")
+@pytest.mark.usefixtures("nan_filled_memory", "form", "narrow_tiles")
 @pytest.mark.parametrize("workspace", WORKSPACES)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("name", LARGE)
@@ -190,7 +190,7 @@ def test_a_device_that_is_not_the_current_one() -> None:
         assert a is b is None or torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("form", "narrow_tiles")
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
     problem = make(100, 17_000, 512)
@@ -209,6 +209,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 def test_more_than_2_to_the_31_logits() -> None:
     """Offsets need int64: a retained tile and a scratch tile have more than 2^31 elements."""
     rows = 2**31 // 8192 + 300
+    torch.cuda.empty_cache()
     if torch.cuda.mem_get_info()[0] < 40 << 30:
         pytest.skip("needs 40 GiB of free GPU memory")
     hidden = torch.randn(rows, 16, device="cuda", dtype=torch.bfloat16)

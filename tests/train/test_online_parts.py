@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from rao_kernels.errors import DataError, InputError
+from rao_kernels.train import OnlineConfig
+from rao_kernels.train.online.checks import check_online
 from rao_kernels.train.online.prompts import load_prompts
 from rao_kernels.train.online.returns import (
     advantages_and_returns,
@@ -204,3 +206,14 @@ def test_the_columns_of_a_record_are_json(tmp_path: Path) -> None:
     (line,) = files.path(0).read_text().splitlines()
     record = json.loads(line)
     assert record["answer"] == 7 and record["old_logps"][1] == [-0.1, -1 / 3, -0.7]
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_sharding_by_accelerate_launch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    args = OnlineConfig(str(tmp_path), loss="grpo", report_to=[])
+    check_online(args)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    with pytest.raises(InputError, match=f"^`{name}`.*accelerate launch"):
+        check_online(args)

@@ -41,6 +41,17 @@ def method_items(args: OnlineConfig, reference: nn.Module | None) -> Identity:
     }
 
 
+def _check_whole_weights(args: OnlineConfig) -> None:
+    """Raise for FSDP and DeepSpeed, whether by arguments or by `accelerate launch`."""
+    from accelerate.utils import parse_flag_from_env
+
+    for name, given in (("fsdp", args.fsdp), ("deepspeed", args.deepspeed)):
+        if given or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+            got = "a configuration" if given else "a configuration of `accelerate launch`"
+            expected = "None: sampling needs the whole weights on each device (DDP)"
+            raise InputError(name, expected, got)
+
+
 def check_online(args: OnlineConfig) -> None:
     """Raise for what cannot be trained on fresh samples."""
     if not isinstance(args, OnlineConfig):
@@ -53,9 +64,7 @@ def check_online(args: OnlineConfig) -> None:
             raise NotYetError(
                 f"the loss {args.loss!r} needs `{need}`, which sampling does not give"
             )
-    if args.fsdp or args.deepspeed:
-        expected = "None: sampling needs the whole weights on each device (DDP)"
-        raise InputError("fsdp" if args.fsdp else "deepspeed", expected, "a configuration")
+    _check_whole_weights(args)
     if args.streaming:
         raise InputError("streaming", "False: prompts and rounds are kept in memory", True)
     if args.dataloader_num_workers:
